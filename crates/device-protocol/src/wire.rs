@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT
+
+//! Layouts and numbers that cross the line between driver and device.
+//!
+//! All fields are little-endian and carry that in their type. A structure never
+//! changes once it is released: growth is a feature bit and a new opcode.
+//! Reserved fields are sent as zero and refused otherwise.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Virtio device ID of the function.
+///
+/// QEMU's generic vhost-user device only takes an ID that QEMU can name, so the
+/// device borrows one (38) that no Linux driver claims. A driver binds by
+/// [`Config::magic`], never by this number alone.
+pub const VIRTIO_ID: u32 = 38;
+
+/// Virtio shared memory region (`VIRTIO_PCI_CAP_SHARED_MEMORY_CFG`) that holds the device memory.
+pub const SHMEM_REGION_ID: u8 = 0;
+
+/// First eight bytes of the config space, in memory order.
+pub const MAGIC: [u8; 8] = *b"cdm-dev\0";
+/// Protocol major version: differs when an old driver cannot talk to the device.
+pub const VERSION_MAJOR: u16 = 1;
+/// Protocol minor version: grows with every addition behind a feature bit.
+pub const VERSION_MINOR: u16 = 0;
+
+/// The device honours [`ControlOpcode::SET_METADATA`] and refuses every command that touches that range.
+pub const FEATURE_METADATA_GUARD: u64 = 1 << 0;
+/// The device carries out [`Opcode::FETCH_ADD`] and [`Opcode::COMPARE_SWAP`].
+pub const FEATURE_ATOMICS: u64 = 1 << 1;
+/// All features of this protocol version.
+pub const FEATURES_ALL: u64 = FEATURE_METADATA_GUARD | FEATURE_ATOMICS;
+
+/// Smallest device memory, in bytes.
+pub const MEMORY_BYTES_MIN: u64 = 256 << 20;
+/// Largest device memory, in bytes.
+pub const MEMORY_BYTES_MAX: u64 = 64 << 30;
+
+/// Queue index of the control queue.
+pub const QUEUE_CONTROL: u16 = 0;
+/// Queue index of the event queue.
+pub const QUEUE_EVENT: u16 = 1;
+/// Queue index of the first command queue; the others follow it.
+pub const QUEUE_FIRST_COMMAND: u16 = 2;
+/// Most command queues that a device offers.
+pub const COMMAND_QUEUES_MAX: u16 = 8;
+/// Descriptors in each queue.
+pub const QUEUE_SIZE: u16 = 256;
+
+/// Most ranges that source and destination list of one command hold together.
+pub const RANGES_MAX: usize = 512;
+/// Most bytes that one operand list of a command covers.
+pub const TRANSFER_BYTES_MAX: u64 = 1 << 30;
+/// Most applications of one [`Opcode::FETCH_ADD`].
+pub const REPEAT_MAX: u32 = 1 << 20;
+
+/// Memory pools that [`Config`] has room for.
+pub const POOLS_MAX: usize = 4;
+/// Agents that [`Config`] has room for.
+pub const AGENTS_MAX: usize = 8;
+
+/// Asserts where a field of a wire structure lies, at compile time.
+macro_rules! assert_layout {
+    ($type:ty, $size:literal, $($field:ident @ $offset:literal),+ $(,)?) => {
+        const _: () = assert!(core::mem::size_of::<$type>() == $size);
+        $(const _: () = assert!(core::mem::offset_of!($type, $field) == $offset);)+
+    };
+}
+
+/// Defines a wire number: a wrapper with named constants that keeps unknown values.
+macro_rules! wire_number {
+    (
+        $(#[$meta:meta])*
+        $name:ident {
+            $($(#[$value_meta:meta])* $value:ident = $number:literal, $label:literal;)+
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(
+            Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+        )]
+        #[repr(transparent)]
+        pub struct $name(pub U16);
+
+        impl $name {
+            $($(#[$value_meta])* pub const $value: Self = Self(U16::from_bytes(($number as u16).to_le_bytes()));)+
+
+            /// Every value of this protocol version with its name.
+            pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$value, $label)),+];
+
+            /// The number as it is on the wire.
+            pub fn get(self) -> u16 {
+                self.0.get()
+            }
+
+            /// The name that specification, logs and tools use; `None` for an unknown value.
+            pub fn name(self) -> Option<&'static str> {
+                Self::ALL.iter().find(|(value, _)| *value == self).map(|(_, name)| *name)
+            }
+        }
+
+        impl core::fmt::Debug for $name {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                match self.name() {
+                    Some(name) => f.write_str(name),
+                    None => write!(f, concat!(stringify!($name), "({:#06x})"), self.get()),
+                }
+            }
+        }
+    };
+}
+
+wire_number! {
+    /// What a CCIX agent does on the link (CCIX Base Specification, agent types).
+    AgentKind {
+        /// Owns an address range and keeps it coherent.
+        HOME = 1, "home";
+        /// Issues reads and writes.
+        REQUEST = 2, "request";
+        /// Holds memory for a home agent.
+        SLAVE = 3, "slave";
+    }
+}
+
+wire_number! {
+    /// What a memory pool is good for.
+    PoolKind {
+        /// Volatile memory for general use; contents survive a driver, not the device.
+        GENERAL = 1, "general";
+    }
+}
+
+/// One coherence agent of the device.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Agent {
+    /// Number of the agent on the link, unique in the device.
+    pub id: U16,
+    /// What it does.
+    pub kind: AgentKind,
+    /// Home agent: pool that it keeps coherent. Slave agent: pool that it holds. Request agent: zero.
+    pub pool: U16,
+    /// Zero.
+    pub reserved: U16,
+}
+assert_layout!(Agent, 8, id @ 0, kind @ 2, pool @ 4, reserved @ 6);
+
+/// One pool of device memory.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Pool {
+    /// First byte, as an offset into the device memory.
+    pub base: U64,
+    /// Length in bytes.
+    pub bytes: U64,
+    /// What it is good for.
+    pub kind: PoolKind,
+    /// Zero.
+    pub reserved: [U16; 3],
+}
+assert_layout!(Pool, 24, base @ 0, bytes @ 8, kind @ 16, reserved @ 18);
+
+/// Device config space.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Config {
+    /// [`MAGIC`].
+    pub magic: [u8; 8],
+    /// [`VERSION_MAJOR`].
+    pub version_major: U16,
+    /// [`VERSION_MINOR`].
+    pub version_minor: U16,
+    /// Length of this structure in bytes.
+    pub config_bytes: U32,
+    /// `FEATURE_*` bits that the device has.
+    pub features: U64,
+    /// Bytes of device memory in shared memory region [`SHMEM_REGION_ID`].
+    pub memory_bytes: U64,
+    /// Command queues, from [`QUEUE_FIRST_COMMAND`] on.
+    pub num_command_queues: U16,
+    /// Entries of `pools` that are in use.
+    pub num_pools: U16,
+    /// Entries of `agents` that are in use.
+    pub num_agents: U16,
+    /// Lanes of the link.
+    pub link_width_lanes: U16,
+    /// Transfer rate of each lane in megatransfers per second.
+    pub link_speed_mts: U32,
+    /// Zero.
+    pub reserved: U32,
+    /// Memory pools, lowest base first.
+    pub pools: [Pool; POOLS_MAX],
+    /// Coherence agents, lowest id first.
+    pub agents: [Agent; AGENTS_MAX],
+}
+assert_layout!(
+    Config, 208,
+    magic @ 0, version_major @ 8, version_minor @ 10, config_bytes @ 12, features @ 16,
+    memory_bytes @ 24, num_command_queues @ 32, num_pools @ 34, num_agents @ 36,
+    link_width_lanes @ 38, link_speed_mts @ 40, reserved @ 44, pools @ 48, agents @ 144,
+);
+
+wire_number! {
+    /// Operation of a [`ControlRequest`].
+    ControlOpcode {
+        /// Map the device memory into the shared memory region. `result`: bytes mapped.
+        MAP_MEMORY = 1, "MAP_MEMORY";
+        /// Declare `[arg0, arg0 + arg1)` of the device memory the driver's own; `arg1` zero takes it back.
+        SET_METADATA = 2, "SET_METADATA";
+        /// Fail every outstanding command with [`Status::CANCELLED`]; memory and mapping stay. `result`: commands failed.
+        RESET = 3, "RESET";
+    }
+}
+
+/// Driver to device, on the control queue; followed by a device-writable [`Completion`].
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct ControlRequest {
+    /// What to do.
+    pub opcode: ControlOpcode,
+    /// Zero.
+    pub flags: U16,
+    /// Zero.
+    pub reserved: U32,
+    /// First argument of the operation; zero if it has none.
+    pub arg0: U64,
+    /// Second argument of the operation; zero if it has none.
+    pub arg1: U64,
+}
+assert_layout!(ControlRequest, 24, opcode @ 0, flags @ 2, reserved @ 4, arg0 @ 8, arg1 @ 16);
+
+wire_number! {
+    /// Operation of a [`CommandHeader`].
+    Opcode {
+        /// Nothing; completes in order with the queue's other commands.
+        NOP = 1, "NOP";
+        /// Store the low `width` bytes of `arg0`, little-endian, all over the destination.
+        FILL = 2, "FILL";
+        /// Copy source to destination, both of one total length.
+        COPY = 3, "COPY";
+        /// CRC-32C of the source, continued from `arg0`. `result`: the CRC.
+        CHECKSUM = 4, "CHECKSUM";
+        /// Compare source and destination. `result`: offset of the first difference, or [`COMPARE_EQUAL`].
+        COMPARE = 5, "COMPARE";
+        /// Add `arg0` atomically to the destination, `repeat` times. `result`: value before the last addition.
+        FETCH_ADD = 6, "FETCH_ADD";
+        /// Store `arg1` atomically in the destination if it holds `arg0`. `result`: value found.
+        COMPARE_SWAP = 7, "COMPARE_SWAP";
+    }
+}
+
+/// `result` of a [`Opcode::COMPARE`] that found no difference.
+pub const COMPARE_EQUAL: u64 = u64::MAX;
+
+/// Driver to device, on a command queue; followed by `num_src + num_dst` [`Range`]s and then a
+/// device-writable [`Completion`].
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct CommandHeader {
+    /// What to do.
+    pub opcode: Opcode,
+    /// Zero.
+    pub flags: U16,
+    /// Ranges of the source list.
+    pub num_src: U16,
+    /// Ranges of the destination list, which follow the source's.
+    pub num_dst: U16,
+    /// Bytes of one element: 1, 2, 4 or 8 for FILL, 4 or 8 for atomics, zero otherwise.
+    pub width: U16,
+    /// Zero.
+    pub reserved: U16,
+    /// FETCH_ADD: how often, 1 to [`REPEAT_MAX`]; zero otherwise.
+    pub repeat: U32,
+    /// First argument of the operation; zero if it has none.
+    pub arg0: U64,
+    /// Second argument of the operation; zero if it has none.
+    pub arg1: U64,
+}
+assert_layout!(
+    CommandHeader, 32,
+    opcode @ 0, flags @ 2, num_src @ 4, num_dst @ 6, width @ 8, reserved @ 10, repeat @ 12,
+    arg0 @ 16, arg1 @ 24,
+);
+
+wire_number! {
+    /// Address space of a [`Range`].
+    Space {
+        /// Offset into the device memory.
+        DEVICE = 1, "device";
+        /// Guest-physical address of ordinary guest memory; the device's own BAR is not part of it.
+        GUEST = 2, "guest";
+    }
+}
+
+/// One piece of an operand.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Range {
+    /// What `address` counts in.
+    pub space: Space,
+    /// Zero.
+    pub reserved: [U16; 3],
+    /// First byte.
+    pub address: U64,
+    /// Length in bytes, not zero.
+    pub bytes: U64,
+}
+assert_layout!(Range, 24, space @ 0, reserved @ 2, address @ 8, bytes @ 16);
+
+wire_number! {
+    /// Outcome of a request.
+    Status {
+        /// Done; `result` is valid.
+        OK = 0, "OK";
+        /// The request is shorter or longer than its header says, or than a header.
+        MALFORMED = 1, "MALFORMED";
+        /// No such operation, or the device lacks its feature.
+        UNKNOWN_OPCODE = 2, "UNKNOWN_OPCODE";
+        /// A flag, reserved field or unused argument is not zero.
+        RESERVED_FIELD = 3, "RESERVED_FIELD";
+        /// The operation takes another number of ranges, or there are more than [`RANGES_MAX`].
+        BAD_RANGE_COUNT = 4, "BAD_RANGE_COUNT";
+        /// A range is of an unknown address space.
+        BAD_SPACE = 5, "BAD_SPACE";
+        /// A range, or part of it, is not memory.
+        BAD_ADDRESS = 6, "BAD_ADDRESS";
+        /// A range touches the driver's metadata.
+        PROTECTED = 7, "PROTECTED";
+        /// An operand is not naturally aligned, or not a whole number of elements.
+        MISALIGNED = 8, "MISALIGNED";
+        /// A range has a length of zero.
+        ZERO_LENGTH = 9, "ZERO_LENGTH";
+        /// An operand is longer than [`TRANSFER_BYTES_MAX`].
+        TOO_LONG = 10, "TOO_LONG";
+        /// Source and destination differ in length.
+        LENGTH_MISMATCH = 11, "LENGTH_MISMATCH";
+        /// `width` is not one that the operation takes.
+        BAD_WIDTH = 12, "BAD_WIDTH";
+        /// `repeat` is zero or above [`REPEAT_MAX`].
+        BAD_REPEAT = 13, "BAD_REPEAT";
+        /// The device memory is not mapped yet.
+        NOT_MAPPED = 14, "NOT_MAPPED";
+        /// A RESET came before the command was done; `bytes_done` tells how far it went.
+        CANCELLED = 15, "CANCELLED";
+        /// The host could not do it; the device log says why.
+        HOST_ERROR = 16, "HOST_ERROR";
+    }
+}
+
+/// Device to driver: ends every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Completion {
+    /// Outcome.
+    pub status: Status,
+    /// Zero.
+    pub reserved: U16,
+    /// Index of the range that a bad status speaks of, source list first; zero otherwise.
+    pub range_index: U32,
+    /// Result of the operation; zero unless `status` is OK.
+    pub result: U64,
+    /// Bytes of the destination written, or of the source read where there is no destination.
+    pub bytes_done: U64,
+}
+assert_layout!(Completion, 24, status @ 0, reserved @ 2, range_index @ 4, result @ 8, bytes_done @ 16);
+
+wire_number! {
+    /// What an [`Event`] reports.
+    EventKind {
+        /// Queue `queue` held a chain with no room for a completion, or its ring is inconsistent; the chain was dropped.
+        QUEUE_ERROR = 1, "QUEUE_ERROR";
+    }
+}
+
+/// Device to driver, in a buffer that the driver put on the event queue.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// Queue it happened on.
+    pub queue: U16,
+    /// Zero.
+    pub reserved: U32,
+    /// Events of this kind that were lost before this one for want of a buffer.
+    pub lost: U64,
+}
+assert_layout!(Event, 16, kind @ 0, queue @ 2, reserved @ 4, lost @ 8);

@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note OR Apache-2.0 OR MIT */
+/*
+ * Interface of the coherent device memory driver (/dev/cdm0, /dev/cdm1, ...).
+ *
+ * Every structure has the same layout for 32-bit and 64-bit programs. Fields
+ * are marked [in], [out] or [in, out]. A reserved field must be zero, an unknown
+ * flag or a non-zero reserved field is EINVAL, an unknown ioctl ENOTTY. An ioctl
+ * that fails leaves its structure and the caller's memory as they were.
+ *
+ * Numbers of opcodes and statuses are those of the device specification
+ * (docs/specs/device.md).
+ */
+#ifndef _UAPI_CDM_H
+#define _UAPI_CDM_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* Version of this interface; grows with every addition. */
+#define CDM_UAPI_VERSION	1
+
+#define CDM_IOC_MAGIC		0xCD
+
+/* Type of the struct pages that stand for the device memory. */
+enum cdm_memory_type {
+	CDM_MEMORY_PRIVATE	= 1,
+	CDM_MEMORY_COHERENT	= 2,
+	CDM_MEMORY_PUBLIC	= 3,
+};
+
+/**
+ * struct cdm_query - what the device is and how much of it is in use
+ * @uapi_version: [out] CDM_UAPI_VERSION of the driver
+ * @memory_type: [out] enum cdm_memory_type
+ * @base: [out] guest-physical address of the first byte of device memory
+ * @bytes_total: [out] bytes that pages can migrate to
+ * @bytes_free: [out] of these, bytes that hold no page
+ * @bytes_metadata: [out] bytes of device memory spent on struct pages; they
+ *	lie below the usable ones, at @base
+ * @pages_to_device: [out] pages migrated to the device since probe
+ * @pages_to_system: [out] pages migrated from the device since probe
+ * @device_features: [out] feature bits of the device
+ * @numa_node: [out] node of the memory, -1 if it has none
+ * @device: [out] number of the device, N of /dev/cdmN
+ * @protocol_major: [out] version of the wire protocol
+ * @protocol_minor: [out]
+ * @num_command_queues: [out] command queues in use
+ * @link_width_lanes: [out] lanes of the coherent link
+ * @link_speed_mts: [out] megatransfers per second of each lane
+ * @num_home_agents: [out] coherence agents of the device by kind
+ * @num_request_agents: [out]
+ * @num_slave_agents: [out]
+ * @num_pools: [out] memory pools of the device
+ * @reserved: zero
+ */
+struct cdm_query {
+	__u32 uapi_version;
+	__u32 memory_type;
+	__u64 base;
+	__u64 bytes_total;
+	__u64 bytes_free;
+	__u64 bytes_metadata;
+	__u64 pages_to_device;
+	__u64 pages_to_system;
+	__u64 device_features;
+	__s32 numa_node;
+	__u32 device;
+	__u16 protocol_major;
+	__u16 protocol_minor;
+	__u16 num_command_queues;
+	__u16 link_width_lanes;
+	__u32 link_speed_mts;
+	__u16 num_home_agents;
+	__u16 num_request_agents;
+	__u16 num_slave_agents;
+	__u16 num_pools;
+	__u32 reserved;
+};
+
+/* Where a migration goes. */
+enum cdm_direction {
+	CDM_TO_DEVICE	= 1,
+	CDM_TO_SYSTEM	= 2,
+};
+
+/* Why a page did not move; index of cdm_migrate.failed. */
+enum cdm_reason {
+	/* Nothing is mapped there, or the page was never touched. */
+	CDM_REASON_NOT_PRESENT	= 0,
+	/* No free page where it should go. */
+	CDM_REASON_NO_MEMORY	= 1,
+	/* Pinned, locked or otherwise referenced by somebody else. */
+	CDM_REASON_BUSY		= 2,
+	/* A kind of page that the kernel does not migrate to this memory type. */
+	CDM_REASON_UNSUPPORTED	= 3,
+	CDM_REASON_COUNT	= 4,
+};
+
+/**
+ * struct cdm_migrate - move the pages of an address range
+ * @address: [in] first byte, a multiple of the page size
+ * @length: [in] bytes, a multiple of the page size, not zero
+ * @pid: [in] process whose memory it is, 0 for the caller. Another process must
+ *	run as the caller's user and be dumpable, or the caller have CAP_SYS_PTRACE.
+ * @direction: [in] enum cdm_direction
+ * @flags: [in] zero
+ * @reserved: [in] zero
+ * @pages_asked: [out] pages of the range that the call got to: all of them unless
+ *	a signal came
+ * @pages_moved: [out] pages that this call moved
+ * @pages_there: [out] pages that were where they should be before the call
+ * @failed: [out] pages that did not move, by enum cdm_reason;
+ *	@pages_asked = @pages_moved + @pages_there + sum of @failed
+ * @reserved_out: [out] zero
+ *
+ * CDM_TO_DEVICE takes pages from system memory and from other devices,
+ * CDM_TO_SYSTEM from this device. A page that cannot move is no error: the call
+ * returns 0 and counts it. After a signal the call returns what it did so far, or
+ * EINTR if that is nothing.
+ *
+ * Errors: EINVAL unaligned, empty or wrapping range, unknown direction, flag or
+ * reserved value; ESRCH no such process; EPERM not allowed to move its pages;
+ * ENODEV the device is going away; EFAULT the structure itself is not readable and writable.
+ */
+struct cdm_migrate {
+	__u64 address;
+	__u64 length;
+	__s32 pid;
+	__u32 direction;
+	__u32 flags;
+	__u32 reserved;
+	__u64 pages_asked;
+	__u64 pages_moved;
+	__u64 pages_there;
+	__u64 failed[CDM_REASON_COUNT];
+	__u64 reserved_out[4];
+};
+
+/* Where a page is; values of the map that struct cdm_residency points to. */
+enum cdm_place {
+	CDM_PLACE_ABSENT	= 0,
+	CDM_PLACE_SYSTEM	= 1,
+	CDM_PLACE_THIS_DEVICE	= 2,
+	CDM_PLACE_OTHER_DEVICE	= 3,
+};
+
+/**
+ * struct cdm_residency - where the pages of an address range are
+ * @address: [in] first byte, a multiple of the page size
+ * @length: [in] bytes, a multiple of the page size, not zero
+ * @map: [in] 0, or the address of one byte for each page, which receives its enum cdm_place
+ * @pid: [in] as in struct cdm_migrate
+ * @flags: [in] zero
+ * @pages: [out] pages of the range by enum cdm_place
+ *
+ * Errors: as struct cdm_migrate; EFAULT also for @map.
+ */
+struct cdm_residency {
+	__u64 address;
+	__u64 length;
+	__u64 map;
+	__s32 pid;
+	__u32 flags;
+	__u64 pages[4];
+};
+
+/**
+ * struct cdm_command - let the device work on the caller's memory
+ * @opcode: [in] operation, by its number in the device specification
+ * @flags: [in] zero
+ * @source: [in] address of the first source byte; zero if the operation has none
+ * @destination: [in] address of the first destination byte; zero if it has none
+ * @length: [in] bytes of each operand; zero for NOP
+ * @width: [in] bytes of an element where the operation has elements, else zero
+ * @repeat: [in] how often, for FETCH_ADD; else zero
+ * @arg0: [in] first argument of the operation
+ * @arg1: [in] second argument of the operation
+ * @status: [out] status of the device specification; 0 is OK. The ioctl
+ *	returns 0 whenever the device answered.
+ * @reserved: [in] zero
+ * @result: [out] result of the operation
+ * @bytes_done: [out] bytes that the device processed
+ *
+ * Pages may be in system memory or in this device; they stay where they are
+ * until the device has answered. A signal ends the wait with EINTR; the command
+ * itself goes on and may still write to the destination.
+ *
+ * Errors: EINVAL zero or wrapping range, unknown flag or reserved value; EFAULT
+ * an operand is not mapped, or not writable; EINTR; ENODEV; ENOMEM; EIO the
+ * device was reset before it answered.
+ */
+struct cdm_command {
+	__u32 opcode;
+	__u32 flags;
+	__u64 source;
+	__u64 destination;
+	__u64 length;
+	__u32 width;
+	__u32 repeat;
+	__u64 arg0;
+	__u64 arg1;
+	__u32 status;
+	__u32 reserved;
+	__u64 result;
+	__u64 bytes_done;
+};
+
+#define CDM_IOC_QUERY		_IOWR(CDM_IOC_MAGIC, 0x00, struct cdm_query)
+#define CDM_IOC_MIGRATE		_IOWR(CDM_IOC_MAGIC, 0x01, struct cdm_migrate)
+#define CDM_IOC_RESIDENCY	_IOWR(CDM_IOC_MAGIC, 0x02, struct cdm_residency)
+#define CDM_IOC_COMMAND		_IOWR(CDM_IOC_MAGIC, 0x03, struct cdm_command)
+/* Fails every outstanding command of the device; needs CAP_SYS_ADMIN. Memory stays as it is. */
+#define CDM_IOC_RESET		_IO(CDM_IOC_MAGIC, 0x04)
+
+#endif /* _UAPI_CDM_H */
