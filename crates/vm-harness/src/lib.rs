@@ -1,3 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! cdm-vm-harness.
+//! What the host tool `cdm` does: bring the parts together (kernel, driver,
+//! backend, guest files), boot them as a machine, and test it.
+//!
+//! Everything here runs inside the toolbox that `ci/just` makes, so that the
+//! tools it starts (make, cargo, QEMU) are those of one distribution release on
+//! every machine.
+
+pub mod build;
+pub mod cache;
+pub mod clean;
+pub mod command;
+pub mod context;
+pub mod doctor;
+pub mod progress;
+pub mod test;
+pub mod vm;
+
+pub use context::Context;
