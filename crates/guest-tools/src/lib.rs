@@ -1,3 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! cdm-guest-tools.
+//! What the programs inside the guest share: the driver's interface, memory
+//! that a device may change, and what the kernel tells about pages.
+
+pub mod device;
+pub mod iomem;
+pub mod ktap;
+pub mod memory;
+pub mod pagemap;
+pub mod process;
+pub mod range;
+pub mod size;
+pub mod uapi;

@@ -1,0 +1,494 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The driver's device nodes, /dev/cdm0 and on.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use cdm_protocol::{COMPARE_EQUAL, Opcode, Status};
+
+use crate::memory::Mapping;
+use crate::range::AddressRange;
+use crate::uapi;
+
+/// Where a migration goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Into the memory of the device whose node is asked.
+    ToDevice,
+    /// Into ordinary memory.
+    ToSystem,
+}
+
+impl Direction {
+    fn number(self) -> u32 {
+        match self {
+            Self::ToDevice => uapi::CDM_TO_DEVICE,
+            Self::ToSystem => uapi::CDM_TO_SYSTEM,
+        }
+    }
+}
+
+/// Where a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nowhere: not mapped, or never touched.
+    Absent,
+    /// In ordinary memory.
+    System,
+    /// In the memory of the device that was asked.
+    ThisDevice,
+    /// In the memory of another device.
+    OtherDevice,
+}
+
+impl Place {
+    fn from_number(number: u8) -> io::Result<Self> {
+        match u32::from(number) {
+            uapi::CDM_PLACE_ABSENT => Ok(Self::Absent),
+            uapi::CDM_PLACE_SYSTEM => Ok(Self::System),
+            uapi::CDM_PLACE_THIS_DEVICE => Ok(Self::ThisDevice),
+            uapi::CDM_PLACE_OTHER_DEVICE => Ok(Self::OtherDevice),
+            other => Err(io::Error::other(format!("the driver names an unknown place {other}"))),
+        }
+    }
+}
+
+/// What a migration did, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Migration {
+    /// Pages that the call got to.
+    pub asked: u64,
+    /// Pages that it moved.
+    pub moved: u64,
+    /// Pages that were there before.
+    pub there: u64,
+    /// Nothing is mapped there, or the page was never touched.
+    pub not_present: u64,
+    /// There was no room where it should go.
+    pub no_memory: u64,
+    /// Pinned, locked or used by somebody else.
+    pub busy: u64,
+    /// A kind of page that the kernel does not move to this memory.
+    pub unsupported: u64,
+}
+
+impl Migration {
+    /// Pages that did not move.
+    pub fn failed(&self) -> u64 {
+        self.not_present + self.no_memory + self.busy + self.unsupported
+    }
+
+    /// Whether every page is accounted for once.
+    pub fn adds_up(&self) -> bool {
+        self.asked == self.moved + self.there + self.failed()
+    }
+
+    /// Adds what another call did.
+    pub fn add(&mut self, other: &Self) {
+        self.asked += other.asked;
+        self.moved += other.moved;
+        self.there += other.there;
+        self.not_present += other.not_present;
+        self.no_memory += other.no_memory;
+        self.busy += other.busy;
+        self.unsupported += other.unsupported;
+    }
+}
+
+impl From<&uapi::cdm_migrate> for Migration {
+    fn from(raw: &uapi::cdm_migrate) -> Self {
+        let failed = |reason: uapi::cdm_reason| raw.failed[reason as usize];
+        Self {
+            asked: raw.pages_asked,
+            moved: raw.pages_moved,
+            there: raw.pages_there,
+            not_present: failed(uapi::CDM_REASON_NOT_PRESENT),
+            no_memory: failed(uapi::CDM_REASON_NO_MEMORY),
+            busy: failed(uapi::CDM_REASON_BUSY),
+            unsupported: failed(uapi::CDM_REASON_UNSUPPORTED),
+        }
+    }
+}
+
+/// Pages of a range by the place they are in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// Not mapped, or never touched.
+    pub absent: u64,
+    /// In ordinary memory.
+    pub system: u64,
+    /// In the memory of the device that was asked.
+    pub this_device: u64,
+    /// In the memory of another device.
+    pub other_device: u64,
+}
+
+impl From<&uapi::cdm_residency> for Residency {
+    fn from(raw: &uapi::cdm_residency) -> Self {
+        let pages = |place: uapi::cdm_place| raw.pages[place as usize];
+        Self {
+            absent: pages(uapi::CDM_PLACE_ABSENT),
+            system: pages(uapi::CDM_PLACE_SYSTEM),
+            this_device: pages(uapi::CDM_PLACE_THIS_DEVICE),
+            other_device: pages(uapi::CDM_PLACE_OTHER_DEVICE),
+        }
+    }
+}
+
+/// What the device answered to a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Outcome by the device specification.
+    pub status: Status,
+    /// Result of the operation.
+    pub result: u64,
+    /// Bytes that the device processed.
+    pub bytes_done: u64,
+}
+
+impl Answer {
+    /// The result, or the status as an error.
+    pub fn ok(self) -> io::Result<u64> {
+        match self.status {
+            Status::OK => Ok(self.result),
+            status => Err(io::Error::other(format!(
+                "the device answered {status:?} after {} bytes",
+                self.bytes_done
+            ))),
+        }
+    }
+}
+
+/// Result of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// No difference.
+    Equal,
+    /// Byte offset of the first difference.
+    DiffersAt(u64),
+}
+
+/// An open node of the driver.
+#[derive(Debug)]
+pub struct Device {
+    file: File,
+    number: u32,
+}
+
+impl Device {
+    /// Opens /dev/cdmN.
+    pub fn open(number: u32) -> io::Result<Self> {
+        let path = format!("/dev/cdm{number}");
+        let file = File::options().read(true).write(true).open(path)?;
+        Ok(Self { file, number })
+    }
+
+    /// Numbers of the devices that have a node, lowest first.
+    pub fn numbers() -> io::Result<Vec<u32>> {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir("/dev")? {
+            let name = entry?.file_name();
+            let digits = name.to_str().and_then(|name| name.strip_prefix("cdm"));
+            numbers.extend(digits.and_then(|digits| digits.parse::<u32>().ok()));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Number of the device, N of /dev/cdmN.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// What the device is and how much of it is in use.
+    pub fn query(&self) -> io::Result<uapi::cdm_query> {
+        let mut query = uapi::cdm_query::default();
+        // SAFETY: the driver reads and writes exactly the structure of this request.
+        unsafe { self.ioctl(uapi::CDM_IOCTL_QUERY, (&raw mut query).cast()) }?;
+        Ok(query)
+    }
+
+    /// Moves the pages of `range` of process `pid`; 0 is the caller. Their
+    /// contents and addresses stay.
+    pub fn migrate(
+        &self,
+        pid: i32,
+        range: AddressRange,
+        direction: Direction,
+    ) -> io::Result<Migration> {
+        let mut request = uapi::cdm_migrate {
+            address: range.start(),
+            length: range.bytes(),
+            pid,
+            direction: direction.number(),
+            ..Default::default()
+        };
+        // SAFETY: the driver reads and writes exactly the structure of this request; moving a page
+        // changes nothing that a program can see.
+        unsafe { self.ioctl(uapi::CDM_IOCTL_MIGRATE, (&raw mut request).cast()) }?;
+        Ok(Migration::from(&request))
+    }
+
+    /// Counts the pages of `range` of process `pid` by place; 0 is the caller.
+    pub fn residency(&self, pid: i32, range: AddressRange) -> io::Result<Residency> {
+        let mut request = uapi::cdm_residency {
+            address: range.start(),
+            length: range.bytes(),
+            pid,
+            ..Default::default()
+        };
+        // SAFETY: the driver reads and writes exactly the structure of this request; no map is
+        // asked for.
+        unsafe { self.ioctl(uapi::CDM_IOCTL_RESIDENCY, (&raw mut request).cast()) }?;
+        Ok(Residency::from(&request))
+    }
+
+    /// The place of each page of `range` of process `pid`; 0 is the caller.
+    pub fn places(&self, pid: i32, range: AddressRange) -> io::Result<Vec<Place>> {
+        let mut map = vec![u8::MAX; range.pages() as usize];
+        let mut request = uapi::cdm_residency {
+            address: range.start(),
+            length: range.bytes(),
+            map: map.as_mut_ptr() as u64,
+            pid,
+            ..Default::default()
+        };
+        // SAFETY: as in `residency`, and the map has one byte for each page of the range.
+        unsafe { self.ioctl(uapi::CDM_IOCTL_RESIDENCY, (&raw mut request).cast()) }?;
+        map.into_iter().map(Place::from_number).collect()
+    }
+
+    /// Lets the device do nothing, which it answers in order with other commands.
+    pub fn nop(&self) -> io::Result<Answer> {
+        self.command(Opcode::NOP, None, None, 0, 0, [0; 2])
+    }
+
+    /// Lets the device store the low `width` bytes of `value` all over `bytes` at `offset`.
+    pub fn fill(
+        &self,
+        memory: &Mapping,
+        span: Span,
+        width: u32,
+        value: u64,
+    ) -> io::Result<Answer> {
+        self.command(Opcode::FILL, None, Some((memory, span)), width, 0, [value, 0])
+    }
+
+    /// Lets the device copy from one mapping to another, or inside one.
+    pub fn copy(
+        &self,
+        source: (&Mapping, Span),
+        destination: (&Mapping, Span),
+    ) -> io::Result<Answer> {
+        self.command(Opcode::COPY, Some(source), Some(destination), 0, 0, [0; 2])
+    }
+
+    /// Lets the device compute the CRC-32C, continued from `crc` (0 to begin).
+    pub fn checksum(&self, memory: &Mapping, span: Span, crc: u32) -> io::Result<u32> {
+        let args = [u64::from(crc), 0];
+        let answer = self.command(Opcode::CHECKSUM, Some((memory, span)), None, 0, 0, args)?;
+        let result = answer.ok()?;
+        u32::try_from(result)
+            .map_err(|_| io::Error::other(format!("the device's CRC {result:#x} has over 32 bits")))
+    }
+
+    /// Lets the device compare two pieces of memory.
+    pub fn compare(&self, a: (&Mapping, Span), b: (&Mapping, Span)) -> io::Result<Comparison> {
+        match self.command(Opcode::COMPARE, Some(a), Some(b), 0, 0, [0; 2])?.ok()? {
+            COMPARE_EQUAL => Ok(Comparison::Equal),
+            offset => Ok(Comparison::DiffersAt(offset)),
+        }
+    }
+
+    /// Lets the device add `addend` atomically, `repeat` times, to the 4 or 8 bytes of `span`; gives
+    /// the value before the last addition.
+    pub fn fetch_add(
+        &self,
+        memory: &Mapping,
+        span: Span,
+        addend: u64,
+        repeat: u32,
+    ) -> io::Result<Answer> {
+        let width = span.bytes as u32;
+        self.command(
+            Opcode::FETCH_ADD,
+            None,
+            Some((memory, span)),
+            width,
+            repeat,
+            [addend, 0],
+        )
+    }
+
+    /// Lets the device store `new` atomically if the 4 or 8 bytes of `span` hold `expected`; gives
+    /// what it found.
+    pub fn compare_swap(
+        &self,
+        memory: &Mapping,
+        span: Span,
+        expected: u64,
+        new: u64,
+    ) -> io::Result<Answer> {
+        let width = span.bytes as u32;
+        self.command(
+            Opcode::COMPARE_SWAP,
+            None,
+            Some((memory, span)),
+            width,
+            0,
+            [expected, new],
+        )
+    }
+
+    fn command(
+        &self,
+        opcode: Opcode,
+        source: Option<(&Mapping, Span)>,
+        destination: Option<(&Mapping, Span)>,
+        width: u32,
+        repeat: u32,
+        args: [u64; 2],
+    ) -> io::Result<Answer> {
+        let address = |operand: Option<(&Mapping, Span)>| match operand {
+            Some((memory, span)) => span.address_in(memory),
+            None => Ok(0),
+        };
+        let mut request = uapi::cdm_command {
+            opcode: opcode.get().into(),
+            source: address(source)?,
+            destination: address(destination)?,
+            length: source.or(destination).map_or(0, |(_, span)| span.bytes as u64),
+            width,
+            repeat,
+            arg0: args[0],
+            arg1: args[1],
+            ..Default::default()
+        };
+        // SAFETY: the driver reads and writes exactly the structure of this request. The device
+        // touches only the operands, which lie inside mappings that are accessed by atomics alone
+        // and stay pinned by the driver until the device has answered.
+        unsafe { self.ioctl(uapi::CDM_IOCTL_COMMAND, (&raw mut request).cast()) }?;
+        Ok(Answer::from(&request))
+    }
+
+    /// Fails every outstanding command of the device.
+    pub fn reset(&self) -> io::Result<()> {
+        // SAFETY: the request has no structure.
+        unsafe { self.ioctl(uapi::CDM_IOCTL_RESET, std::ptr::null_mut()) }
+    }
+
+    /// Sends any request, as tests of refusals do.
+    ///
+    /// # Safety
+    /// Whatever the driver may write for this request, through `argument` or to an address inside
+    /// its structure, must be memory that may be overwritten; a bad address is fine.
+    pub unsafe fn ioctl(&self, request: u32, argument: *mut libc::c_void) -> io::Result<()> {
+        // SAFETY: the caller vouches for what the request writes.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), request as _, argument) } {
+            0 => Ok(()),
+            -1 => Err(io::Error::last_os_error()),
+            other => Err(io::Error::other(format!("an ioctl returned {other}, not 0"))),
+        }
+    }
+}
+
+impl AsRawFd for Device {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+impl From<&uapi::cdm_command> for Answer {
+    fn from(raw: &uapi::cdm_command) -> Self {
+        // A status above 16 bits cannot come from the wire; all ones is no known status either.
+        let number = u16::try_from(raw.status).unwrap_or(u16::MAX);
+        Self {
+            status: Status(number.into()),
+            result: raw.result,
+            bytes_done: raw.bytes_done,
+        }
+    }
+}
+
+/// A piece of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First byte, from the start of the mapping.
+    pub offset: usize,
+    /// Length in bytes.
+    pub bytes: usize,
+}
+
+impl Span {
+    /// The whole of a mapping.
+    pub fn all(memory: &Mapping) -> Self {
+        Self { offset: 0, bytes: memory.bytes() }
+    }
+
+    fn address_in(self, memory: &Mapping) -> io::Result<u64> {
+        match self.offset.checked_add(self.bytes) {
+            Some(end) if end <= memory.bytes() => Ok(memory.address() + self.offset as u64),
+            _ => Err(io::Error::other(format!(
+                "{} bytes at offset {:#x} lie outside a mapping of {} bytes",
+                self.bytes,
+                self.offset,
+                memory.bytes()
+            ))),
+        }
+    }
+}
+
+/// Name of a memory type, as `cdmctl info` prints it.
+pub fn memory_type_name(number: u32) -> String {
+    match number {
+        uapi::CDM_MEMORY_PRIVATE => "private".into(),
+        uapi::CDM_MEMORY_COHERENT => "coherent".into(),
+        uapi::CDM_MEMORY_PUBLIC => "public".into(),
+        other => format!("unknown-{other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migration_adds_up_only_if_every_page_is_counted_once() {
+        let mut raw = uapi::cdm_migrate {
+            pages_asked: 10,
+            pages_moved: 4,
+            pages_there: 1,
+            ..Default::default()
+        };
+        raw.failed = [1, 2, 1, 1];
+        let migration = Migration::from(&raw);
+        assert!(migration.adds_up());
+        assert_eq!((migration.not_present, migration.no_memory), (1, 2));
+        assert!(!Migration { asked: 11, ..migration }.adds_up());
+    }
+
+    #[test]
+    fn span_outside_its_mapping_is_refused_before_the_driver_sees_it() {
+        let memory = Mapping::anonymous(4096).unwrap();
+        assert!(Span { offset: 4096, bytes: 1 }.address_in(&memory).is_err());
+        assert!(Span { offset: usize::MAX, bytes: 2 }.address_in(&memory).is_err());
+        assert!(Span { offset: 4088, bytes: 8 }.address_in(&memory).is_ok());
+    }
+
+    #[test]
+    fn status_that_does_not_fit_the_wire_is_never_ok() {
+        let raw = uapi::cdm_command { status: 0x1_0000, ..Default::default() };
+        assert!(Answer::from(&raw).ok().is_err());
+    }
+
+    #[test]
+    fn structures_have_no_hole_that_the_header_does_not_name() {
+        // The driver checks reserved fields; a hole would carry whatever the stack held.
+        assert_eq!(size_of::<uapi::cdm_query>(), 96);
+        assert_eq!(size_of::<uapi::cdm_migrate>(), 32 + 8 * (3 + 4 + 4));
+        assert_eq!(size_of::<uapi::cdm_residency>(), 32 + 8 * 4);
+        assert_eq!(size_of::<uapi::cdm_command>(), 80);
+    }
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Memory of this process that a device may change at any time.
+//!
+//! No Rust reference to plain bytes is ever handed out: the device, a second
+//! thread or another process may write meanwhile. All access is by relaxed
+//! atomic words, which the compiler turns into the plain loads and stores that
+//! the tests are about.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use nix::sys::mman::{self, MRemapFlags, MapFlags, MmapAdvise, ProtFlags};
+
+use crate::range::AddressRange;
+
+/// Bytes of a page on x86-64.
+pub const PAGE_BYTES: usize = 4096;
+/// Bytes of a huge page on x86-64.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// Bytes of a word, the unit of all access here.
+pub const WORD_BYTES: usize = size_of::<u64>();
+
+/// An anonymous mapping, unmapped on drop.
+///
+/// # Invariants
+/// `base..base + bytes` is mapped by this value alone, page-aligned, not empty.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<libc::c_void>,
+    bytes: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is only accessed by atomics.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; shared access is by atomic words.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps private zeroed memory, `bytes` rounded up to whole pages.
+    pub fn anonymous(bytes: usize) -> io::Result<Self> {
+        Self::map(bytes, MapFlags::MAP_PRIVATE)
+    }
+
+    /// Maps zeroed memory that a forked child shares.
+    pub fn shared(bytes: usize) -> io::Result<Self> {
+        Self::map(bytes, MapFlags::MAP_SHARED)
+    }
+
+    /// Maps private memory that starts on a huge page boundary.
+    pub fn huge_aligned(bytes: usize) -> io::Result<Self> {
+        let mut whole = Self::anonymous(bytes + HUGE_PAGE_BYTES)?;
+        let lead = whole.address().next_multiple_of(HUGE_PAGE_BYTES as u64) - whole.address();
+        whole.unmap_head(lead as usize)?;
+        let tail = whole.bytes - bytes;
+        whole.unmap_tail(tail)?;
+        Ok(whole)
+    }
+
+    fn map(bytes: usize, flags: MapFlags) -> io::Result<Self> {
+        let length = NonZeroUsize::new(bytes.next_multiple_of(PAGE_BYTES))
+            .ok_or_else(|| io::Error::other("a mapping of no bytes"))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: no address is given, so no existing mapping is replaced.
+        let base = unsafe {
+            mman::mmap_anonymous(None, length, protection, flags | MapFlags::MAP_NORESERVE)
+        }?;
+        Ok(Self { base, bytes: length.get() })
+    }
+
+    /// First address.
+    pub fn address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// Length in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Length in pages.
+    pub fn pages(&self) -> usize {
+        self.bytes / PAGE_BYTES
+    }
+
+    /// Addresses of the mapping.
+    pub fn range(&self) -> AddressRange {
+        AddressRange::new(self.address(), self.address() + self.bytes as u64)
+            .expect("a mapping is not empty")
+    }
+
+    /// Addresses of `count` pages from page `first` on.
+    pub fn page_range(&self, first: usize, count: usize) -> AddressRange {
+        assert!(count > 0 && first + count <= self.pages());
+        let start = self.address() + (first * PAGE_BYTES) as u64;
+        AddressRange::new(start, start + (count * PAGE_BYTES) as u64).expect("count is not zero")
+    }
+
+    /// The memory as words.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: by the invariant the memory is mapped as long as `self` lives and aligned; zero
+        // bytes are valid words; everybody's access is atomic. A word on a page that the tests
+        // made inaccessible raises a signal, which is what they look for.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), self.bytes / WORD_BYTES) }
+    }
+
+    /// One word by its byte offset.
+    pub fn word(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(WORD_BYTES));
+        &self.words()[offset / WORD_BYTES]
+    }
+
+    /// Four bytes by their offset.
+    pub fn half_word(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset < self.bytes);
+        let base = self.base.as_ptr() as usize;
+        // SAFETY: the assertion keeps the pointer aligned and inside the mapping, which lives as
+        // long as `self`.
+        unsafe { AtomicU32::from_ptr((base + offset) as *mut u32) }
+    }
+
+    /// Stores the pattern of `seed` into every word.
+    pub fn fill_pattern(&self, seed: u64) {
+        for (index, word) in self.words().iter().enumerate() {
+            word.store(pattern(seed, index), Relaxed);
+        }
+    }
+
+    /// Stores `value` into every word.
+    pub fn fill(&self, value: u64) {
+        self.words().iter().for_each(|word| word.store(value, Relaxed));
+    }
+
+    /// Checks that every word holds the pattern of `seed`.
+    pub fn check_pattern(&self, seed: u64) -> Result<(), Mismatch> {
+        self.check_pattern_pages(seed, 0..self.pages())
+    }
+
+    /// Checks that every word of some pages holds the pattern of `seed`.
+    pub fn check_pattern_pages(&self, seed: u64, pages: Range<usize>) -> Result<(), Mismatch> {
+        let words_per_page = PAGE_BYTES / WORD_BYTES;
+        for index in pages.start * words_per_page..pages.end * words_per_page {
+            let (found, expected) = (self.words()[index].load(Relaxed), pattern(seed, index));
+            if found != expected {
+                return Err(Mismatch { offset: index * WORD_BYTES, expected, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that every word holds `expected`.
+    pub fn check_fill(&self, expected: u64) -> Result<(), Mismatch> {
+        for (index, word) in self.words().iter().enumerate() {
+            let found = word.load(Relaxed);
+            if found != expected {
+                return Err(Mismatch { offset: index * WORD_BYTES, expected, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies `bytes` into the mapping, from its start.
+    pub fn write_bytes(&self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.bytes);
+        for (word, chunk) in self.words().iter().zip(bytes.chunks(WORD_BYTES)) {
+            let mut value = [0; WORD_BYTES];
+            value[..chunk.len()].copy_from_slice(chunk);
+            word.store(u64::from_le_bytes(value), Relaxed);
+        }
+    }
+
+    /// Copies the first `bytes` of the mapping out.
+    pub fn read_bytes(&self, bytes: usize) -> Vec<u8> {
+        assert!(bytes <= self.bytes);
+        let words = &self.words()[..bytes.div_ceil(WORD_BYTES)];
+        let mut copy: Vec<u8> =
+            words.iter().flat_map(|word| word.load(Relaxed).to_le_bytes()).collect();
+        copy.truncate(bytes);
+        copy
+    }
+
+    /// CRC-32C of the first `bytes`, as the CPU computes it.
+    pub fn crc32c(&self, bytes: usize) -> u32 {
+        const CHUNK_WORDS: usize = 8192;
+        let mut crc = 0;
+        let mut left = bytes;
+        for chunk in self.words().chunks(CHUNK_WORDS) {
+            let mut buffer = Vec::with_capacity(CHUNK_WORDS * WORD_BYTES);
+            chunk.iter().for_each(|word| buffer.extend(word.load(Relaxed).to_le_bytes()));
+            buffer.truncate(left);
+            crc = crc32c::crc32c_append(crc, &buffer);
+            left -= buffer.len();
+        }
+        crc
+    }
+
+    /// Gives the kernel advice about the whole mapping.
+    pub fn advise(&self, advice: MmapAdvise) -> io::Result<()> {
+        // SAFETY: the range is this mapping; advice that drops contents leaves zeroes, which are
+        // valid words.
+        unsafe { mman::madvise(self.base, self.bytes, advice) }?;
+        Ok(())
+    }
+
+    /// Gives the kernel advice about some pages.
+    pub fn advise_pages(
+        &self,
+        first: usize,
+        count: usize,
+        advice: MmapAdvise,
+    ) -> io::Result<()> {
+        let range = self.page_range(first, count);
+        let start = NonNull::new(range.start() as *mut libc::c_void).expect("mapped above zero");
+        // SAFETY: `page_range` keeps the range inside this mapping; contents as in `advise`.
+        unsafe { mman::madvise(start, range.bytes() as usize, advice) }?;
+        Ok(())
+    }
+
+    /// Sets what may be done with some pages.
+    pub fn protect_pages(
+        &self,
+        first: usize,
+        count: usize,
+        protection: ProtFlags,
+    ) -> io::Result<()> {
+        let range = self.page_range(first, count);
+        let start = NonNull::new(range.start() as *mut libc::c_void).expect("mapped above zero");
+        // SAFETY: `page_range` keeps the range inside this mapping; an access that the protection
+        // forbids raises a signal.
+        unsafe { mman::mprotect(start, range.bytes() as usize, protection) }?;
+        Ok(())
+    }
+
+    /// Unmaps the first `bytes`, whole pages.
+    pub fn unmap_head(&mut self, bytes: usize) -> io::Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        assert!(bytes.is_multiple_of(PAGE_BYTES) && bytes < self.bytes);
+        // SAFETY: the range is the start of this mapping, and `&mut self` means that no word of it
+        // is borrowed.
+        unsafe { mman::munmap(self.base, bytes) }?;
+        let address = self.base.as_ptr() as usize + bytes;
+        self.base = NonNull::new(address as *mut libc::c_void).expect("mapped above zero");
+        self.bytes -= bytes;
+        Ok(())
+    }
+
+    /// Unmaps the last `bytes`, whole pages.
+    pub fn unmap_tail(&mut self, bytes: usize) -> io::Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        assert!(bytes.is_multiple_of(PAGE_BYTES) && bytes < self.bytes);
+        let address = self.base.as_ptr() as usize + self.bytes - bytes;
+        let start = NonNull::new(address as *mut libc::c_void).expect("mapped above zero");
+        // SAFETY: the range is the end of this mapping, and `&mut self` means that no word of it is
+        // borrowed.
+        unsafe { mman::munmap(start, bytes) }?;
+        self.bytes -= bytes;
+        Ok(())
+    }
+
+    /// Makes the mapping `bytes` long, at another address.
+    pub fn move_and_resize(&mut self, bytes: usize) -> io::Result<()> {
+        assert!(bytes > 0 && bytes.is_multiple_of(PAGE_BYTES));
+        // A reservation of the new length tells an address that is free for certain; the move
+        // replaces it.
+        let target = Self::anonymous(bytes)?;
+        let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
+        // SAFETY: the source is this whole mapping, of which `&mut self` says that no word is
+        // borrowed; the target is the reservation, which nobody else knows.
+        let moved =
+            unsafe { mman::mremap(self.base, self.bytes, bytes, flags, Some(target.base)) }?;
+        std::mem::forget(target);
+        self.base = moved;
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant the range is this value's own, and nobody borrows it any more.
+        // Failure would leave the memory mapped, which harms nobody.
+        let _ = unsafe { mman::munmap(self.base, self.bytes) };
+    }
+}
+
+/// The first word that is not what it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Where, in bytes from the start of the mapping.
+    pub offset: usize,
+    /// What should be there.
+    pub expected: u64,
+    /// What is there.
+    pub found: u64,
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { offset, expected, found } = self;
+        let page = offset / PAGE_BYTES;
+        write!(f, "offset {offset:#x} (page {page}): expected {expected:#018x}, found {found:#018x}")
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
+/// Word `index` of the pattern of `seed`: SplitMix64, so that neither a shifted
+/// nor a stale page looks right.
+pub fn pattern(seed: u64, index: usize) -> u64 {
+    let mut z = seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pattern_of_another_seed_is_found_at_the_first_word() {
+        let mapping = Mapping::anonymous(3 * PAGE_BYTES).unwrap();
+        mapping.fill_pattern(1);
+        assert_eq!(mapping.check_pattern(1), Ok(()));
+        assert_eq!(mapping.check_pattern(2).unwrap_err().offset, 0);
+    }
+
+    #[test]
+    fn one_wrong_word_is_found_where_it_is() {
+        let mapping = Mapping::anonymous(3 * PAGE_BYTES).unwrap();
+        mapping.fill_pattern(7);
+        mapping.word(PAGE_BYTES + 8).store(0, Relaxed);
+        let mismatch = mapping.check_pattern(7).unwrap_err();
+        assert_eq!(mismatch.offset, PAGE_BYTES + 8);
+        assert_eq!(mapping.check_pattern_pages(7, 2..3), Ok(()));
+    }
+
+    #[test]
+    fn moved_mapping_keeps_contents_and_grows_zeroed() {
+        let mut mapping = Mapping::anonymous(2 * PAGE_BYTES).unwrap();
+        mapping.fill_pattern(3);
+        let old = mapping.address();
+        mapping.move_and_resize(4 * PAGE_BYTES).unwrap();
+        assert_ne!(mapping.address(), old);
+        assert_eq!(mapping.check_pattern_pages(3, 0..2), Ok(()));
+        assert_eq!(mapping.word(3 * PAGE_BYTES).load(Relaxed), 0);
+    }
+
+    #[test]
+    fn huge_aligned_mapping_starts_on_a_huge_page() {
+        let mapping = Mapping::huge_aligned(HUGE_PAGE_BYTES).unwrap();
+        assert_eq!(mapping.address() % HUGE_PAGE_BYTES as u64, 0);
+        assert_eq!(mapping.bytes(), HUGE_PAGE_BYTES);
+    }
+
+    #[test]
+    fn crc_of_part_of_a_word_is_that_of_the_bytes() {
+        let mapping = Mapping::anonymous(PAGE_BYTES).unwrap();
+        // The check value of CRC-32C (RFC 3720, appendix B.4, and every catalogue of CRCs).
+        mapping.write_bytes(b"123456789");
+        assert_eq!(mapping.crc32c(9), 0xe306_9283);
+        assert_eq!(mapping.read_bytes(9), b"123456789");
+    }
+}
