@@ -1,3 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! cdm-guest-driver.
+//! The parts of the guest driver that need no kernel, as an ordinary crate.
+//!
+//! `cdm.ko` is built by Kbuild from `cdm_main.rs`, which takes in the very same files;
+//! see `Kbuild` for the commands. This crate root exists so that page allocator,
+//! batching, accounting, command planning and identification run under `cargo test`,
+//! on the host, against simple models.
+
+pub mod alloc;
+pub mod batch;
+pub mod identity;
+pub mod plan;
+pub mod tally;
+
+/// The wire contract, under the name that it has in the kernel module.
+pub(crate) use cdm_protocol as wire;
