@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Shows and moves the memory of coherent memory devices, and lets a device
+//! work on memory.
+
+mod buffer;
+mod info;
+mod migrate;
+mod report;
+mod residency;
+mod run;
+mod target;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use cdm_guest_tools::device::Device;
+use clap::{Args, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  cdmctl info
+  cdmctl migrate --pid 120 --all --to device
+  cdmctl residency --pid 120 --all
+  cdmctl run checksum --size 64M
+
+Exit status: 0 done, 1 a check failed or not every page moved, 2 could not run.";
+
+/// Show and move the memory of coherent memory devices, and let a device work on memory
+#[derive(Parser)]
+#[command(version, after_long_help = EXAMPLES, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show each device, its memory and how much of it is free
+    Info(info::Args),
+    /// Move pages of a process into a device or back
+    Migrate(migrate::Args),
+    /// Count the pages of a process by where they are
+    Residency(residency::Args),
+    /// Let a device work on a buffer, and print the result
+    Run(run::Args),
+    /// Fail the outstanding commands of a device; its memory stays as it is
+    Reset(ResetArgs),
+}
+
+#[derive(Args)]
+#[command(after_long_help = "Example:\n  cdmctl reset --device 1")]
+struct ResetArgs {
+    /// Reset device N, of /dev/cdmN
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    device: u32,
+}
+
+/// How a command that ran to its end came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Done,
+    CheckFailed,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Info(args) => info::run(&args),
+        Command::Migrate(args) => migrate::run(&args),
+        Command::Residency(args) => residency::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Reset(args) => reset(&args),
+    };
+    match result {
+        Ok(Verdict::Done) => ExitCode::SUCCESS,
+        Ok(Verdict::CheckFailed) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("cdmctl: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn reset(args: &ResetArgs) -> anyhow::Result<Verdict> {
+    open(args.device)?
+        .reset()
+        .with_context(|| format!("cannot reset device {}: this needs root", args.device))?;
+    Ok(Verdict::Done)
+}
+
+/// Opens a device, or says which ones there are.
+fn open(number: u32) -> anyhow::Result<Device> {
+    Device::open(number).with_context(|| {
+        let numbers = Device::numbers().unwrap_or_default();
+        let next = match numbers.as_slice() {
+            [] => "there is no device: is the module loaded? try 'modprobe cdm', then 'dmesg'".into(),
+            numbers => {
+                let list: Vec<_> = numbers.iter().map(u32::to_string).collect();
+                format!("devices here: {}; pass one with --device", list.join(", "))
+            }
+        };
+        format!("cannot open /dev/cdm{number} ({next})")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_defined_consistently() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_shows_an_example_in_its_long_help() {
+        for command in Cli::command().get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Example"), "{} --help has no example", command.get_name());
+        }
+    }
+
+    #[test]
+    fn short_help_fits_a_screen() {
+        for command in Cli::command().get_subcommands_mut() {
+            let lines = command.render_help().to_string().lines().count();
+            assert!(lines <= 24, "{} -h has {lines} lines", command.get_name());
+        }
+    }
+}

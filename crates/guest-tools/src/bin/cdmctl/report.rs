@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What cdmctl prints for programs: versioned JSON, documented in
+//! docs/reference-cdmctl.md and by the schemas beside docs/specs/device.md.
+
+use cdm_guest_tools::device::{Migration, Residency, memory_type_name};
+use cdm_guest_tools::range::AddressRange;
+use cdm_guest_tools::uapi::cdm_query;
+use cdm_protocol::{FEATURE_ATOMICS, FEATURE_METADATA_GUARD};
+use serde::Serialize;
+
+/// Version of every report; grows when a field goes or changes its meaning.
+pub const VERSION: u32 = 1;
+
+/// `cdmctl info --json`.
+#[derive(Serialize)]
+pub struct Info {
+    pub version: u32,
+    pub devices: Vec<DeviceInfo>,
+}
+
+/// One device of `cdmctl info`.
+#[derive(Serialize)]
+pub struct DeviceInfo {
+    pub device: u32,
+    pub memory_type: String,
+    pub base: String,
+    pub bytes_total: u64,
+    pub bytes_free: u64,
+    pub bytes_metadata: u64,
+    pub numa_node: i32,
+    pub pages_to_device: u64,
+    pub pages_to_system: u64,
+    pub protocol: String,
+    pub features: Vec<String>,
+    pub command_queues: u16,
+    pub pools: u16,
+    pub link: Link,
+    pub agents: Agents,
+}
+
+/// The coherent link of a device.
+#[derive(Serialize)]
+pub struct Link {
+    pub width_lanes: u16,
+    pub speed_mts: u32,
+}
+
+/// Coherence agents of a device by kind.
+#[derive(Serialize)]
+pub struct Agents {
+    pub home: u16,
+    pub request: u16,
+    pub slave: u16,
+}
+
+impl DeviceInfo {
+    pub fn from_query(query: &cdm_query) -> Self {
+        Self {
+            device: query.device,
+            memory_type: memory_type_name(query.memory_type),
+            base: format!("{:#x}", query.base),
+            bytes_total: query.bytes_total,
+            bytes_free: query.bytes_free,
+            bytes_metadata: query.bytes_metadata,
+            numa_node: query.numa_node,
+            pages_to_device: query.pages_to_device,
+            pages_to_system: query.pages_to_system,
+            protocol: format!("{}.{}", query.protocol_major, query.protocol_minor),
+            features: features(query.device_features),
+            command_queues: query.num_command_queues,
+            pools: query.num_pools,
+            link: Link { width_lanes: query.link_width_lanes, speed_mts: query.link_speed_mts },
+            agents: Agents {
+                home: query.num_home_agents,
+                request: query.num_request_agents,
+                slave: query.num_slave_agents,
+            },
+        }
+    }
+}
+
+/// Names of the feature bits; a bit without a name is given by its number.
+fn features(bits: u64) -> Vec<String> {
+    (0..u64::BITS)
+        .map(|bit| (bit, 1u64 << bit))
+        .filter(|(_, mask)| bits & mask != 0)
+        .map(|(bit, mask)| match mask {
+            FEATURE_METADATA_GUARD => "metadata-guard".into(),
+            FEATURE_ATOMICS => "atomics".into(),
+            _ => format!("bit-{bit}"),
+        })
+        .collect()
+}
+
+/// `cdmctl migrate --json`.
+#[derive(Serialize)]
+pub struct MigrateReport {
+    pub version: u32,
+    pub device: u32,
+    pub pid: i32,
+    pub to: &'static str,
+    pub pages_asked: u64,
+    pub pages_moved: u64,
+    pub pages_there: u64,
+    pub failed: Failed,
+}
+
+/// Pages that did not move, by reason.
+#[derive(Serialize)]
+pub struct Failed {
+    pub not_present: u64,
+    pub no_memory: u64,
+    pub busy: u64,
+    pub unsupported: u64,
+}
+
+impl From<&Migration> for Failed {
+    fn from(migration: &Migration) -> Self {
+        Self {
+            not_present: migration.not_present,
+            no_memory: migration.no_memory,
+            busy: migration.busy,
+            unsupported: migration.unsupported,
+        }
+    }
+}
+
+/// `cdmctl residency --json`.
+#[derive(Serialize)]
+pub struct ResidencyReport {
+    pub version: u32,
+    pub device: u32,
+    pub pid: i32,
+    pub ranges: Vec<RangeResidency>,
+}
+
+/// One range of `cdmctl residency`.
+#[derive(Serialize)]
+pub struct RangeResidency {
+    pub start: String,
+    pub end: String,
+    pub pages_absent: u64,
+    pub pages_system: u64,
+    pub pages_this_device: u64,
+    pub pages_other_device: u64,
+}
+
+impl RangeResidency {
+    pub fn new(range: AddressRange, residency: &Residency) -> Self {
+        Self {
+            start: format!("{:#x}", range.start()),
+            end: format!("{:#x}", range.end()),
+            pages_absent: residency.absent,
+            pages_system: residency.system,
+            pages_this_device: residency.this_device,
+            pages_other_device: residency.other_device,
+        }
+    }
+}
+
+/// `cdmctl run … --json`.
+#[derive(Serialize)]
+pub struct RunReport {
+    pub version: u32,
+    pub device: u32,
+    pub operation: &'static str,
+    pub status: String,
+    pub bytes_done: u64,
+    #[serde(flatten)]
+    pub result: RunResult,
+}
+
+/// What an operation found; one of these by operation.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum RunResult {
+    Checksum { crc32c: String },
+    Compare { equal: bool, differs_at: Option<u64> },
+    Atomic { before: u64, after: u64 },
+    Nothing {},
+}
+
+/// Prints a report as one JSON document.
+pub fn print(report: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(report)?);
+    Ok(())
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// Checks `value` against a schema of docs/specs/.
+    pub fn validate(schema: &str, value: &Value) -> Result<(), String> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/specs");
+        let mut schemas = boon::Schemas::new();
+        let index = boon::Compiler::new()
+            .compile(&format!("{folder}/{schema}"), &mut schemas)
+            .map_err(|error| format!("{error:#}"))?;
+        schemas.validate(value, index).map_err(|error| error.to_string())
+    }
+
+    fn query() -> cdm_query {
+        cdm_query {
+            memory_type: cdm_guest_tools::uapi::CDM_MEMORY_PUBLIC,
+            base: 0x38_0000_0000,
+            bytes_total: 252 << 20,
+            bytes_free: 251 << 20,
+            bytes_metadata: 4 << 20,
+            numa_node: -1,
+            device: 1,
+            protocol_major: 1,
+            device_features: 3,
+            link_width_lanes: 16,
+            link_speed_mts: 25_000,
+            num_command_queues: 2,
+            num_pools: 1,
+            ..Default::default()
+        }
+    }
+
+    fn info() -> Value {
+        let devices = vec![DeviceInfo::from_query(&query())];
+        serde_json::to_value(Info { version: VERSION, devices }).unwrap()
+    }
+
+    #[test]
+    fn info_holds_the_fields_that_programs_rely_on() {
+        let info = info();
+        assert_eq!(info["version"], 1);
+        let device = &info["devices"][0];
+        assert_eq!(device["device"], 1);
+        assert_eq!(device["memory_type"], "public");
+        assert_eq!(device["base"], "0x3800000000");
+        assert_eq!(device["numa_node"], -1);
+        assert_eq!(device["bytes_metadata"], 4 << 20);
+        assert_eq!(device["features"], json!(["metadata-guard", "atomics"]));
+    }
+
+    #[test]
+    fn info_is_what_its_schema_says() {
+        validate("cdmctl-info.schema.json", &info()).unwrap();
+    }
+
+    #[test]
+    fn info_without_a_field_or_with_an_unknown_one_is_not_what_its_schema_says() {
+        let fields: Vec<String> =
+            info()["devices"][0].as_object().unwrap().keys().cloned().collect();
+        for field in fields {
+            let mut info = info();
+            info["devices"][0].as_object_mut().unwrap().remove(&field);
+            assert!(validate("cdmctl-info.schema.json", &info).is_err(), "without {field}");
+        }
+        let mut info = info();
+        info["devices"][0]["surprise"] = json!(1);
+        assert!(validate("cdmctl-info.schema.json", &info).is_err());
+    }
+
+    #[test]
+    fn no_device_is_an_empty_list() {
+        let value = serde_json::to_value(Info { version: VERSION, devices: vec![] }).unwrap();
+        assert_eq!(value, json!({"version": 1, "devices": []}));
+        validate("cdmctl-info.schema.json", &value).unwrap();
+    }
+
+    #[test]
+    fn feature_without_a_name_is_given_by_its_bit() {
+        assert_eq!(features(FEATURE_ATOMICS | 1 << 63), ["atomics", "bit-63"]);
+    }
+
+    #[test]
+    fn migrate_report_is_what_its_schema_says() {
+        let migration = Migration { asked: 4, moved: 3, busy: 1, ..Default::default() };
+        let report = MigrateReport {
+            version: VERSION,
+            device: 0,
+            pid: 12,
+            to: "device",
+            pages_asked: migration.asked,
+            pages_moved: migration.moved,
+            pages_there: migration.there,
+            failed: Failed::from(&migration),
+        };
+        validate("cdmctl-migrate.schema.json", &serde_json::to_value(report).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn residency_report_is_what_its_schema_says() {
+        let range = AddressRange::new(0x1000, 0x3000).unwrap();
+        let residency = Residency { system: 1, this_device: 1, ..Default::default() };
+        let ranges = vec![RangeResidency::new(range, &residency)];
+        let report = ResidencyReport { version: VERSION, device: 0, pid: 12, ranges };
+        validate("cdmctl-residency.schema.json", &serde_json::to_value(report).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn run_reports_are_what_their_schema_says() {
+        let results = [
+            ("checksum", RunResult::Checksum { crc32c: "0xe3069283".into() }),
+            ("compare", RunResult::Compare { equal: false, differs_at: Some(7) }),
+            ("compare", RunResult::Compare { equal: true, differs_at: None }),
+            ("fetch-add", RunResult::Atomic { before: 1, after: 2 }),
+            ("fill", RunResult::Nothing {}),
+        ];
+        for (operation, result) in results {
+            let report = RunReport {
+                version: VERSION,
+                device: 0,
+                operation,
+                status: "OK".into(),
+                bytes_done: 4096,
+                result,
+            };
+            validate("cdmctl-run.schema.json", &serde_json::to_value(report).unwrap()).unwrap();
+        }
+    }
+}

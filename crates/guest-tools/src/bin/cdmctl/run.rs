@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `cdmctl run`: one command of the device on a buffer of this process.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use anyhow::{Context, bail};
+use cdm_guest_tools::device::{Answer, Comparison, Device, Span};
+use cdm_guest_tools::size;
+use cdm_protocol::{REPEAT_MAX, Status};
+use clap::Subcommand;
+
+use crate::buffer::{Buffer, Contents, Placement};
+use crate::report::{self, RunReport, RunResult};
+use crate::{Verdict, open};
+
+const EXAMPLES: &str = "\
+Examples:
+  cdmctl run checksum --size 64M
+  cdmctl run checksum --input /etc/passwd --in system
+  cdmctl run fill --size 4K --value 0x5a --width 1 --output - | hexdump -C
+  cdmctl run copy --input a.bin --output b.bin
+  cdmctl run compare --input a.bin --with b.bin
+  cdmctl run fetch-add --value 3 --times 1000 --initial 7";
+
+#[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    operation: Operation,
+
+    /// Print JSON for programs
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Operation {
+    /// Do nothing, in order with other commands
+    Nop {
+        /// Use device N, of /dev/cdmN
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        device: u32,
+    },
+    /// Compute the CRC-32C of a buffer, and check it against the CPU's
+    Checksum {
+        #[command(flatten)]
+        contents: Contents,
+        #[command(flatten)]
+        placement: Placement,
+    },
+    /// Store a value all over a buffer
+    Fill {
+        /// Make the buffer SIZE long
+        #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "1M")]
+        size: u64,
+        /// Store the number N
+        #[arg(long, value_name = "N", value_parser = number)]
+        value: u64,
+        /// Take 1, 2, 4 or 8 bytes of it
+        #[arg(long, value_name = "BYTES", default_value_t = 8)]
+        width: u32,
+        /// Write the buffer to FILE afterwards; '-' is standard output
+        #[arg(long, value_name = "FILE")]
+        output: Option<String>,
+        #[command(flatten)]
+        placement: Placement,
+    },
+    /// Copy a buffer into another one
+    Copy {
+        #[command(flatten)]
+        contents: Contents,
+        /// Write the copy to FILE; '-' is standard output
+        #[arg(long, value_name = "FILE")]
+        output: Option<String>,
+        #[command(flatten)]
+        placement: Placement,
+    },
+    /// Compare two files; exit status 1 if they differ
+    Compare {
+        /// Compare FILE; '-' is standard input
+        #[arg(long, value_name = "FILE")]
+        input: String,
+        /// Compare it with FILE
+        #[arg(long = "with", value_name = "FILE")]
+        other: String,
+        #[command(flatten)]
+        placement: Placement,
+    },
+    /// Add to a number atomically
+    FetchAdd {
+        /// Begin with N
+        #[arg(long, value_name = "N", value_parser = number, default_value = "0")]
+        initial: u64,
+        /// Add N each time
+        #[arg(long, value_name = "N", value_parser = number, default_value = "1")]
+        value: u64,
+        /// Add NUM times
+        #[arg(long, value_name = "NUM", default_value_t = 1,
+              value_parser = clap::value_parser!(u32).range(1..=REPEAT_MAX as i64))]
+        times: u32,
+        #[command(flatten)]
+        placement: Placement,
+    },
+    /// Replace a number atomically if it is the expected one; exit status 1 if it is not
+    CompareSwap {
+        /// Begin with N
+        #[arg(long, value_name = "N", value_parser = number, default_value = "0")]
+        initial: u64,
+        /// Expect N
+        #[arg(long, value_name = "N", value_parser = number)]
+        expect: u64,
+        /// Store N
+        #[arg(long, value_name = "N", value_parser = number)]
+        store: u64,
+        #[command(flatten)]
+        placement: Placement,
+    },
+}
+
+/// Reads a decimal or, with `0x`, hexadecimal number.
+fn number(text: &str) -> Result<u64, String> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+    .map_err(|error| format!("'{text}' is no number: {error}"))
+}
+
+/// What one operation found, and how to say it.
+struct Outcome {
+    operation: &'static str,
+    device: u32,
+    bytes_done: u64,
+    result: RunResult,
+    sentence: String,
+    verdict: Verdict,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let outcome = perform(&args.operation)?;
+    if args.json {
+        report::print(&RunReport {
+            version: report::VERSION,
+            device: outcome.device,
+            operation: outcome.operation,
+            status: Status::OK.name().unwrap_or_default().to_owned(),
+            bytes_done: outcome.bytes_done,
+            result: outcome.result,
+        })?;
+    } else {
+        // Standard error, since the buffer itself may go to standard output.
+        match writes_to_stdout(&args.operation) {
+            true => eprintln!("{}", outcome.sentence),
+            false => println!("{}", outcome.sentence),
+        }
+    }
+    Ok(outcome.verdict)
+}
+
+fn writes_to_stdout(operation: &Operation) -> bool {
+    match operation {
+        Operation::Fill { output, .. } | Operation::Copy { output, .. } => {
+            output.as_deref() == Some("-")
+        }
+        _ => false,
+    }
+}
+
+fn perform(operation: &Operation) -> anyhow::Result<Outcome> {
+    match operation {
+        Operation::Nop { device } => nop(*device),
+        Operation::Checksum { contents, placement } => checksum(contents, placement),
+        Operation::Fill { size, value, width, output, placement } => {
+            fill(*size, *value, *width, output.as_deref(), placement)
+        }
+        Operation::Copy { contents, output, placement } => {
+            copy(contents, output.as_deref(), placement)
+        }
+        Operation::Compare { input, other, placement } => compare(input, other, placement),
+        Operation::FetchAdd { initial, value, times, placement } => {
+            fetch_add(*initial, *value, *times, placement)
+        }
+        Operation::CompareSwap { initial, expect, store, placement } => {
+            compare_swap(*initial, *expect, *store, placement)
+        }
+    }
+}
+
+fn nop(number: u32) -> anyhow::Result<Outcome> {
+    let device = open(number)?;
+    let answer = answered(&device, device.nop())?;
+    Ok(Outcome {
+        operation: "nop",
+        device: number,
+        bytes_done: answer.bytes_done,
+        result: RunResult::Nothing {},
+        sentence: format!("device {number} answered"),
+        verdict: Verdict::Done,
+    })
+}
+
+fn checksum(contents: &Contents, placement: &Placement) -> anyhow::Result<Outcome> {
+    let device = open(placement.device)?;
+    let buffer = Buffer::load(contents)?;
+    let by_cpu = buffer.memory.crc32c(buffer.bytes);
+    buffer.place(&device, placement.memory)?;
+    let crc = device
+        .checksum(&buffer.memory, buffer.span(), 0)
+        .with_context(|| format!("device {} gave no checksum", placement.device))?;
+    let (sentence, verdict) = match crc == by_cpu {
+        true => (format!("crc32c {crc:#010x}, {} bytes", buffer.bytes), Verdict::Done),
+        false => (
+            format!("crc32c differs: device {crc:#010x}, CPU {by_cpu:#010x}"),
+            Verdict::CheckFailed,
+        ),
+    };
+    Ok(Outcome {
+        operation: "checksum",
+        device: placement.device,
+        bytes_done: buffer.bytes as u64,
+        result: RunResult::Checksum { crc32c: format!("{crc:#010x}") },
+        sentence,
+        verdict,
+    })
+}
+
+fn fill(
+    size: u64,
+    value: u64,
+    width: u32,
+    output: Option<&str>,
+    placement: &Placement,
+) -> anyhow::Result<Outcome> {
+    let device = open(placement.device)?;
+    let buffer = Buffer::zeroed(size)?;
+    buffer.place(&device, placement.memory)?;
+    let answer = answered(&device, device.fill(&buffer.memory, buffer.span(), width, value))?;
+    if let Some(path) = output {
+        buffer.save(path)?;
+    }
+    Ok(Outcome {
+        operation: "fill",
+        device: placement.device,
+        bytes_done: answer.bytes_done,
+        result: RunResult::Nothing {},
+        sentence: format!("{} bytes filled with {value:#x}", answer.bytes_done),
+        verdict: Verdict::Done,
+    })
+}
+
+fn copy(
+    contents: &Contents,
+    output: Option<&str>,
+    placement: &Placement,
+) -> anyhow::Result<Outcome> {
+    let device = open(placement.device)?;
+    let source = Buffer::load(contents)?;
+    let target = Buffer::zeroed(source.bytes as u64)?;
+    source.place(&device, placement.memory)?;
+    target.place(&device, placement.memory)?;
+    let operands = ((&source.memory, source.span()), (&target.memory, target.span()));
+    let answer = answered(&device, device.copy(operands.0, operands.1))?;
+    if let Some(path) = output {
+        target.save(path)?;
+    }
+    Ok(Outcome {
+        operation: "copy",
+        device: placement.device,
+        bytes_done: answer.bytes_done,
+        result: RunResult::Nothing {},
+        sentence: format!("{} bytes copied", answer.bytes_done),
+        verdict: Verdict::Done,
+    })
+}
+
+fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Outcome> {
+    let device = open(placement.device)?;
+    let load = |path: &str| Buffer::load(&Contents { input: Some(path.into()), size: None });
+    let (a, b) = (load(input)?, load(other)?);
+    a.place(&device, placement.memory)?;
+    b.place(&device, placement.memory)?;
+    // The device compares equal lengths; beyond the shorter file there is a difference.
+    let span = Span { offset: 0, bytes: a.bytes.min(b.bytes) };
+    let comparison = device
+        .compare((&a.memory, span), (&b.memory, span))
+        .with_context(|| format!("device {} gave no comparison", placement.device))?;
+    let differs_at = match comparison {
+        Comparison::DiffersAt(offset) => Some(offset),
+        Comparison::Equal if a.bytes != b.bytes => Some(span.bytes as u64),
+        Comparison::Equal => None,
+    };
+    let (sentence, verdict) = match differs_at {
+        None => (format!("equal, {} bytes", span.bytes), Verdict::Done),
+        Some(offset) => (format!("differ at byte {offset}"), Verdict::CheckFailed),
+    };
+    Ok(Outcome {
+        operation: "compare",
+        device: placement.device,
+        bytes_done: span.bytes as u64,
+        result: RunResult::Compare { equal: differs_at.is_none(), differs_at },
+        sentence,
+        verdict,
+    })
+}
+
+fn fetch_add(
+    initial: u64,
+    value: u64,
+    times: u32,
+    placement: &Placement,
+) -> anyhow::Result<Outcome> {
+    let (device, buffer) = number_buffer(initial, placement)?;
+    let answer =
+        answered(&device, device.fetch_add(&buffer.memory, buffer.span(), value, times))?;
+    let after = buffer.memory.word(0).load(SeqCst);
+    Ok(Outcome {
+        operation: "fetch-add",
+        device: placement.device,
+        bytes_done: answer.bytes_done,
+        result: RunResult::Atomic { before: answer.result, after },
+        sentence: format!("{after} (before the last addition: {})", answer.result),
+        verdict: Verdict::Done,
+    })
+}
+
+fn compare_swap(
+    initial: u64,
+    expect: u64,
+    store: u64,
+    placement: &Placement,
+) -> anyhow::Result<Outcome> {
+    let (device, buffer) = number_buffer(initial, placement)?;
+    let answer =
+        answered(&device, device.compare_swap(&buffer.memory, buffer.span(), expect, store))?;
+    let (before, after) = (answer.result, buffer.memory.word(0).load(SeqCst));
+    let (sentence, verdict) = match before == expect {
+        true => (format!("{before} replaced by {after}"), Verdict::Done),
+        false => (format!("found {before}, not {expect}; left alone"), Verdict::CheckFailed),
+    };
+    Ok(Outcome {
+        operation: "compare-swap",
+        device: placement.device,
+        bytes_done: answer.bytes_done,
+        result: RunResult::Atomic { before, after },
+        sentence,
+        verdict,
+    })
+}
+
+/// Eight bytes that hold `initial`.
+fn number_buffer(initial: u64, placement: &Placement) -> anyhow::Result<(Device, Buffer)> {
+    let device = open(placement.device)?;
+    let buffer = Buffer::from_bytes(&initial.to_le_bytes())?;
+    buffer.place(&device, placement.memory)?;
+    Ok((device, buffer))
+}
+
+/// The answer, if the driver gave one and the device carried the command out.
+fn answered(device: &Device, answer: std::io::Result<Answer>) -> anyhow::Result<Answer> {
+    let number = device.number();
+    let answer = answer.with_context(|| format!("device {number} took no command"))?;
+    match answer.status {
+        Status::OK => Ok(answer),
+        status => bail!(
+            "device {number} refused the command with {status:?}: see the statuses in \
+             docs/specs/device.md"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_decimal_or_hexadecimal() {
+        assert_eq!(number("10"), Ok(10));
+        assert_eq!(number("0x10"), Ok(16));
+        assert!(number("ten").is_err());
+        assert!(number("0xffffffffffffffffff").is_err());
+    }
+}
