@@ -1,3 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! cdm-backend.
+//! The coherent device memory device, served to QEMU over vhost-user.
+//!
+//! Three layers, each of which knows only the one above it in this list:
+//!
+//! - [`model`]: what the device is and does. Memory, config space, commands. No
+//!   transport, no threads, no async; its input is bytes and guest memory, its
+//!   output completions and effects to perform.
+//! - [`vhost`]: virtqueues and vhost-user messages translated into calls of the model.
+//! - [`process`]: arguments, sockets, signals, logs, exit codes.
+//!
+//! The device itself is specified in `docs/specs/device.md`.
+
+pub mod model;
+pub mod process;
+pub mod vhost;

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The device: its memory, its state, and what it does with a request.
+
+use super::exec::{self, Progress, Word};
+use super::operand::Operand;
+use super::request::{
+    AtomicWidth, ControlOperation, Extent, Operation, ParsedCommand, Place, Refusal, Request,
+};
+use super::state::{DriverState, Mapping, MappingEvent};
+use super::{CommandQueue, GuestMemory, Pool, PoolError, Shape};
+use cdm_protocol::{Completion, Config, Status};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// One device. Queues may be served by as many threads as there are queues.
+#[derive(Debug)]
+pub struct Device {
+    config: Config,
+    pool: Pool,
+    /// Held for a look or a change, never while a command runs or a transport is asked.
+    state: RwLock<DriverState>,
+    queues: Vec<CommandQueue>,
+}
+
+/// A command whose form was checked, or the reason why it will not be carried out.
+#[derive(Debug)]
+pub struct Command(Result<ParsedCommand, Refusal>);
+
+/// What a control request asks of the caller.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ControlStep {
+    /// Nothing: complete the request with this.
+    Complete(Completion),
+    /// Map the pool's file into the guest, then call [`Device::finish_map`].
+    MapMemory,
+    /// Cancel what is outstanding on the command queues, wait until none of it is left,
+    /// then call [`Device::finish_reset`].
+    CancelCommands,
+}
+
+impl Command {
+    /// Parses the device-readable part of a chain.
+    pub fn parse(request: &Request<'_>) -> Self {
+        Self(ParsedCommand::parse(request))
+    }
+
+    /// How many bytes the command goes over: an estimate of its duration.
+    pub fn bytes(&self) -> u64 {
+        match &self.0 {
+            Ok(command) => command.bytes(),
+            Err(_) => 0,
+        }
+    }
+}
+
+impl Device {
+    /// Makes a device with memory of its own, all zero.
+    pub fn new(shape: &Shape) -> Result<Self, PoolError> {
+        let queues = (0..shape.command_queues).map(|_| CommandQueue::default());
+        Ok(Self {
+            config: shape.config(),
+            pool: Pool::new(shape.memory)?,
+            state: RwLock::default(),
+            queues: queues.collect(),
+        })
+    }
+
+    /// The config space, as a driver reads it.
+    pub fn config_bytes(&self) -> &[u8] {
+        self.config.as_bytes()
+    }
+
+    /// The device memory.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Order and cancellation of each command queue, first one first.
+    pub fn queues(&self) -> &[CommandQueue] {
+        &self.queues
+    }
+
+    /// Whether the guest sees the device memory.
+    pub fn is_mapped(&self) -> bool {
+        self.state().mapping == Mapping::Mapped
+    }
+
+    /// Forgets what a driver had set up, because the guest's mapping is gone: a virtio
+    /// reset, or the guest itself has gone. Memory keeps its contents.
+    pub fn unplug(&self) {
+        let mut state = self.state_mut();
+        if let Some(next) = state.mapping.next(MappingEvent::Unplugged) {
+            state.mapping = next;
+        }
+        state.metadata = 0..0;
+    }
+
+    /// Takes a request of the control queue.
+    pub fn control(&self, request: &Request<'_>) -> ControlStep {
+        match ControlOperation::parse(request) {
+            Err(refusal) => ControlStep::Complete(refusal.into()),
+            Ok(ControlOperation::MapMemory) => self.begin_map(),
+            Ok(ControlOperation::SetMetadata { base, bytes }) => {
+                ControlStep::Complete(self.set_metadata(base, bytes))
+            }
+            Ok(ControlOperation::Reset) => ControlStep::CancelCommands,
+        }
+    }
+
+    /// Ends [`ControlStep::MapMemory`]: `is_mapped` tells whether the transport did it.
+    pub fn finish_map(&self, is_mapped: bool) -> Completion {
+        let event = if is_mapped {
+            MappingEvent::MapDone
+        } else {
+            MappingEvent::MapFailed
+        };
+        let mut state = self.state_mut();
+        if let Some(next) = state.mapping.next(event) {
+            state.mapping = next;
+        }
+        match state.mapping {
+            Mapping::Mapped => done(self.pool.size().bytes()),
+            // Not mapped, or reset meanwhile: either way the guest does not see the memory.
+            Mapping::InProgress | Mapping::Unmapped => Refusal::of(Status::HOST_ERROR).into(),
+        }
+    }
+
+    /// Ends [`ControlStep::CancelCommands`] after `cancelled` commands were failed.
+    pub fn finish_reset(&self, cancelled: u64) -> Completion {
+        done(cancelled)
+    }
+
+    /// Carries a command out.
+    ///
+    /// `cancelled` is asked before each piece of the work.
+    pub fn execute(
+        &self,
+        command: &Command,
+        guest: &dyn GuestMemory,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Completion {
+        let outcome = command
+            .0
+            .as_ref()
+            .map_err(|refusal| *refusal)
+            .and_then(|command| self.run(command, guest, cancelled));
+        match outcome {
+            Ok(progress) => progress.into(),
+            Err(refusal) => refusal.into(),
+        }
+    }
+
+    fn begin_map(&self) -> ControlStep {
+        let mut state = self.state_mut();
+        match state.mapping.next(MappingEvent::MapAsked) {
+            Some(next) => {
+                state.mapping = next;
+                ControlStep::MapMemory
+            }
+            // Mapped already. (In progress it cannot be: the control queue has one worker.)
+            None => ControlStep::Complete(done(self.pool.size().bytes())),
+        }
+    }
+
+    fn set_metadata(&self, base: u64, bytes: u64) -> Completion {
+        let mut state = self.state_mut();
+        if state.mapping != Mapping::Mapped {
+            return Refusal::of(Status::NOT_MAPPED).into();
+        }
+        if !self.pool.contains(base, bytes) {
+            return Refusal::of(Status::BAD_ADDRESS).into();
+        }
+        state.metadata = base..base + bytes;
+        done(0)
+    }
+
+    fn run(
+        &self,
+        command: &ParsedCommand,
+        guest: &dyn GuestMemory,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Progress, Refusal> {
+        let state = self.state().clone();
+        let num_src = command.source.len();
+        let source = self.resolve(&command.source, 0, &state, guest)?;
+        let destination = self.resolve(&command.destination, num_src, &state, guest)?;
+        let word =
+            |width| word(&destination, width).ok_or(Refusal::of_range(Status::MISALIGNED, num_src));
+        Ok(match command.operation {
+            Operation::Nop if cancelled() => Progress::cancelled(0),
+            Operation::Nop => Progress::finished(0, 0),
+            Operation::Fill(pattern) => exec::fill(&destination, &pattern, cancelled),
+            Operation::Copy => exec::copy(&source, &destination, cancelled),
+            Operation::Checksum { initial } => exec::checksum(&source, initial, cancelled),
+            Operation::Compare => exec::compare(&source, &destination, cancelled),
+            Operation::FetchAdd {
+                width,
+                addend,
+                repeat,
+            } => exec::fetch_add(&word(width)?, addend, repeat, cancelled),
+            Operation::CompareSwap {
+                width,
+                expected,
+                new,
+            } => exec::compare_swap(&word(width)?, expected, new, cancelled),
+        })
+    }
+
+    /// Finds the memory behind a list whose first range has index `first_index`.
+    ///
+    /// All ranges are found before any byte is moved, so a bad one changes nothing.
+    fn resolve<'m>(
+        &'m self,
+        list: &[Extent],
+        first_index: usize,
+        state: &DriverState,
+        guest: &'m dyn GuestMemory,
+    ) -> Result<Operand<'m>, Refusal> {
+        let mut operand = Operand::default();
+        for (index, extent) in list.iter().enumerate() {
+            let result = match extent.place {
+                Place::Device(address) => {
+                    self.resolve_device(address, extent.bytes, state, &mut operand)
+                }
+                Place::Guest(address) => resolve_guest(address, extent.bytes, guest, &mut operand),
+            };
+            result.map_err(|status| Refusal::of_range(status, first_index + index))?;
+        }
+        Ok(operand)
+    }
+
+    fn resolve_device<'m>(
+        &'m self,
+        address: u64,
+        bytes: u64,
+        state: &DriverState,
+        operand: &mut Operand<'m>,
+    ) -> Result<(), Status> {
+        if state.mapping != Mapping::Mapped {
+            return Err(Status::NOT_MAPPED);
+        }
+        let slice = self.pool.slice(address, bytes).ok_or(Status::BAD_ADDRESS)?;
+        if state.is_protected(address, bytes) {
+            return Err(Status::PROTECTED);
+        }
+        operand.push(slice);
+        Ok(())
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, DriverState> {
+        // Nothing can panic between two changes of the state, so it is whole even if poisoned.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, DriverState> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Appends a guest-physical range, which may span several regions of guest memory.
+fn resolve_guest<'m>(
+    mut address: u64,
+    mut bytes: u64,
+    guest: &'m dyn GuestMemory,
+    operand: &mut Operand<'m>,
+) -> Result<(), Status> {
+    while bytes > 0 {
+        let slice = guest.stretch(address, bytes).ok_or(Status::BAD_ADDRESS)?;
+        let found = slice.len() as u64;
+        debug_assert!((1..=bytes).contains(&found));
+        operand.push(slice);
+        bytes -= found;
+        // Wraps only with nothing left to find, or to an address that is refused there.
+        address = address.wrapping_add(found);
+    }
+    Ok(())
+}
+
+/// The only word of an atomic command's operand.
+fn word<'m>(operand: &Operand<'m>, width: AtomicWidth) -> Option<Word<'m>> {
+    Word::new(operand.pieces(8).next()?, width)
+}
+
+fn done(result: u64) -> Completion {
+    Completion {
+        status: Status::OK,
+        result: result.into(),
+        ..Completion::new_zeroed()
+    }
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Operands in memory: a checked list of ranges, resolved to mapped slices.
+
+use vm_memory::VolatileSlice;
+
+/// One operand: slices that follow each other logically, wherever they lie.
+///
+/// # Invariants
+///
+/// No slice is empty, and none is shared with this process's own data: the slices are
+/// device memory or guest memory, which anybody may write at any time.
+#[derive(Debug, Default)]
+pub struct Operand<'m> {
+    slices: Vec<VolatileSlice<'m>>,
+}
+
+impl<'m> Operand<'m> {
+    /// Appends a slice.
+    pub fn push(&mut self, slice: VolatileSlice<'m>) {
+        // INVARIANT: an empty slice adds nothing and stays out.
+        if !slice.is_empty() {
+            self.slices.push(slice);
+        }
+    }
+
+    /// Walks the operand in pieces of at most `max_bytes`.
+    pub fn pieces(&self, max_bytes: usize) -> Pieces<'_, 'm> {
+        Pieces {
+            cursor: Cursor::new(&self.slices),
+            max_bytes,
+        }
+    }
+
+    /// Walks two operands in step, in pieces of equal length of at most `max_bytes`.
+    ///
+    /// Ends with the shorter one.
+    pub fn pairs<'a>(&'a self, other: &'a Self, max_bytes: usize) -> Pairs<'a, 'm> {
+        Pairs {
+            left: Cursor::new(&self.slices),
+            right: Cursor::new(&other.slices),
+            max_bytes,
+        }
+    }
+}
+
+/// A position in a list of slices.
+struct Cursor<'a, 'm> {
+    rest: &'a [VolatileSlice<'m>],
+    /// Bytes of the first slice of `rest` that are behind us; less than its length.
+    offset: usize,
+}
+
+impl<'a, 'm> Cursor<'a, 'm> {
+    fn new(slices: &'a [VolatileSlice<'m>]) -> Self {
+        Self {
+            rest: slices,
+            offset: 0,
+        }
+    }
+
+    /// Bytes up to the end of the current slice.
+    fn left(&self) -> Option<usize> {
+        self.rest.first().map(|slice| slice.len() - self.offset)
+    }
+
+    /// Takes `bytes` of the current slice; not more than [`Self::left`] says.
+    fn take(&mut self, bytes: usize) -> Option<VolatileSlice<'m>> {
+        let slice = self.rest.first()?;
+        let piece = slice.subslice(self.offset, bytes).ok()?;
+        self.offset += bytes;
+        if self.offset == slice.len() {
+            self.rest = &self.rest[1..];
+            self.offset = 0;
+        }
+        Some(piece)
+    }
+}
+
+/// See [`Operand::pieces`].
+pub struct Pieces<'a, 'm> {
+    cursor: Cursor<'a, 'm>,
+    max_bytes: usize,
+}
+
+impl<'m> Iterator for Pieces<'_, 'm> {
+    type Item = VolatileSlice<'m>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let bytes = self.cursor.left()?.min(self.max_bytes);
+        self.cursor.take(bytes)
+    }
+}
+
+/// See [`Operand::pairs`].
+pub struct Pairs<'a, 'm> {
+    left: Cursor<'a, 'm>,
+    right: Cursor<'a, 'm>,
+    max_bytes: usize,
+}
+
+impl<'m> Iterator for Pairs<'_, 'm> {
+    type Item = (VolatileSlice<'m>, VolatileSlice<'m>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let bytes = self
+            .left
+            .left()?
+            .min(self.right.left()?)
+            .min(self.max_bytes);
+        Some((self.left.take(bytes)?, self.right.take(bytes)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn operand<'m>(buffers: &'m mut [Vec<u8>]) -> Operand<'m> {
+        let mut operand = Operand::default();
+        for buffer in buffers {
+            operand.push(VolatileSlice::from(buffer.as_mut_slice()));
+        }
+        operand
+    }
+
+    fn read(slice: VolatileSlice<'_>) -> Vec<u8> {
+        let mut bytes = vec![0; slice.len()];
+        slice.copy_to(&mut bytes);
+        bytes
+    }
+
+    fn buffers() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_the_concatenation_cut_to_the_limit(mut parts in buffers(), max in 1usize..50) {
+            let whole = parts.concat();
+            let operand = operand(&mut parts);
+            let pieces: Vec<_> = operand.pieces(max).map(read).collect();
+            prop_assert!(pieces.iter().all(|piece| (1..=max).contains(&piece.len())));
+            prop_assert_eq!(pieces.concat(), whole);
+        }
+
+        #[test]
+        fn pairs_are_of_equal_length_and_end_with_the_shorter(
+            mut left in buffers(), mut right in buffers(), max in 1usize..50,
+        ) {
+            let (left_whole, right_whole) = (left.concat(), right.concat());
+            let common = left_whole.len().min(right_whole.len());
+            let (left, right) = (operand(&mut left), operand(&mut right));
+            let pairs: Vec<_> = left.pairs(&right, max).map(|(l, r)| (read(l), read(r))).collect();
+            prop_assert!(pairs.iter().all(|(l, r)| l.len() == r.len() && (1..=max).contains(&l.len())));
+            let (lefts, rights): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+            prop_assert_eq!(lefts.concat(), &left_whole[..common]);
+            prop_assert_eq!(rights.concat(), &right_whole[..common]);
+        }
+    }
+}

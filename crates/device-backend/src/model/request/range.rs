@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Lists of ranges.
+
+use super::Refusal;
+use cdm_protocol::{Range, Space, Status, TRANSFER_BYTES_MAX};
+
+/// Where a piece of an operand begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Offset into the device memory.
+    Device(u64),
+    /// Guest-physical address.
+    Guest(u64),
+}
+
+/// One piece of an operand, of the right form: known space, not empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it begins.
+    pub place: Place,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// Checks a list whose first range has index `first_index` in the command.
+pub fn parse_list(list: &[Range], first_index: usize) -> Result<Vec<Extent>, Refusal> {
+    let mut total = 0u64;
+    list.iter()
+        .enumerate()
+        .map(|(index, range)| {
+            let refuse = |status| Refusal::of_range(status, first_index + index);
+            let extent = parse(range).map_err(refuse)?;
+            total = total
+                .checked_add(extent.bytes)
+                .filter(|&total| total <= TRANSFER_BYTES_MAX)
+                .ok_or_else(|| refuse(Status::TOO_LONG))?;
+            Ok(extent)
+        })
+        .collect()
+}
+
+fn parse(range: &Range) -> Result<Extent, Status> {
+    if range.reserved.iter().any(|field| field.get() != 0) {
+        return Err(Status::RESERVED_FIELD);
+    }
+    let address = range.address.get();
+    let place = match range.space {
+        Space::DEVICE => Place::Device(address),
+        Space::GUEST => Place::Guest(address),
+        _ => return Err(Status::BAD_SPACE),
+    };
+    match range.bytes.get() {
+        0 => Err(Status::ZERO_LENGTH),
+        bytes => Ok(Extent { place, bytes }),
+    }
+}
+
+/// Bytes of a checked list.
+pub fn total_bytes(list: &[Extent]) -> u64 {
+    list.iter().map(|extent| extent.bytes).sum()
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The command line.
+
+use crate::model::{Link, LinkSpeed, MemorySize, Shape};
+use cdm_protocol::COMMAND_QUEUES_MAX;
+use clap::builder::PossibleValuesParser;
+use clap::builder::TypedValueParser;
+use clap::{ArgGroup, Parser, ValueEnum};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  ended as asked: SIGTERM, SIGINT, or the guest of --fd hung up
+  1  failed while serving
+  2  wrong arguments
+  3  could not start: no memory, or the socket is not to be had
+
+Environment:
+  CDM_LOG  what to log, such as debug or cdm_backend=trace (default info)
+
+Example:
+  cdm-backend --socket-path /tmp/cdm.sock --memory-size 1G --command-queues 2
+  qemu-system-x86_64 ... -chardev socket,id=cdm,path=/tmp/cdm.sock \\
+    -device vhost-user-test-device-pci,chardev=cdm,virtio-id=38,num_vqs=4,vq_size=256,config_size=208";
+
+/// Serve a coherent device memory (cdm) device to QEMU over vhost-user.
+#[derive(Debug, Parser)]
+#[command(name = "cdm-backend", version, after_help = AFTER_HELP)]
+#[command(group = ArgGroup::new("mode").required(true).args(["socket_path", "fd", "print_capabilities"]))]
+pub struct Arguments {
+    /// Serve guest after guest at a Unix socket made at PATH; memory outlives a guest
+    #[arg(long, value_name = "PATH")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Serve the one guest behind the inherited socket FDNUM, then end
+    #[arg(long, value_name = "FDNUM")]
+    pub fd: Option<RawFd>,
+
+    /// Print what this backend is, as JSON for management programs, and exit
+    #[arg(long)]
+    pub print_capabilities: bool,
+
+    /// Device memory: a power of two from 256M to 64G
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub memory_size: MemorySize,
+
+    /// Command queues; QEMU's num_vqs is 2 more
+    #[arg(long, value_name = "NUM", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(COMMAND_QUEUES_MAX)))]
+    pub command_queues: u16,
+
+    /// Gigatransfers per second of each lane, as the config space tells it
+    #[arg(long, value_name = "GT", default_value = "16")]
+    pub link_speed: SpeedArgument,
+
+    /// Lanes of the link, as the config space tells it
+    #[arg(long, value_name = "LANES", default_value = "16",
+          value_parser = PossibleValuesParser::new(["1", "2", "4", "8", "16"])
+              .try_map(|lanes| lanes.parse::<u16>()))]
+    pub link_width: u16,
+
+    /// How log lines on stderr look
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Values of `--link-speed`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SpeedArgument {
+    /// PCIe 4.0 rate
+    #[value(name = "16")]
+    Gt16,
+    /// CCIX extended speed mode
+    #[value(name = "25")]
+    Gt25,
+}
+
+/// Values of `--log-format`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line, for programs
+    Json,
+}
+
+impl Arguments {
+    /// The device asked for.
+    pub fn shape(&self) -> Shape {
+        Shape {
+            memory: self.memory_size,
+            command_queues: self.command_queues,
+            link: Link {
+                speed: match self.link_speed {
+                    SpeedArgument::Gt16 => LinkSpeed::Gt16,
+                    SpeedArgument::Gt25 => LinkSpeed::Gt25,
+                },
+                width_lanes: self.link_width,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn short_help_fits_a_screen() {
+        let help = Arguments::command().render_help().to_string();
+        assert!(help.lines().count() <= 40, "{help}");
+    }
+}

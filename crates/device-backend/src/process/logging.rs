@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Log lines on stderr.
+
+use super::arguments::LogFormat;
+use std::io::{self, IsTerminal};
+use tracing_subscriber::EnvFilter;
+
+/// Environment variable with the filter.
+const FILTER_VARIABLE: &str = "CDM_LOG";
+
+/// virtio-queue logs an error for each bad index or address that a guest writes: a guest
+/// could fill the disk. What a guest gets wrong goes to the guest, not to the log.
+const DEFAULT_FILTER: &str = "info,virtio_queue=off";
+
+/// Starts logging; `Err` says what is wrong with the filter.
+pub fn start(format: LogFormat) -> Result<(), String> {
+    let filter = match std::env::var(FILTER_VARIABLE) {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text)
+            .map_err(|error| format!("cannot read {FILTER_VARIABLE}={text:?}: {error}"))?,
+        _ => EnvFilter::new(DEFAULT_FILTER),
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}

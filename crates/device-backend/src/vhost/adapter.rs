@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The backend as `vhost-user-backend` wants it.
+//!
+//! `VhostUserBackend` is implemented on the adapter itself, with a lock for each
+//! matter: the crate's own `Mutex` and `RwLock` wrappers hold one during `handle_event`,
+//! and a SHMEM_MAP from there would wait for a frontend that waits for us.
+
+use super::command::{self, CommandRings};
+use super::control;
+use super::events::Events;
+use super::guest_view::GuestView;
+use super::mapper::Mapper;
+use super::ring::{Broken, Ring};
+use super::turn::Turn;
+use crate::model::{Device, FileIdentity};
+use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, QUEUE_SIZE};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tracing::{debug, info, warn};
+use vhost::vhost_user::Backend;
+use vhost::vhost_user::message::{
+    VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures,
+};
+use vhost_user_backend::{VhostUserBackend, VringMutex};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+
+/// What all workers of one connection share.
+pub struct Shared {
+    /// The device, which outlives the connection.
+    pub device: Arc<Device>,
+    /// One turn for each queue, by queue number: held from taking a chain to giving it back.
+    pub turns: Vec<Turn>,
+    /// Events that wait to be told.
+    pub events: Events,
+    /// The way to the guest's address space.
+    pub mapper: Mapper,
+    guest: RwLock<Arc<GuestView>>,
+}
+
+impl Shared {
+    /// Guest memory as it is now.
+    pub fn guest(&self) -> Arc<GuestView> {
+        self.guest
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn own_file(&self) -> FileIdentity {
+        self.device.pool().identity()
+    }
+}
+
+/// One connection's backend.
+pub struct Adapter {
+    shared: Shared,
+    /// Set between the start of a device by its driver and the memory table that follows.
+    is_starting: AtomicBool,
+    /// Descriptors by which workers hear that they are to end; see [`Self::take_exit_fds`].
+    exit_fds: Mutex<Vec<RawFd>>,
+}
+
+/// Which queues a worker serves.
+enum Role {
+    Control,
+    Command(u16),
+}
+
+impl Adapter {
+    /// A backend for one guest.
+    pub fn new(device: Arc<Device>) -> Self {
+        let num_queues = usize::from(QUEUE_FIRST_COMMAND) + device.queues().len();
+        let no_memory = GuestView::new(Arc::new(GuestMemoryMmap::new()), device.pool().identity());
+        Self {
+            shared: Shared {
+                device,
+                turns: (0..num_queues).map(|_| Turn::default()).collect(),
+                events: Events::default(),
+                mapper: Mapper::default(),
+                guest: RwLock::new(Arc::new(no_memory)),
+            },
+            is_starting: AtomicBool::new(false),
+            exit_fds: Mutex::default(),
+        }
+    }
+
+    /// The device that is served.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.shared.device
+    }
+
+    /// The descriptors behind the exit events handed out so far.
+    ///
+    /// vhost-user-backend 0.24 gives up ownership of them (`into_raw_fd`) and never closes
+    /// them; once the workers have ended they are the caller's to close.
+    pub fn take_exit_fds(&self) -> Vec<RawFd> {
+        std::mem::take(&mut self.exit_fds.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn num_command_queues(&self) -> u16 {
+        // Shape has a u16 for it.
+        self.shared.device.queues().len() as u16
+    }
+
+    fn role(&self, thread: usize) -> Role {
+        match u16::try_from(thread) {
+            Ok(index) if index < self.num_command_queues() => Role::Command(index),
+            _ => Role::Control,
+        }
+    }
+
+    /// Serves a queue until it is empty, and asks to be kicked only then.
+    fn drain(
+        &self,
+        queue: u16,
+        vring: &VringMutex,
+        event: &VringMutex,
+        mut serve_one: impl FnMut() -> Result<bool, Broken>,
+    ) {
+        let turn = &self.shared.turns[usize::from(queue)];
+        let mut drain = || -> Result<(), Broken> {
+            loop {
+                Ring::new(vring, &self.shared.guest()).disable_kicks()?;
+                loop {
+                    let _turn = turn.take();
+                    if !serve_one()? {
+                        break;
+                    }
+                }
+                if !Ring::new(vring, &self.shared.guest()).enable_kicks()? {
+                    return Ok(());
+                }
+            }
+        };
+        let result = drain();
+        let guest = self.shared.guest();
+        Ring::new(vring, &guest).notify();
+        if let Err(Broken) = result {
+            debug!(queue, "the driver's ring is inconsistent");
+            self.shared.events.queue_error(queue, event, &guest);
+        }
+    }
+}
+
+impl VhostUserBackend for Adapter {
+    type Bitmap = ();
+    type Vring = VringMutex;
+
+    fn num_queues(&self) -> usize {
+        self.shared.turns.len()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE.into()
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, _features: u64) {
+        // Comes whenever the device starts: after a virtio reset, which took the guest's mapping
+        // away, or after a pause of the machine, which did not. The memory table tells.
+        self.is_starting.store(true, Ordering::Release);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        // Neither STATUS (no handler in the crate, and QEMU aborts) nor CONFIGURE_MEM_SLOTS
+        // (QEMU crashes on map, reset, map) nor INFLIGHT_SHMFD (the crate's handler is a stub).
+        VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::BACKEND_REQ
+            | VhostUserProtocolFeatures::BACKEND_SEND_FD
+            | VhostUserProtocolFeatures::SHMEM
+            | VhostUserProtocolFeatures::REPLY_ACK
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The rings know it themselves.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let bytes = self.shared.device.config_bytes();
+        let begin = offset as usize;
+        begin
+            .checked_add(size as usize)
+            .and_then(|end| bytes.get(begin..end))
+            .map(<[u8]>::to_vec)
+            .unwrap_or_default()
+    }
+
+    fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
+        // An error would end the connection, and the config space is the guest's to write to.
+        debug!(
+            offset,
+            bytes = bytes.len(),
+            "the driver wrote to the read-only config space"
+        );
+        Ok(())
+    }
+
+    fn update_memory(&self, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
+        let table = memory.memory().into_inner();
+        let view = Arc::new(GuestView::new(table, self.shared.own_file()));
+        if self.is_starting.swap(false, Ordering::AcqRel) && !view.has_own_window() {
+            self.shared.device.unplug();
+        }
+        *self
+            .shared
+            .guest
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = view;
+        Ok(())
+    }
+
+    fn set_backend_req_fd(&self, channel: Backend) {
+        self.shared.mapper.set_channel(channel);
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        // A queue's kicks go to the first worker that lists it; the others get its ring to
+        // look at. So the command workers come first and list the event queue, which they write
+        // to, and the control worker comes last and lists all, which it cancels.
+        let commands = (0..self.num_command_queues())
+            .map(|index| 1 << QUEUE_EVENT | 1 << (QUEUE_FIRST_COMMAND + index));
+        let all = (1 << self.num_queues()) - 1;
+        commands.chain([all]).collect()
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        match new_event_consumer_and_notifier(EventFlag::CLOEXEC | EventFlag::NONBLOCK) {
+            Ok((consumer, notifier)) => {
+                self.exit_fds
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(consumer.as_raw_fd());
+                Some((consumer, notifier))
+            }
+            Err(error) => {
+                warn!(%error, "cannot make an eventfd; the worker will not end with its guest");
+                None
+            }
+        }
+    }
+
+    fn stop_vring(&self, queue: u32) -> io::Result<()> {
+        let Some(turn) = self.shared.turns.get(queue as usize) else {
+            return Ok(());
+        };
+        if queue == u32::from(QUEUE_CONTROL) && self.shared.mapper.is_waiting() {
+            // The frontend would wait for us and we for it.
+            warn!("the guest stopped the control queue while its memory was being mapped");
+            return Ok(());
+        }
+        // The ring is marked as stopped already: after this turn no worker touches it. A command
+        // that runs is waited for, not cancelled: this may be a pause.
+        drop(turn.take());
+        let command = (queue as usize).checked_sub(usize::from(QUEUE_FIRST_COMMAND));
+        if let Some(queue) = command.and_then(|index| self.shared.device.queues().get(index)) {
+            queue.forget_line();
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        device_event: u16,
+        _events: EventSet,
+        vrings: &[VringMutex],
+        thread: usize,
+    ) -> io::Result<()> {
+        match (self.role(thread), vrings) {
+            (Role::Control, all) if device_event == QUEUE_CONTROL => {
+                let control = &all[usize::from(QUEUE_CONTROL)];
+                let event = &all[usize::from(QUEUE_EVENT)];
+                self.drain(QUEUE_CONTROL, control, event, || {
+                    control::serve_one(&self.shared, all)
+                });
+            }
+            (Role::Command(index), [event, command]) if device_event == 1 => {
+                let rings = CommandRings { command, event };
+                self.drain(QUEUE_FIRST_COMMAND + index, command, event, || {
+                    command::serve_one(&self.shared, index, rings)
+                });
+            }
+            // New buffers for events: they are found when there is an event.
+            (Role::Command(_), _) => {}
+            (Role::Control, _) => info!(device_event, "unexpected event on the control worker"),
+        }
+        Ok(())
+    }
+
+    fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
+        Ok(VhostUserShMemConfig::new(
+            1,
+            &[self.shared.device.pool().size().bytes()],
+        ))
+    }
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Serving the control queue.
+
+use super::adapter::Shared;
+use super::chain::{Chain, Malformed};
+use super::command::{self, CommandRings, with_status};
+use super::guest_view::GuestView;
+use super::ring::{Broken, Ring};
+use crate::model::{ControlStep, Line, Request};
+use cdm_protocol::{Completion, QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, Status};
+use tracing::{debug, warn};
+use vhost_user_backend::VringMutex;
+
+/// Takes and carries out one control request. `vrings` are all queues of the device.
+///
+/// True if there was one. The caller has the control queue's turn.
+pub fn serve_one(shared: &Shared, vrings: &[VringMutex]) -> Result<bool, Broken> {
+    let guest = shared.guest();
+    let control = &vrings[usize::from(QUEUE_CONTROL)];
+    let ring = Ring::new(control, &guest);
+    let Some((chain, ())) = ring.pop(|| ())? else {
+        return Ok(false);
+    };
+    if !chain.has_room(size_of::<Completion>(), &guest) {
+        let given_back = ring.push_used(&chain, 0);
+        let event = &vrings[usize::from(QUEUE_EVENT)];
+        shared.events.queue_error(QUEUE_CONTROL, event, &guest);
+        return given_back.map(|()| true);
+    }
+    let completion = carry_out(shared, &chain, &guest, vrings);
+    chain.complete(&completion, &guest);
+    ring.push_used(&chain, size_of::<Completion>() as u32)?;
+    Ok(true)
+}
+
+fn carry_out(
+    shared: &Shared,
+    chain: &Chain,
+    guest: &GuestView,
+    vrings: &[VringMutex],
+) -> Completion {
+    let request = match chain.request(guest) {
+        Ok(request) => request,
+        Err(Malformed) => return with_status(Status::MALFORMED),
+    };
+    let device = &shared.device;
+    match device.control(&Request::new(&request.bytes, request.total)) {
+        ControlStep::Complete(completion) => completion,
+        ControlStep::MapMemory => {
+            let result = shared.mapper.map(device.pool());
+            if let Err(error) = &result {
+                warn!(%error, "the frontend did not map the device memory");
+            }
+            device.finish_map(result.is_ok())
+        }
+        ControlStep::CancelCommands => device.finish_reset(cancel_commands(shared, vrings)),
+    }
+}
+
+/// Fails every outstanding command and waits until each has its completion.
+///
+/// The queues' own workers may sleep, with chains in the ring that were never announced;
+/// so this worker goes through what is left itself, in turn with them.
+fn cancel_commands(shared: &Shared, vrings: &[VringMutex]) -> u64 {
+    let queues = shared.device.queues();
+    let rings = || (0u16..).zip(&vrings[usize::from(QUEUE_FIRST_COMMAND)..]);
+    // All lines first, so that no queue works on while another is waited for.
+    let lines: Vec<Line> = {
+        let guest = shared.guest();
+        rings()
+            .zip(queues)
+            .map(|((_, vring), queue)| {
+                Ring::new(vring, &guest).with_waiting(|waiting| queue.cancel_posted(waiting))
+            })
+            .collect()
+    };
+    let event = &vrings[usize::from(QUEUE_EVENT)];
+    let mut cancelled = 0;
+    for (((index, vring), queue), line) in rings().zip(queues).zip(&lines) {
+        let rings = CommandRings {
+            command: vring,
+            event,
+        };
+        while !queue.is_reached(line) {
+            let _turn = shared.turns[usize::from(QUEUE_FIRST_COMMAND + index)].take();
+            if queue.is_reached(line) {
+                break;
+            }
+            match command::serve_one(shared, index, rings) {
+                Ok(true) => {}
+                // The driver took its chains back, or the ring was stopped: nothing is left.
+                Ok(false) | Err(Broken) => {
+                    queue.forget_line();
+                    break;
+                }
+            }
+        }
+        Ring::new(vring, &shared.guest()).notify();
+        cancelled += queue.cancelled_since(line);
+    }
+    debug!(cancelled, "reset by the driver");
+    cancelled
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The event queue: what the driver did not ask about.
+
+use super::chain::Chain;
+use super::guest_view::GuestView;
+use super::ring::{Broken, Ring};
+use cdm_protocol::{Event, EventKind};
+use std::sync::{Mutex, PoisonError};
+use vhost_user_backend::VringMutex;
+use zerocopy::IntoBytes;
+
+/// Events that found no buffer.
+#[derive(Debug, Default)]
+pub struct Events {
+    lost: Mutex<u64>,
+}
+
+impl Events {
+    /// Reports that something is wrong with queue number `queue`, or counts the report as
+    /// lost if the driver has no buffer for it.
+    ///
+    /// Any worker may call this; the lock keeps events in order.
+    pub fn queue_error(&self, queue: u16, vring: &VringMutex, guest: &GuestView) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = Ring::new(vring, guest);
+        let event = Event {
+            kind: EventKind::QUEUE_ERROR,
+            queue: queue.into(),
+            reserved: 0.into(),
+            lost: (*lost).into(),
+        };
+        match Self::deliver(&ring, &event, guest) {
+            Ok(true) => *lost = 0,
+            // No event for a broken event queue: it would be the first victim.
+            Ok(false) | Err(Broken) => *lost = lost.saturating_add(1),
+        }
+        ring.notify();
+    }
+
+    /// Writes the event into the first buffer that is large enough; false if there is none.
+    fn deliver(ring: &Ring<'_>, event: &Event, guest: &GuestView) -> Result<bool, Broken> {
+        while let Some((chain, ())) = ring.pop(|| ())? {
+            let fits = Chain::has_room(&chain, size_of::<Event>(), guest);
+            if fits {
+                chain.answer(event.as_bytes(), guest);
+            }
+            let bytes = if fits { size_of::<Event>() as u32 } else { 0 };
+            ring.push_used(&chain, bytes)?;
+            if fits {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

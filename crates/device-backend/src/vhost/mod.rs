@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The vhost-user adapter: virtqueues and vhost-user messages become calls of the
+//! model, and the model's answers go back the same way. It decides nothing about
+//! commands.
+//!
+//! Threads (all belong to `vhost-user-backend`): one reads the vhost-user socket, one
+//! worker serves the control queue, and one each command queue. Locks, none of
+//! which is held while another thread is waited for, except where it says so:
+//!
+//! - a [`turn`] per queue, held from taking a chain to completing it;
+//! - the vring's own lock, held for one operation on the ring;
+//! - the model's state, held for a look or a change.
+
+mod adapter;
+mod chain;
+mod command;
+mod connection;
+mod control;
+mod events;
+mod guest_view;
+mod mapper;
+mod ring;
+mod turn;
+
+pub use connection::{Connection, ConnectionError};
