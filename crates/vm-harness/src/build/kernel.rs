@@ -1,9 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
+//! The guest kernel: source, configuration, build.
+//!
+//! In the cache, `kernel/<source key>/source` is a whole source tree and
+//! `kernel/<source key>/<build key>` the build tree for it. Both lie side by side
+//! so that the compiler sees the source by the same relative path whatever the
+//! key, which lets ccache give a changed series all the objects that it did not
+//! change. A build tree is finished when it holds [`FINISHED`]; an unfinished
+//! one is taken up where it was left.
+
+mod config;
+mod source;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context as _, Result};
+
+use self::config::Fragments;
+use self::source::Source;
 use super::{BuildKind, KernelChoice};
-use crate::Context;
-use anyhow::{Result, bail};
-use std::path::PathBuf;
+use crate::cache::{self, Key, KeyBuilder};
+use crate::command::run_logged;
+use crate::context::Context;
+
 /// A kernel that has been built.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -17,8 +39,224 @@ pub struct Kernel {
     pub objects: PathBuf,
     /// The configuration it was built with.
     pub config: PathBuf,
+    /// Stands for all that went into it, in keys of what is built for it.
+    pub key: Key,
 }
-/// Builds.
-pub fn kernel(_ctx: &Context, _choice: &KernelChoice, _kind: BuildKind) -> Result<Kernel> {
-    bail!("not available yet")
+
+/// In a build tree: everything was built, and this many steps it took.
+const FINISHED: &str = ".cdm-finished";
+
+/// Room that a kernel takes besides its source.
+const BUILD_MIB: u64 = 1800;
+
+/// Part of every build tree's key; a new number makes all of them build anew.
+const RECIPE: &str = "1";
+
+/// Builds a kernel, or finds it built.
+pub fn kernel(ctx: &Context, choice: &KernelChoice, kind: BuildKind) -> Result<Kernel> {
+    let source = Source::find(ctx, choice)?;
+    let fragments = Fragments::read(&ctx.repo.join("images/kernel/config"), &source, kind)?;
+    let mut key = KeyBuilder::new();
+    key.text("recipe", RECIPE)
+        .text("toolbox", &ctx.toolbox)
+        .text("config", fragments.text());
+    let objects = source.home.join(format!("{kind}-{}", key.finish()));
+
+    if source.is_fixed() && objects.join(FINISHED).is_file() {
+        return finished(choice, kind, &source, &objects);
+    }
+    let _lock = cache::lock(ctx, "kernel", "building a kernel")?;
+    if !(source.is_fixed() && objects.join(FINISHED).is_file()) {
+        source.prepare(ctx)?;
+        build(ctx, choice, kind, &source, &fragments, &objects)?;
+    }
+    finished(choice, kind, &source, &objects)
+}
+
+fn finished(
+    choice: &KernelChoice,
+    kind: BuildKind,
+    source: &Source,
+    objects: &Path,
+) -> Result<Kernel> {
+    let mut key = KeyBuilder::new();
+    key.text("objects", objects.to_string_lossy());
+    if !source.is_fixed() {
+        // A tree that its owner works on: whatever changed shows in these.
+        for name in [
+            ".config",
+            "Module.symvers",
+            "include/generated/utsrelease.h",
+        ] {
+            key.file(objects, &objects.join(name))?;
+        }
+        let image = fs::metadata(objects.join("vmlinux"))
+            .with_context(|| format!("cannot read {}/vmlinux", objects.display()))?;
+        key.text(
+            "vmlinux",
+            format!("{:?} {}", image.modified()?, image.len()),
+        );
+    }
+    Ok(Kernel {
+        choice: choice.clone(),
+        kind,
+        image: objects.join("arch/x86/boot/bzImage"),
+        objects: objects.to_owned(),
+        config: objects.join(".config"),
+        key: key.finish(),
+    })
+}
+
+fn build(
+    ctx: &Context,
+    choice: &KernelChoice,
+    kind: BuildKind,
+    source: &Source,
+    fragments: &Fragments,
+    objects: &Path,
+) -> Result<()> {
+    if !objects.join("vmlinux").exists() {
+        cache::require_space(&ctx.cache, BUILD_MIB, "building the kernel")?;
+    }
+    cache::create_folder(objects)?;
+    let name = match choice {
+        KernelChoice::Tree(_) => "tree".to_owned(),
+        named => named.to_string(),
+    };
+    let what = format!("building the {name} kernel ({kind})");
+    let log = ctx.logs().join(format!("kernel-{name}-{kind}.log"));
+    let make = |targets: &[&str]| make(ctx, source, objects, targets);
+
+    // Touching a configuration that did not change would rebuild everything.
+    let wanted = objects.join(".cdm-fragments");
+    if fs::read_to_string(&wanted).ok().as_deref() != Some(fragments.text())
+        || !objects.join(".config").is_file()
+    {
+        let merged = objects.join("cdm.config");
+        fs::write(&merged, fragments.text())
+            .with_context(|| format!("cannot write {}", merged.display()))?;
+        let mut configure = make(&["allnoconfig"]);
+        configure.env("KCONFIG_ALLCONFIG", &merged);
+        let config_log = log.with_extension("config.log");
+        run_logged(
+            &mut configure,
+            "configuring the kernel",
+            &config_log,
+            |_| {},
+        )?;
+        let final_config = fs::read_to_string(objects.join(".config"))?;
+        let lost = fragments.lost_in(&final_config);
+        if !lost.is_empty() {
+            source.on_lost_options(ctx, &lost)?;
+        }
+        fs::write(&wanted, fragments.text())?;
+    }
+
+    let steps_file = ctx.cache.join("kernel").join(format!("steps-{kind}"));
+    let expected = fs::read_to_string(&steps_file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    let task = ctx.progress.task(&what, Some(&log));
+    task.set_total(expected.unwrap_or(ABOUT_STEPS));
+    // A build tree that is taken up again starts where it was left.
+    let mut steps = count_objects(objects);
+    let fresh = steps == 0;
+    task.set_position(steps);
+    let jobs = thread::available_parallelism().map_or(1, usize::from);
+    let mut all = make(&["bzImage", "modules"]);
+    all.arg(format!("-j{jobs}"));
+    run_logged(&mut all, &what, &log, |line| {
+        if let Some(step) = Step::parse(line) {
+            steps += 1;
+            task.set_position(steps);
+            task.set_detail(step.folder);
+        }
+    })?;
+    drop(task);
+    fs::write(objects.join(FINISHED), format!("{steps}\n"))?;
+    if fresh {
+        fs::write(&steps_file, format!("{steps}\n"))?;
+    }
+    Ok(())
+}
+
+/// How many steps a build has, until one has been counted on this machine.
+const ABOUT_STEPS: u64 = 1700;
+
+/// kbuild, for this source and build tree, with everything that could make two
+/// builds of the same source differ pinned.
+fn make(ctx: &Context, source: &Source, objects: &Path, targets: &[&str]) -> Command {
+    let mut command = Command::new("make");
+    command
+        .arg("-C")
+        .arg(&source.tree)
+        .arg(format!("O={}", objects.display()))
+        .args(["ARCH=x86_64", "LLVM=1", "CC=ccache clang", "LOCALVERSION="])
+        .args(targets)
+        .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970")
+        .env("KBUILD_BUILD_USER", "cdm")
+        .env("KBUILD_BUILD_HOST", "cdm")
+        .env("KBUILD_BUILD_VERSION", "1")
+        .env("LC_ALL", "C")
+        .env("CCACHE_DIR", ctx.cache.join("ccache"))
+        .env("CCACHE_BASEDIR", ctx.cache.join("kernel"))
+        .env("CCACHE_MAXSIZE", "4G")
+        .env("CCACHE_NOCOMPRESS", "1");
+    for name in [
+        "MAKEFLAGS",
+        "MFLAGS",
+        "KBUILD_OUTPUT",
+        "CFLAGS",
+        "KCFLAGS",
+        "RUSTFLAGS",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Objects that an earlier, interrupted build left: about its number of steps.
+fn count_objects(objects: &Path) -> u64 {
+    let files = cache::files_below(objects).unwrap_or_default();
+    files
+        .iter()
+        .filter(|file| file.extension().is_some_and(|ext| ext == "o"))
+        .count() as u64
+}
+
+/// One step of kbuild's short output: `  CC      mm/memory.o`.
+struct Step<'a> {
+    folder: &'a str,
+}
+
+impl<'a> Step<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let rest = line.strip_prefix("  ")?;
+        let (verb, rest) = rest.split_once(char::is_whitespace)?;
+        let known = verb.len() > 1 && verb.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+        let file = rest.trim_start().trim_start_matches("[M]").trim_start();
+        known.then(|| Self {
+            folder: file.rsplit_once('/').map_or("", |(folder, _)| folder),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_kbuild_is_told_from_other_output() {
+        assert_eq!(
+            Step::parse("  CC      mm/memory.o").map(|s| s.folder),
+            Some("mm")
+        );
+        assert_eq!(
+            Step::parse("  CC [M]  lib/test_hmm.o").map(|s| s.folder),
+            Some("lib")
+        );
+        assert_eq!(Step::parse("  LD      vmlinux").map(|s| s.folder), Some(""));
+        assert!(Step::parse("make[1]: Entering directory '/x'").is_none());
+        assert!(Step::parse("  warning: something").is_none());
+    }
 }

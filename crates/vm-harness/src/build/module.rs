@@ -1,10 +1,140 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
+//! The driver, built by kbuild against one guest kernel.
+//!
+//! The driver takes in files of other crates by relative path, so the build
+//! happens in a copy of `crates/` that keeps the layout. The copy belongs to the
+//! kernel and stays, with the date of every file that did not change, so that
+//! kbuild compiles only what did.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
 use super::Kernel;
-use crate::Context;
-use anyhow::{Result, bail};
-use std::path::PathBuf;
-/// x
-pub fn module(_ctx: &Context, _kernel: &Kernel) -> Result<PathBuf> {
-    bail!("not available yet")
+use crate::cache::{self, KeyBuilder};
+use crate::command::run_logged;
+use crate::context::Context;
+
+/// The driver's crate.
+const DRIVER: &str = "crates/guest-driver";
+/// What the module is compiled from: the driver, and the wire contract that it
+/// includes.
+const SOURCES: [&str; 2] = [DRIVER, "crates/device-protocol/src"];
+/// The product's name.
+const MODULE: &str = "cdm.ko";
+
+/// Builds the driver for a kernel, and returns the module's path.
+pub fn module(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
+    let mut key = KeyBuilder::new();
+    key.text("toolbox", &ctx.toolbox)
+        .text("kernel", kernel.key.as_str());
+    for source in SOURCES {
+        key.tree(&ctx.repo, &ctx.repo.join(source))?;
+    }
+    let what = format!("building the driver for the {} kernel", kernel.choice);
+    let folder = cache::entry(ctx, "module", &key.finish(), &what, |folder| {
+        let copy = ctx.cache.join("module").join(kernel.key.as_str());
+        for source in SOURCES {
+            mirror(&ctx.repo.join(source), &copy.join(source))?;
+        }
+        let driver = copy.join(DRIVER);
+        let log = ctx.logs().join("module.log");
+        let task = ctx.progress.task(&what, Some(&log));
+        let mut make = Command::new("make");
+        make.arg("-C")
+            .arg(&kernel.objects)
+            .arg(format!("M={}", driver.display()))
+            .args(["ARCH=x86_64", "LLVM=1", "modules"])
+            .env("LC_ALL", "C")
+            .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970");
+        for name in [
+            "MAKEFLAGS",
+            "MFLAGS",
+            "KBUILD_OUTPUT",
+            "KCFLAGS",
+            "RUSTFLAGS",
+        ] {
+            make.env_remove(name);
+        }
+        run_logged(&mut make, &what, &log, |line| task.set_detail(line.trim()))?;
+        let built = driver.join(MODULE);
+        fs::copy(&built, folder.join(MODULE))
+            .with_context(|| format!("kbuild left no {}", built.display()))?;
+        Ok(())
+    })?;
+    Ok(folder.join(MODULE))
+}
+
+/// Suffixes of what kbuild makes; anything else in the copy that the source does
+/// not have is a source that was removed.
+const PRODUCTS: [&str; 9] = [
+    "o", "ko", "cmd", "mod", "symvers", "order", "rmeta", "d", "s",
+];
+
+/// Makes the sources in `to` equal to those in `from`, and writes only files
+/// that differ.
+fn mirror(from: &Path, to: &Path) -> Result<()> {
+    let mut wanted = BTreeSet::new();
+    for path in cache::files_below(from)? {
+        let copy = to.join(path.strip_prefix(from)?);
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        if fs::read(&copy).ok().as_deref() != Some(&bytes) {
+            if let Some(folder) = copy.parent() {
+                cache::create_folder(folder)?;
+            }
+            fs::write(&copy, bytes).with_context(|| format!("cannot write {}", copy.display()))?;
+        }
+        wanted.insert(copy);
+    }
+    for path in cache::files_below(to)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let generated = name.starts_with('.')
+            || name.contains("generated")
+            || PRODUCTS
+                .iter()
+                .any(|suffix| name.ends_with(&format!(".{suffix}")))
+            || name.ends_with(".mod.c");
+        if !generated && !wanted.contains(&path) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_writes_only_what_differs_and_drops_what_is_gone() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir_all(from.join("src")).expect("made");
+        for name in ["src/same.rs", "src/changed.rs", "src/gone.rs"] {
+            fs::write(from.join(name), "old").expect("written");
+        }
+        mirror(&from, &to).expect("copied");
+        let date = |name: &str| {
+            fs::metadata(to.join(name))
+                .and_then(|meta| meta.modified())
+                .expect("there")
+        };
+        let before = date("src/same.rs");
+        fs::write(to.join("src/same.o"), "product").expect("written");
+        fs::write(from.join("src/same.rs"), "old").expect("written with a new date");
+        fs::write(from.join("src/changed.rs"), "new").expect("written");
+        fs::remove_file(from.join("src/gone.rs")).expect("removed");
+        mirror(&from, &to).expect("copied");
+        assert_eq!(date("src/same.rs"), before);
+        assert_eq!(
+            fs::read_to_string(to.join("src/changed.rs")).expect("there"),
+            "new"
+        );
+        assert!(!to.join("src/gone.rs").exists());
+        assert!(to.join("src/same.o").exists(), "a product is kept");
+    }
 }

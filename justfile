@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+#
+# Each recipe is one call of cdm, which ci/just starts inside the toolbox. Recipes
+# run in the folder that you are in, so that paths you give mean what you think.
+
+set positional-arguments
+
+cdm := quote(justfile_directory() / "ci/just") + " --cdm"
+
+# List the recipes
+[no-cd]
+_default:
+    @just --justfile {{ quote(justfile()) }} --list --unsorted
+
+# Boot a guest with the device and open a shell in it
+[no-cd]
+run-vm *ARGS:
+    @{{ cdm }} run-vm "$@"
+
+# Run all checks and tests; the last line counts them
+[no-cd]
+test *ARGS:
+    @{{ cdm }} test "$@"
+
+# Tell what this machine has and lacks, and how to mend it
+[no-cd]
+doctor *ARGS:
+    @{{ cdm }} doctor "$@"
+
+# Build everything that a guest needs, and boot nothing
+[no-cd]
+build *ARGS:
+    @{{ cdm }} build "$@"
+
+# Build a guest kernel and print where it is
+[no-cd]
+kernel *ARGS:
+    @{{ cdm }} kernel "$@"
+
+# Remove what was built from the cache
+[no-cd]
+clean *ARGS:
+    @{{ cdm }} clean "$@"
