@@ -2,10 +2,10 @@
 
 //! The driver, built by kbuild against one guest kernel.
 //!
-//! The driver takes in files of other crates by relative path, so the build
-//! happens in a copy of `crates/` that keeps the layout. The copy belongs to the
-//! kernel and stays, with the date of every file that did not change, so that
-//! kbuild compiles only what did.
+//! The driver takes in files of other crates by relative path, so the build reads a
+//! copy of `crates/` that keeps the layout. The copy, and the objects beside it,
+//! belong to the kernel and stay, with the date of every file that did not change,
+//! so that kbuild compiles only what did, whichever clone asks for it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,17 +37,19 @@ pub fn module(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
     }
     let what = format!("building the driver for the {} kernel", kernel.choice);
     let folder = cache::entry(ctx, "module", &key.finish(), &what, |folder| {
-        let copy = ctx.cache.join("module").join(kernel.key.as_str());
+        let home = ctx.cache.join("module").join(kernel.key.as_str());
+        let (copy, objects) = (home.join("source"), home.join("objects"));
+        cache::create_folder(&objects)?;
         for source in SOURCES {
             mirror(&ctx.repo.join(source), &copy.join(source))?;
         }
-        let driver = copy.join(DRIVER);
         let log = ctx.logs().join("module.log");
         let task = ctx.progress.task(&what, Some(&log));
         let mut make = Command::new("make");
         make.arg("-C")
             .arg(&kernel.objects)
-            .arg(format!("M={}", driver.display()))
+            .arg(format!("M={}", copy.join(DRIVER).display()))
+            .arg(format!("MO={}", objects.display()))
             .args(["ARCH=x86_64", "LLVM=1", "modules"])
             .env("LC_ALL", "C")
             .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970");
@@ -61,19 +63,13 @@ pub fn module(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
             make.env_remove(name);
         }
         run_logged(&mut make, &what, &log, |line| task.set_detail(line.trim()))?;
-        let built = driver.join(MODULE);
+        let built = objects.join(MODULE);
         fs::copy(&built, folder.join(MODULE))
             .with_context(|| format!("kbuild left no {}", built.display()))?;
         Ok(())
     })?;
     Ok(folder.join(MODULE))
 }
-
-/// Suffixes of what kbuild makes; anything else in the copy that the source does
-/// not have is a source that was removed.
-const PRODUCTS: [&str; 9] = [
-    "o", "ko", "cmd", "mod", "symvers", "order", "rmeta", "d", "s",
-];
 
 /// Makes the sources in `to` equal to those in `from`, and writes only files
 /// that differ.
@@ -91,14 +87,7 @@ fn mirror(from: &Path, to: &Path) -> Result<()> {
         wanted.insert(copy);
     }
     for path in cache::files_below(to)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let generated = name.starts_with('.')
-            || name.contains("generated")
-            || PRODUCTS
-                .iter()
-                .any(|suffix| name.ends_with(&format!(".{suffix}")))
-            || name.ends_with(".mod.c");
-        if !generated && !wanted.contains(&path) {
+        if !wanted.contains(&path) {
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
@@ -124,7 +113,6 @@ mod tests {
                 .expect("there")
         };
         let before = date("src/same.rs");
-        fs::write(to.join("src/same.o"), "product").expect("written");
         fs::write(from.join("src/same.rs"), "old").expect("written with a new date");
         fs::write(from.join("src/changed.rs"), "new").expect("written");
         fs::remove_file(from.join("src/gone.rs")).expect("removed");
@@ -135,6 +123,5 @@ mod tests {
             "new"
         );
         assert!(!to.join("src/gone.rs").exists());
-        assert!(to.join("src/same.o").exists(), "a product is kept");
     }
 }

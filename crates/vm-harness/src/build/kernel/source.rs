@@ -192,16 +192,28 @@ fn check_foreign(path: &Path) -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// The series, in order.
+/// The patches that `series` in this folder names, in its order. A patch beside
+/// it that it does not name has been forgotten by somebody.
 fn patches(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut patches = if dir.is_dir() {
-        cache::files_below(dir)?
-    } else {
-        Vec::new()
-    };
-    patches.retain(|path| path.extension().is_some_and(|ext| ext == "patch"));
-    patches.sort();
-    Ok(patches)
+    let series = dir.join("series");
+    let text =
+        fs::read_to_string(&series).with_context(|| format!("cannot read {}", series.display()))?;
+    let listed: Vec<PathBuf> = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim())
+        .filter(|name| !name.is_empty())
+        .map(|name| dir.join(name))
+        .collect();
+    for path in cache::files_below(dir)? {
+        if path.extension().is_some_and(|ext| ext == "patch") && !listed.contains(&path) {
+            bail!(
+                "{} does not name {}; add it in its place, or remove the patch",
+                series.display(),
+                path.strip_prefix(dir)?.display()
+            );
+        }
+    }
+    Ok(listed)
 }
 
 /// The one kernel source archive of the toolbox.
@@ -371,6 +383,24 @@ mod tests {
         fs::remove_file(tree.join("mm/memory.c")).expect("removed");
         let error = apply(&context(dir.path()), &tree, &patch).expect_err("no file");
         assert!(error.to_string().contains("0001-mm-shout.patch"), "{error}");
+    }
+
+    #[test]
+    fn the_series_gives_the_order_and_forgets_no_patch() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let write = |name: &str, text: &str| {
+            fs::write(dir.path().join(name), text).expect("written");
+        };
+        write("0001-a.patch", "");
+        write("0002-b.patch", "");
+        write("series", "# base: 7.3\n0002-b.patch\n0001-a.patch # late\n");
+        let names = ["0002-b.patch", "0001-a.patch"].map(|name| dir.path().join(name));
+        assert_eq!(patches(dir.path()).expect("complete"), names);
+        write("0003-c.patch", "");
+        let error = patches(dir.path())
+            .expect_err("one is forgotten")
+            .to_string();
+        assert!(error.contains("0003-c.patch"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The machine: processors, memory, disk, virtualisation, namespaces, cache.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
+
+use super::Check;
+use super::kvm::Kvm;
+use crate::cache;
+use crate::context::Context;
+
+/// Room for everything: toolbox, two kernels with their source, and cargo's
+/// target folders. `ci/just` refuses to set up below the same number.
+pub const NEEDED_DISK_MIB: u64 = 9000;
+/// Room that a warm machine still wants, for rebuilds and logs.
+const SPARE_DISK_MIB: u64 = 2000;
+/// One guest, its device memory and a compiler at work.
+const NEEDED_MEMORY_MIB: u64 = 3000;
+
+/// Looks at everything here.
+pub fn checks(ctx: &Context) -> Vec<Check> {
+    vec![
+        processors(),
+        memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
+        kvm(Kvm::probe()),
+        user(nix::unistd::geteuid().is_root()),
+        toolbox_way(Path::new("/run/.containerenv").exists() || Path::new("/.dockerenv").exists()),
+        disk(ctx),
+        cache_folder(ctx),
+    ]
+}
+
+fn processors() -> Check {
+    let count = thread::available_parallelism().map_or(1, usize::from);
+    if count >= 2 {
+        Check::ok("processors", count.to_string())
+    } else {
+        Check::note(
+            "processors",
+            "1",
+            "two or more: the guest always has two, and they share this one",
+        )
+    }
+}
+
+fn memory(meminfo: &str) -> Check {
+    let available = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+        .map(|kib| kib / 1024);
+    match available {
+        Some(mib) if mib >= NEEDED_MEMORY_MIB => {
+            Check::ok("memory", format!("{mib} MiB available"))
+        }
+        Some(mib) => Check::note(
+            "memory",
+            format!("{mib} MiB available, {NEEDED_MEMORY_MIB} are comfortable"),
+            "close other programs, or give the guest less: just run-vm --memory 512M",
+        ),
+        None => Check::note("memory", "unknown", "see 'free -m'"),
+    }
+}
+
+fn kvm(kvm: Kvm) -> Check {
+    let name = "kvm";
+    match kvm {
+        Kvm::Usable => Check::ok(name, kvm.reason()),
+        Kvm::Absent => Check::note(
+            name,
+            format!(
+                "{}: guests run under TCG, several times slower",
+                kvm.reason()
+            ),
+            "as root: modprobe kvm_intel || modprobe kvm_amd (in a virtual machine, its host must \
+             allow nested virtualisation)",
+        ),
+        Kvm::Forbidden => Check::note(
+            name,
+            format!(
+                "{}: guests run under TCG, several times slower",
+                kvm.reason()
+            ),
+            "as root: usermod --append --groups kvm USER, then log in anew",
+        ),
+        Kvm::Untrusted => Check::note(
+            name,
+            format!("{}; guests run under TCG", kvm.reason()),
+            "nothing here; to try it all the same: just run-vm --accel kvm",
+        ),
+    }
+}
+
+fn user(root: bool) -> Check {
+    Check::ok("user", if root { "root" } else { "a plain user" })
+}
+
+fn toolbox_way(container: bool) -> Check {
+    Check::ok(
+        "toolbox",
+        if container {
+            "entered as a container"
+        } else {
+            "entered with bubblewrap; namespaces work"
+        },
+    )
+}
+
+fn disk(ctx: &Context) -> Check {
+    let name = "disk";
+    let wanted = if ctx.cache.join("kernel").is_dir() {
+        SPARE_DISK_MIB
+    } else {
+        NEEDED_DISK_MIB
+    };
+    match cache::free_mib(&ctx.cache) {
+        Ok(free) if free >= wanted => Check::ok(name, format!("{free} MiB free, {wanted} needed")),
+        Ok(free) => Check::lack(
+            name,
+            format!("{free} MiB free, {wanted} needed"),
+            "just clean, or set CDM_CACHE to a folder on another disk",
+        ),
+        Err(error) => Check::lack(
+            name,
+            format!("{error:#}"),
+            "set CDM_CACHE to another folder",
+        ),
+    }
+}
+
+fn cache_folder(ctx: &Context) -> Check {
+    let _task = ctx.progress.task("measuring the cache", None);
+    let mib = disk_usage(&ctx.cache) / (1 << 20);
+    Check::ok("cache", format!("{}, {mib} MiB", ctx.cache.display()))
+}
+
+/// Bytes on disk below a folder, a file with several names counted once. What
+/// cannot be read counts nothing.
+pub fn disk_usage(folder: &Path) -> u64 {
+    let mut seen = BTreeSet::new();
+    let mut total = 0;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            if meta.is_dir() {
+                folders.push(entry.path());
+            }
+            if meta.nlink() < 2 || meta.is_dir() || seen.insert((meta.dev(), meta.ino())) {
+                total += meta.blocks() * 512;
+            }
+        }
+    }
+    total
+}
+
+/// Names of the host's programs that `ci/just` found: the toolbox cannot see them.
+pub fn host_tools() -> Option<Vec<String>> {
+    let list = env::var("CDM_HOST_TOOLS").ok()?;
+    Some(list.split_whitespace().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::*;
+
+    #[test]
+    fn little_memory_is_noted_with_what_helps() {
+        assert_eq!(memory("MemAvailable:   16000000 kB\n").status, Status::Ok);
+        let check = memory("MemTotal: 1 kB\nMemAvailable:   1024000 kB\n");
+        assert_eq!(check.status, Status::Note);
+        assert!(check.found.starts_with("1000 MiB"), "{check:?}");
+    }
+
+    #[test]
+    fn every_verdict_on_kvm_but_usable_comes_with_advice() {
+        assert_eq!(kvm(Kvm::Usable).mend, None);
+        for verdict in [Kvm::Absent, Kvm::Forbidden, Kvm::Untrusted] {
+            assert!(kvm(verdict).mend.is_some(), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_with_two_names_counts_once() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        fs::write(dir.path().join("one"), vec![1; 1 << 20]).expect("written");
+        let before = disk_usage(dir.path());
+        assert!(before >= 1 << 20);
+        fs::hard_link(dir.path().join("one"), dir.path().join("two")).expect("linked");
+        assert_eq!(disk_usage(dir.path()), before);
+    }
+
+    #[test]
+    fn the_bootstrap_asks_for_the_same_room() {
+        let repo = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .ancestors()
+            .nth(2)
+            .expect("two parents");
+        let script = fs::read_to_string(repo.join("ci/just")).expect("readable");
+        assert!(script.contains(&format!("needed_mib={NEEDED_DISK_MIB}\n")));
+    }
+}
