@@ -186,7 +186,7 @@ mod tests {
         let pool = pool();
         let copy = pool.file().try_clone().unwrap();
         assert_eq!(FileIdentity::of(&copy).unwrap(), pool.identity());
-        let other = super::Pool::new("256M".parse().unwrap()).unwrap();
+        let other = Pool::new("256M".parse().unwrap()).unwrap();
         assert_ne!(other.identity(), pool.identity());
     }
 
