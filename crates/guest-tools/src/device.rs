@@ -50,7 +50,9 @@ impl Place {
             uapi::CDM_PLACE_SYSTEM => Ok(Self::System),
             uapi::CDM_PLACE_THIS_DEVICE => Ok(Self::ThisDevice),
             uapi::CDM_PLACE_OTHER_DEVICE => Ok(Self::OtherDevice),
-            other => Err(io::Error::other(format!("the driver names an unknown place {other}"))),
+            other => Err(io::Error::other(format!(
+                "the driver names an unknown place {other}"
+            ))),
         }
     }
 }
@@ -266,14 +268,15 @@ impl Device {
     }
 
     /// Lets the device store the low `width` bytes of `value` all over `bytes` at `offset`.
-    pub fn fill(
-        &self,
-        memory: &Mapping,
-        span: Span,
-        width: u32,
-        value: u64,
-    ) -> io::Result<Answer> {
-        self.command(Opcode::FILL, None, Some((memory, span)), width, 0, [value, 0])
+    pub fn fill(&self, memory: &Mapping, span: Span, width: u32, value: u64) -> io::Result<Answer> {
+        self.command(
+            Opcode::FILL,
+            None,
+            Some((memory, span)),
+            width,
+            0,
+            [value, 0],
+        )
     }
 
     /// Lets the device copy from one mapping to another, or inside one.
@@ -296,7 +299,10 @@ impl Device {
 
     /// Lets the device compare two pieces of memory.
     pub fn compare(&self, a: (&Mapping, Span), b: (&Mapping, Span)) -> io::Result<Comparison> {
-        match self.command(Opcode::COMPARE, Some(a), Some(b), 0, 0, [0; 2])?.ok()? {
+        match self
+            .command(Opcode::COMPARE, Some(a), Some(b), 0, 0, [0; 2])?
+            .ok()?
+        {
             COMPARE_EQUAL => Ok(Comparison::Equal),
             offset => Ok(Comparison::DiffersAt(offset)),
         }
@@ -359,7 +365,9 @@ impl Device {
             opcode: opcode.get().into(),
             source: address(source)?,
             destination: address(destination)?,
-            length: source.or(destination).map_or(0, |(_, span)| span.bytes as u64),
+            length: source
+                .or(destination)
+                .map_or(0, |(_, span)| span.bytes as u64),
             width,
             repeat,
             arg0: args[0],
@@ -389,7 +397,9 @@ impl Device {
         match unsafe { libc::ioctl(self.file.as_raw_fd(), request as _, argument) } {
             0 => Ok(()),
             -1 => Err(io::Error::last_os_error()),
-            other => Err(io::Error::other(format!("an ioctl returned {other}, not 0"))),
+            other => Err(io::Error::other(format!(
+                "an ioctl returned {other}, not 0"
+            ))),
         }
     }
 }
@@ -424,7 +434,10 @@ pub struct Span {
 impl Span {
     /// The whole of a mapping.
     pub fn all(memory: &Mapping) -> Self {
-        Self { offset: 0, bytes: memory.bytes() }
+        Self {
+            offset: 0,
+            bytes: memory.bytes(),
+        }
     }
 
     fn address_in(self, memory: &Mapping) -> io::Result<u64> {
@@ -466,20 +479,50 @@ mod tests {
         let migration = Migration::from(&raw);
         assert!(migration.adds_up());
         assert_eq!((migration.not_present, migration.no_memory), (1, 2));
-        assert!(!Migration { asked: 11, ..migration }.adds_up());
+        assert!(
+            !Migration {
+                asked: 11,
+                ..migration
+            }
+            .adds_up()
+        );
     }
 
     #[test]
     fn span_outside_its_mapping_is_refused_before_the_driver_sees_it() {
         let memory = Mapping::anonymous(4096).unwrap();
-        assert!(Span { offset: 4096, bytes: 1 }.address_in(&memory).is_err());
-        assert!(Span { offset: usize::MAX, bytes: 2 }.address_in(&memory).is_err());
-        assert!(Span { offset: 4088, bytes: 8 }.address_in(&memory).is_ok());
+        assert!(
+            Span {
+                offset: 4096,
+                bytes: 1
+            }
+            .address_in(&memory)
+            .is_err()
+        );
+        assert!(
+            Span {
+                offset: usize::MAX,
+                bytes: 2
+            }
+            .address_in(&memory)
+            .is_err()
+        );
+        assert!(
+            Span {
+                offset: 4088,
+                bytes: 8
+            }
+            .address_in(&memory)
+            .is_ok()
+        );
     }
 
     #[test]
     fn status_that_does_not_fit_the_wire_is_never_ok() {
-        let raw = uapi::cdm_command { status: 0x1_0000, ..Default::default() };
+        let raw = uapi::cdm_command {
+            status: 0x1_0000,
+            ..Default::default()
+        };
         assert!(Answer::from(&raw).ok().is_err());
     }
 

@@ -58,7 +58,10 @@ mod tests {
                     380000000000-38003fffffff : cdm0\n";
         let resources = parse(text);
         assert_eq!(resources.len(), 4);
-        assert_eq!((resources[3].depth, resources[3].name.as_str()), (2, "cdm0"));
+        assert_eq!(
+            (resources[3].depth, resources[3].name.as_str()),
+            (2, "cdm0")
+        );
         assert!(resources[3].contains(0x3800_3fff_ffff));
         assert!(!resources[3].contains(0x3800_4000_0000));
     }

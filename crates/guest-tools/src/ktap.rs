@@ -28,7 +28,11 @@ impl<W: Write> Writer<W> {
     pub fn begin(mut out: W, planned: usize) -> io::Result<Self> {
         writeln!(out, "KTAP version 1\n1..{planned}")?;
         out.flush()?;
-        Ok(Self { out, planned, done: 0 })
+        Ok(Self {
+            out,
+            planned,
+            done: 0,
+        })
     }
 
     /// Writes a diagnostic; each of its lines becomes one.
@@ -46,7 +50,10 @@ impl<W: Write> Writer<W> {
     /// faults of the program, not of what it tests.
     pub fn result(&mut self, name: &str, outcome: &Outcome) -> io::Result<()> {
         assert!(self.done < self.planned, "more results than planned");
-        assert!(!name.contains([' ', '#', '\n']), "'{name}' cannot be a test name");
+        assert!(
+            !name.contains([' ', '#', '\n']),
+            "'{name}' cannot be a test name"
+        );
         self.done += 1;
         let number = self.done;
         match outcome {
@@ -71,7 +78,9 @@ mod tests {
         let mut writer = Writer::begin(&mut out, 2).unwrap();
         writer.diagnostic("one\ntwo").unwrap();
         writer.result("group.first", &Outcome::Failed).unwrap();
-        writer.result("group.second", &Outcome::Skipped("no swap\nhere".into())).unwrap();
+        writer
+            .result("group.second", &Outcome::Skipped("no swap\nhere".into()))
+            .unwrap();
         let expected = "KTAP version 1\n1..2\n# one\n# two\nnot ok 1 group.first\n\
                         ok 2 group.second # SKIP no swap\n";
         assert_eq!(String::from_utf8(out).unwrap(), expected);

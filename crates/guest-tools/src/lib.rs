@@ -3,7 +3,9 @@
 //! What the programs inside the guest share: the driver's interface, memory
 //! that a device may change, and what the kernel tells about pages.
 
+pub mod agent;
 pub mod device;
+pub mod init;
 pub mod iomem;
 pub mod ktap;
 pub mod memory;

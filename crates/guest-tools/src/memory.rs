@@ -7,6 +7,7 @@
 //! atomic words, which the compiler turns into the plain loads and stores that
 //! the tests are about.
 
+use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -24,7 +25,7 @@ pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// Bytes of a word, the unit of all access here.
 pub const WORD_BYTES: usize = size_of::<u64>();
 
-/// An anonymous mapping, unmapped on drop.
+/// A mapping, unmapped on drop.
 ///
 /// # Invariants
 /// `base..base + bytes` is mapped by this value alone, page-aligned, not empty.
@@ -50,6 +51,20 @@ impl Mapping {
         Self::map(bytes, MapFlags::MAP_SHARED)
     }
 
+    /// Maps the first `bytes` of a file, shared with everybody who maps it.
+    pub fn shared_file(file: &File, bytes: usize) -> io::Result<Self> {
+        let length = NonZeroUsize::new(bytes.next_multiple_of(PAGE_BYTES))
+            .ok_or_else(|| io::Error::other("a mapping of no bytes"))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: no address is given, so no existing mapping is replaced; whoever else maps the
+        // file, all access here is atomic.
+        let base = unsafe { mman::mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0) }?;
+        Ok(Self {
+            base,
+            bytes: length.get(),
+        })
+    }
+
     /// Maps private memory that starts on a huge page boundary.
     pub fn huge_aligned(bytes: usize) -> io::Result<Self> {
         let mut whole = Self::anonymous(bytes + HUGE_PAGE_BYTES)?;
@@ -68,7 +83,10 @@ impl Mapping {
         let base = unsafe {
             mman::mmap_anonymous(None, length, protection, flags | MapFlags::MAP_NORESERVE)
         }?;
-        Ok(Self { base, bytes: length.get() })
+        Ok(Self {
+            base,
+            bytes: length.get(),
+        })
     }
 
     /// First address.
@@ -131,7 +149,9 @@ impl Mapping {
 
     /// Stores `value` into every word.
     pub fn fill(&self, value: u64) {
-        self.words().iter().for_each(|word| word.store(value, Relaxed));
+        self.words()
+            .iter()
+            .for_each(|word| word.store(value, Relaxed));
     }
 
     /// Checks that every word holds the pattern of `seed`.
@@ -145,7 +165,11 @@ impl Mapping {
         for index in pages.start * words_per_page..pages.end * words_per_page {
             let (found, expected) = (self.words()[index].load(Relaxed), pattern(seed, index));
             if found != expected {
-                return Err(Mismatch { offset: index * WORD_BYTES, expected, found });
+                return Err(Mismatch {
+                    offset: index * WORD_BYTES,
+                    expected,
+                    found,
+                });
             }
         }
         Ok(())
@@ -156,7 +180,11 @@ impl Mapping {
         for (index, word) in self.words().iter().enumerate() {
             let found = word.load(Relaxed);
             if found != expected {
-                return Err(Mismatch { offset: index * WORD_BYTES, expected, found });
+                return Err(Mismatch {
+                    offset: index * WORD_BYTES,
+                    expected,
+                    found,
+                });
             }
         }
         Ok(())
@@ -176,8 +204,10 @@ impl Mapping {
     pub fn read_bytes(&self, bytes: usize) -> Vec<u8> {
         assert!(bytes <= self.bytes);
         let words = &self.words()[..bytes.div_ceil(WORD_BYTES)];
-        let mut copy: Vec<u8> =
-            words.iter().flat_map(|word| word.load(Relaxed).to_le_bytes()).collect();
+        let mut copy: Vec<u8> = words
+            .iter()
+            .flat_map(|word| word.load(Relaxed).to_le_bytes())
+            .collect();
         copy.truncate(bytes);
         copy
     }
@@ -189,7 +219,9 @@ impl Mapping {
         let mut left = bytes;
         for chunk in self.words().chunks(CHUNK_WORDS) {
             let mut buffer = Vec::with_capacity(CHUNK_WORDS * WORD_BYTES);
-            chunk.iter().for_each(|word| buffer.extend(word.load(Relaxed).to_le_bytes()));
+            chunk
+                .iter()
+                .for_each(|word| buffer.extend(word.load(Relaxed).to_le_bytes()));
             buffer.truncate(left);
             crc = crc32c::crc32c_append(crc, &buffer);
             left -= buffer.len();
@@ -206,12 +238,7 @@ impl Mapping {
     }
 
     /// Gives the kernel advice about some pages.
-    pub fn advise_pages(
-        &self,
-        first: usize,
-        count: usize,
-        advice: MmapAdvise,
-    ) -> io::Result<()> {
+    pub fn advise_pages(&self, first: usize, count: usize, advice: MmapAdvise) -> io::Result<()> {
         let range = self.page_range(first, count);
         let start = NonNull::new(range.start() as *mut libc::c_void).expect("mapped above zero");
         // SAFETY: `page_range` keeps the range inside this mapping; contents as in `advise`.
@@ -303,9 +330,16 @@ pub struct Mismatch {
 
 impl std::fmt::Display for Mismatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { offset, expected, found } = self;
+        let Self {
+            offset,
+            expected,
+            found,
+        } = self;
         let page = offset / PAGE_BYTES;
-        write!(f, "offset {offset:#x} (page {page}): expected {expected:#018x}, found {found:#018x}")
+        write!(
+            f,
+            "offset {offset:#x} (page {page}): expected {expected:#018x}, found {found:#018x}"
+        )
     }
 }
 

@@ -52,7 +52,10 @@ fn entries(path: &str, range: AddressRange) -> io::Result<Vec<Entry>> {
     let offset = range.start() / PAGE_BYTES as u64 * size_of::<u64>() as u64;
     File::open(path)?.read_exact_at(&mut bytes, offset)?;
     let words = bytes.as_chunks::<8>().0;
-    Ok(words.iter().map(|word| Entry(u64::from_ne_bytes(*word))).collect())
+    Ok(words
+        .iter()
+        .map(|word| Entry(u64::from_ne_bytes(*word)))
+        .collect())
 }
 
 #[cfg(test)]
@@ -64,7 +67,9 @@ mod tests {
     #[test]
     fn touched_page_is_present_and_untouched_page_is_not() {
         let mapping = Mapping::anonymous(2 * PAGE_BYTES).unwrap();
-        mapping.advise(nix::sys::mman::MmapAdvise::MADV_NOHUGEPAGE).unwrap();
+        mapping
+            .advise(nix::sys::mman::MmapAdvise::MADV_NOHUGEPAGE)
+            .unwrap();
         mapping.word(0).store(1, Relaxed);
         let entries = own(mapping.range()).unwrap();
         assert!(entries[0].is_present() && entries[0].is_exclusive());

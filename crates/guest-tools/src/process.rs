@@ -45,7 +45,11 @@ fn parse_vma(line: &str) -> Option<Vma> {
     let end = u64::from_str_radix(end, 16).ok()?;
     let permissions = fields.next()?.to_owned();
     let name = fields.skip(3).collect::<Vec<_>>().join(" ");
-    Some(Vma { range: AddressRange::new(start, end)?, permissions, name })
+    Some(Vma {
+        range: AddressRange::new(start, end)?,
+        permissions,
+        name,
+    })
 }
 
 /// A field of /proc/PID/status that is given in KiB, such as `RssAnon`, in bytes.
@@ -80,7 +84,13 @@ fn sum_smaps(text: &str, range: AddressRange, field: &str) -> u64 {
 fn kib_field(text: &str, field: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let value = line.strip_prefix(field)?.strip_prefix(':')?;
-        value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+        value
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()
+            .map(|kib| kib << 10)
     })
 }
 

@@ -65,7 +65,9 @@ impl FromStr for AddressRange {
             .ok_or_else(|| format!("range {text} is empty: END must lie above START"))?;
         let page = PAGE_BYTES as u64;
         if start % page != 0 || end % page != 0 {
-            return Err(format!("range {text} is not a whole number of {page}-byte pages"));
+            return Err(format!(
+                "range {text} is not a whole number of {page}-byte pages"
+            ));
         }
         Ok(range)
     }
@@ -79,12 +81,26 @@ mod tests {
     fn range_reads_what_maps_prints() {
         let range: AddressRange = "7f0000000000-7f0000004000".parse().unwrap();
         assert_eq!((range.start(), range.pages()), (0x7f00_0000_0000, 4));
-        assert_eq!("0x1000-0x2000".parse(), Ok(AddressRange { start: 0x1000, end: 0x2000 }));
+        assert_eq!(
+            "0x1000-0x2000".parse(),
+            Ok(AddressRange {
+                start: 0x1000,
+                end: 0x2000
+            })
+        );
     }
 
     #[test]
     fn range_that_is_empty_backwards_unaligned_or_no_range_is_refused() {
-        for text in ["1000-1000", "2000-1000", "1000-1fff", "1000", "x-y", "-", "1000-"] {
+        for text in [
+            "1000-1000",
+            "2000-1000",
+            "1000-1fff",
+            "1000",
+            "x-y",
+            "-",
+            "1000-",
+        ] {
             assert!(text.parse::<AddressRange>().is_err(), "{text}");
         }
     }

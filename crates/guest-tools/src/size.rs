@@ -27,7 +27,9 @@ impl fmt::Display for Size {
 
 /// Reads `4096`, `4K`, `4KiB`, `256M`, `1G`.
 pub fn parse(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let number: u64 = text[..digits]
         .parse()
         .map_err(|_| format!("'{text}' is no size: write a number with K, M or G, such as 64M"))?;

@@ -25,7 +25,7 @@ use cdm_agent_protocol::{Ending, ModuleState};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
-use kmsg::log;
+pub(crate) use kmsg::log;
 
 /// First argument that makes `cdm-init` the agent.
 pub const AGENT_ARGUMENT: &str = "agent";

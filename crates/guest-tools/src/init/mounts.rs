@@ -100,7 +100,8 @@ fn share_is_offered() -> bool {
         return false;
     };
     devices.flatten().any(|device| {
-        fs::read(device.path().join("mount_tag"))
-            .is_ok_and(|tag| tag.trim_ascii_end().strip_suffix(b"\0").unwrap_or(&tag) == SHARE_TAG.as_bytes())
+        fs::read(device.path().join("mount_tag")).is_ok_and(|tag| {
+            tag.trim_ascii_end().strip_suffix(b"\0").unwrap_or(&tag) == SHARE_TAG.as_bytes()
+        })
     })
 }

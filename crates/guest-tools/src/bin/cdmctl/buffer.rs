@@ -86,12 +86,18 @@ impl Buffer {
             .with_context(|| format!("cannot map {}", size::Size(bytes)))?;
         // Touch every page, also of a buffer that stays zero: what was never touched cannot move.
         memory.fill(0);
-        Ok(Self { memory, bytes: bytes as usize })
+        Ok(Self {
+            memory,
+            bytes: bytes as usize,
+        })
     }
 
     /// The part that holds the contents.
     pub fn span(&self) -> Span {
-        Span { offset: 0, bytes: self.bytes }
+        Span {
+            offset: 0,
+            bytes: self.bytes,
+        }
     }
 
     /// Moves it into the device, if it is to lie there.

@@ -36,7 +36,10 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         devices.push(DeviceInfo::from_query(&query));
     }
     if args.json {
-        report::print(&Info { version: report::VERSION, devices })?;
+        report::print(&Info {
+            version: report::VERSION,
+            devices,
+        })?;
     } else {
         print!("{}", table(&devices));
     }
@@ -99,7 +102,10 @@ mod tests {
 
     #[test]
     fn columns_stay_aligned_whatever_the_values() {
-        let small = uapi::cdm_query { memory_type: uapi::CDM_MEMORY_PUBLIC, ..Default::default() };
+        let small = uapi::cdm_query {
+            memory_type: uapi::CDM_MEMORY_PUBLIC,
+            ..Default::default()
+        };
         let large = uapi::cdm_query {
             memory_type: uapi::CDM_MEMORY_COHERENT,
             base: 0x38_0000_0000,
@@ -110,7 +116,10 @@ mod tests {
             pages_to_device: 12_345_678,
             ..Default::default()
         };
-        let devices = [DeviceInfo::from_query(&small), DeviceInfo::from_query(&large)];
+        let devices = [
+            DeviceInfo::from_query(&small),
+            DeviceInfo::from_query(&large),
+        ];
         let text = table(&devices);
         let widths: Vec<usize> = text.lines().take(3).map(str::len).collect();
         assert_eq!(widths[0], widths[1], "{text}");

@@ -93,7 +93,9 @@ fn open(number: u32) -> anyhow::Result<Device> {
     Device::open(number).with_context(|| {
         let numbers = Device::numbers().unwrap_or_default();
         let next = match numbers.as_slice() {
-            [] => "there is no device: is the module loaded? try 'modprobe cdm', then 'dmesg'".into(),
+            [] => {
+                "there is no device: is the module loaded? try 'modprobe cdm', then 'dmesg'".into()
+            }
             numbers => {
                 let list: Vec<_> = numbers.iter().map(u32::to_string).collect();
                 format!("devices here: {}; pass one with --device", list.join(", "))
@@ -117,7 +119,11 @@ mod tests {
     fn every_subcommand_shows_an_example_in_its_long_help() {
         for command in Cli::command().get_subcommands_mut() {
             let help = command.render_long_help().to_string();
-            assert!(help.contains("Example"), "{} --help has no example", command.get_name());
+            assert!(
+                help.contains("Example"),
+                "{} --help has no example",
+                command.get_name()
+            );
         }
     }
 

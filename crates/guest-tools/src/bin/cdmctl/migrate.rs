@@ -124,9 +124,20 @@ mod tests {
 
     #[test]
     fn sentence_names_each_reason_that_occurred() {
-        let all = Migration { asked: 4, moved: 4, ..Default::default() };
+        let all = Migration {
+            asked: 4,
+            moved: 4,
+            ..Default::default()
+        };
         assert_eq!(sentence(&all), "4 of 4 pages moved");
-        let part = Migration { asked: 9, moved: 4, there: 1, no_memory: 3, busy: 1, ..all };
+        let part = Migration {
+            asked: 9,
+            moved: 4,
+            there: 1,
+            no_memory: 3,
+            busy: 1,
+            ..all
+        };
         assert_eq!(
             sentence(&part),
             "4 of 9 pages moved; 1 already there, 3 without room, 1 busy"
@@ -135,9 +146,22 @@ mod tests {
 
     #[test]
     fn untouched_and_unsupported_pages_are_no_failed_check() {
-        let total = Migration { not_present: 3, unsupported: 2, ..Default::default() };
+        let total = Migration {
+            not_present: 3,
+            unsupported: 2,
+            ..Default::default()
+        };
         assert_eq!(verdict(&total), Verdict::Done);
-        assert_eq!(verdict(&Migration { no_memory: 1, ..total }), Verdict::CheckFailed);
-        assert_eq!(verdict(&Migration { busy: 1, ..total }), Verdict::CheckFailed);
+        assert_eq!(
+            verdict(&Migration {
+                no_memory: 1,
+                ..total
+            }),
+            Verdict::CheckFailed
+        );
+        assert_eq!(
+            verdict(&Migration { busy: 1, ..total }),
+            Verdict::CheckFailed
+        );
     }
 }

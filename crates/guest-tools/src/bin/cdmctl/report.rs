@@ -70,7 +70,10 @@ impl DeviceInfo {
             features: features(query.device_features),
             command_queues: query.num_command_queues,
             pools: query.num_pools,
-            link: Link { width_lanes: query.link_width_lanes, speed_mts: query.link_speed_mts },
+            link: Link {
+                width_lanes: query.link_width_lanes,
+                speed_mts: query.link_speed_mts,
+            },
             agents: Agents {
                 home: query.num_home_agents,
                 request: query.num_request_agents,
@@ -175,9 +178,17 @@ pub struct RunReport {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub enum RunResult {
-    Checksum { crc32c: String },
-    Compare { equal: bool, differs_at: Option<u64> },
-    Atomic { before: u64, after: u64 },
+    Checksum {
+        crc32c: String,
+    },
+    Compare {
+        equal: bool,
+        differs_at: Option<u64>,
+    },
+    Atomic {
+        before: u64,
+        after: u64,
+    },
     Nothing {},
 }
 
@@ -199,7 +210,9 @@ pub mod tests {
         let index = boon::Compiler::new()
             .compile(&format!("{folder}/{schema}"), &mut schemas)
             .map_err(|error| format!("{error:#}"))?;
-        schemas.validate(value, index).map_err(|error| error.to_string())
+        schemas
+            .validate(value, index)
+            .map_err(|error| error.to_string())
     }
 
     fn query() -> cdm_query {
@@ -223,7 +236,11 @@ pub mod tests {
 
     fn info() -> Value {
         let devices = vec![DeviceInfo::from_query(&query())];
-        serde_json::to_value(Info { version: VERSION, devices }).unwrap()
+        serde_json::to_value(Info {
+            version: VERSION,
+            devices,
+        })
+        .unwrap()
     }
 
     #[test]
@@ -246,12 +263,19 @@ pub mod tests {
 
     #[test]
     fn info_without_a_field_or_with_an_unknown_one_is_not_what_its_schema_says() {
-        let fields: Vec<String> =
-            info()["devices"][0].as_object().unwrap().keys().cloned().collect();
+        let fields: Vec<String> = info()["devices"][0]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect();
         for field in fields {
             let mut info = info();
             info["devices"][0].as_object_mut().unwrap().remove(&field);
-            assert!(validate("cdmctl-info.schema.json", &info).is_err(), "without {field}");
+            assert!(
+                validate("cdmctl-info.schema.json", &info).is_err(),
+                "without {field}"
+            );
         }
         let mut info = info();
         info["devices"][0]["surprise"] = json!(1);
@@ -260,7 +284,11 @@ pub mod tests {
 
     #[test]
     fn no_device_is_an_empty_list() {
-        let value = serde_json::to_value(Info { version: VERSION, devices: vec![] }).unwrap();
+        let value = serde_json::to_value(Info {
+            version: VERSION,
+            devices: vec![],
+        })
+        .unwrap();
         assert_eq!(value, json!({"version": 1, "devices": []}));
         validate("cdmctl-info.schema.json", &value).unwrap();
     }
@@ -272,7 +300,12 @@ pub mod tests {
 
     #[test]
     fn migrate_report_is_what_its_schema_says() {
-        let migration = Migration { asked: 4, moved: 3, busy: 1, ..Default::default() };
+        let migration = Migration {
+            asked: 4,
+            moved: 3,
+            busy: 1,
+            ..Default::default()
+        };
         let report = MigrateReport {
             version: VERSION,
             device: 0,
@@ -283,25 +316,65 @@ pub mod tests {
             pages_there: migration.there,
             failed: Failed::from(&migration),
         };
-        validate("cdmctl-migrate.schema.json", &serde_json::to_value(report).unwrap()).unwrap();
+        validate(
+            "cdmctl-migrate.schema.json",
+            &serde_json::to_value(report).unwrap(),
+        )
+        .unwrap();
     }
 
     #[test]
     fn residency_report_is_what_its_schema_says() {
         let range = AddressRange::new(0x1000, 0x3000).unwrap();
-        let residency = Residency { system: 1, this_device: 1, ..Default::default() };
+        let residency = Residency {
+            system: 1,
+            this_device: 1,
+            ..Default::default()
+        };
         let ranges = vec![RangeResidency::new(range, &residency)];
-        let report = ResidencyReport { version: VERSION, device: 0, pid: 12, ranges };
-        validate("cdmctl-residency.schema.json", &serde_json::to_value(report).unwrap()).unwrap();
+        let report = ResidencyReport {
+            version: VERSION,
+            device: 0,
+            pid: 12,
+            ranges,
+        };
+        validate(
+            "cdmctl-residency.schema.json",
+            &serde_json::to_value(report).unwrap(),
+        )
+        .unwrap();
     }
 
     #[test]
     fn run_reports_are_what_their_schema_says() {
         let results = [
-            ("checksum", RunResult::Checksum { crc32c: "0xe3069283".into() }),
-            ("compare", RunResult::Compare { equal: false, differs_at: Some(7) }),
-            ("compare", RunResult::Compare { equal: true, differs_at: None }),
-            ("fetch-add", RunResult::Atomic { before: 1, after: 2 }),
+            (
+                "checksum",
+                RunResult::Checksum {
+                    crc32c: "0xe3069283".into(),
+                },
+            ),
+            (
+                "compare",
+                RunResult::Compare {
+                    equal: false,
+                    differs_at: Some(7),
+                },
+            ),
+            (
+                "compare",
+                RunResult::Compare {
+                    equal: true,
+                    differs_at: None,
+                },
+            ),
+            (
+                "fetch-add",
+                RunResult::Atomic {
+                    before: 1,
+                    after: 2,
+                },
+            ),
             ("fill", RunResult::Nothing {}),
         ];
         for (operation, result) in results {
@@ -313,7 +386,11 @@ pub mod tests {
                 bytes_done: 4096,
                 result,
             };
-            validate("cdmctl-run.schema.json", &serde_json::to_value(report).unwrap()).unwrap();
+            validate(
+                "cdmctl-run.schema.json",
+                &serde_json::to_value(report).unwrap(),
+            )
+            .unwrap();
         }
     }
 }

@@ -43,9 +43,17 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         rows.push((range, residency));
     }
     if args.json {
-        let ranges = rows.iter().map(|(range, row)| RangeResidency::new(*range, row)).collect();
+        let ranges = rows
+            .iter()
+            .map(|(range, row)| RangeResidency::new(*range, row))
+            .collect();
         let (version, device) = (report::VERSION, args.device);
-        report::print(&ResidencyReport { version, device, pid, ranges })?;
+        report::print(&ResidencyReport {
+            version,
+            device,
+            pid,
+            ranges,
+        })?;
     } else {
         print!("{}", table(args.device, &rows));
     }
@@ -68,12 +76,20 @@ fn table(device: u32, rows: &[(AddressRange, Residency)]) -> String {
         sum.other_device += residency.other_device;
     };
     let columns = |residency: &Residency| {
-        [residency.this_device, residency.system, residency.absent, residency.other_device]
-            .map(|pages| pages.to_string())
+        [
+            residency.this_device,
+            residency.system,
+            residency.absent,
+            residency.other_device,
+        ]
+        .map(|pages| pages.to_string())
     };
     for (range, residency) in rows {
         add(residency);
-        row(&range.to_string(), columns(residency).each_ref().map(String::as_str));
+        row(
+            &range.to_string(),
+            columns(residency).each_ref().map(String::as_str),
+        );
     }
     row("all", columns(&sum).each_ref().map(String::as_str));
     text
@@ -86,10 +102,18 @@ mod tests {
     #[test]
     fn last_row_is_the_sum() {
         let range = AddressRange::new(0x7f00_0000_0000, 0x7f00_0000_4000).unwrap();
-        let residency = Residency { system: 1, this_device: 3, ..Default::default() };
+        let residency = Residency {
+            system: 1,
+            this_device: 3,
+            ..Default::default()
+        };
         let text = table(0, &[(range, residency), (range, residency)]);
         let last: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(last, ["all", "6", "2", "0", "0"]);
-        assert!(text.lines().all(|line| line.len() == text.lines().next().unwrap().len()), "{text}");
+        assert!(
+            text.lines()
+                .all(|line| line.len() == text.lines().next().unwrap().len()),
+            "{text}"
+        );
     }
 }

@@ -170,20 +170,39 @@ fn writes_to_stdout(operation: &Operation) -> bool {
 fn perform(operation: &Operation) -> anyhow::Result<Outcome> {
     match operation {
         Operation::Nop { device } => nop(*device),
-        Operation::Checksum { contents, placement } => checksum(contents, placement),
-        Operation::Fill { size, value, width, output, placement } => {
-            fill(*size, *value, *width, output.as_deref(), placement)
-        }
-        Operation::Copy { contents, output, placement } => {
-            copy(contents, output.as_deref(), placement)
-        }
-        Operation::Compare { input, other, placement } => compare(input, other, placement),
-        Operation::FetchAdd { initial, value, times, placement } => {
-            fetch_add(*initial, *value, *times, placement)
-        }
-        Operation::CompareSwap { initial, expect, store, placement } => {
-            compare_swap(*initial, *expect, *store, placement)
-        }
+        Operation::Checksum {
+            contents,
+            placement,
+        } => checksum(contents, placement),
+        Operation::Fill {
+            size,
+            value,
+            width,
+            output,
+            placement,
+        } => fill(*size, *value, *width, output.as_deref(), placement),
+        Operation::Copy {
+            contents,
+            output,
+            placement,
+        } => copy(contents, output.as_deref(), placement),
+        Operation::Compare {
+            input,
+            other,
+            placement,
+        } => compare(input, other, placement),
+        Operation::FetchAdd {
+            initial,
+            value,
+            times,
+            placement,
+        } => fetch_add(*initial, *value, *times, placement),
+        Operation::CompareSwap {
+            initial,
+            expect,
+            store,
+            placement,
+        } => compare_swap(*initial, *expect, *store, placement),
     }
 }
 
@@ -209,7 +228,10 @@ fn checksum(contents: &Contents, placement: &Placement) -> anyhow::Result<Outcom
         .checksum(&buffer.memory, buffer.span(), 0)
         .with_context(|| format!("device {} gave no checksum", placement.device))?;
     let (sentence, verdict) = match crc == by_cpu {
-        true => (format!("crc32c {crc:#010x}, {} bytes", buffer.bytes), Verdict::Done),
+        true => (
+            format!("crc32c {crc:#010x}, {} bytes", buffer.bytes),
+            Verdict::Done,
+        ),
         false => (
             format!("crc32c differs: device {crc:#010x}, CPU {by_cpu:#010x}"),
             Verdict::CheckFailed,
@@ -219,7 +241,9 @@ fn checksum(contents: &Contents, placement: &Placement) -> anyhow::Result<Outcom
         operation: "checksum",
         device: placement.device,
         bytes_done: buffer.bytes as u64,
-        result: RunResult::Checksum { crc32c: format!("{crc:#010x}") },
+        result: RunResult::Checksum {
+            crc32c: format!("{crc:#010x}"),
+        },
         sentence,
         verdict,
     })
@@ -235,7 +259,10 @@ fn fill(
     let device = open(placement.device)?;
     let buffer = Buffer::zeroed(size)?;
     buffer.place(&device, placement.memory)?;
-    let answer = answered(&device, device.fill(&buffer.memory, buffer.span(), width, value))?;
+    let answer = answered(
+        &device,
+        device.fill(&buffer.memory, buffer.span(), width, value),
+    )?;
     if let Some(path) = output {
         buffer.save(path)?;
     }
@@ -259,7 +286,10 @@ fn copy(
     let target = Buffer::zeroed(source.bytes as u64)?;
     source.place(&device, placement.memory)?;
     target.place(&device, placement.memory)?;
-    let operands = ((&source.memory, source.span()), (&target.memory, target.span()));
+    let operands = (
+        (&source.memory, source.span()),
+        (&target.memory, target.span()),
+    );
     let answer = answered(&device, device.copy(operands.0, operands.1))?;
     if let Some(path) = output {
         target.save(path)?;
@@ -276,12 +306,20 @@ fn copy(
 
 fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Outcome> {
     let device = open(placement.device)?;
-    let load = |path: &str| Buffer::load(&Contents { input: Some(path.into()), size: None });
+    let load = |path: &str| {
+        Buffer::load(&Contents {
+            input: Some(path.into()),
+            size: None,
+        })
+    };
     let (a, b) = (load(input)?, load(other)?);
     a.place(&device, placement.memory)?;
     b.place(&device, placement.memory)?;
     // The device compares equal lengths; beyond the shorter file there is a difference.
-    let span = Span { offset: 0, bytes: a.bytes.min(b.bytes) };
+    let span = Span {
+        offset: 0,
+        bytes: a.bytes.min(b.bytes),
+    };
     let comparison = device
         .compare((&a.memory, span), (&b.memory, span))
         .with_context(|| format!("device {} gave no comparison", placement.device))?;
@@ -298,7 +336,10 @@ fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Ou
         operation: "compare",
         device: placement.device,
         bytes_done: span.bytes as u64,
-        result: RunResult::Compare { equal: differs_at.is_none(), differs_at },
+        result: RunResult::Compare {
+            equal: differs_at.is_none(),
+            differs_at,
+        },
         sentence,
         verdict,
     })
@@ -311,14 +352,19 @@ fn fetch_add(
     placement: &Placement,
 ) -> anyhow::Result<Outcome> {
     let (device, buffer) = number_buffer(initial, placement)?;
-    let answer =
-        answered(&device, device.fetch_add(&buffer.memory, buffer.span(), value, times))?;
+    let answer = answered(
+        &device,
+        device.fetch_add(&buffer.memory, buffer.span(), value, times),
+    )?;
     let after = buffer.memory.word(0).load(SeqCst);
     Ok(Outcome {
         operation: "fetch-add",
         device: placement.device,
         bytes_done: answer.bytes_done,
-        result: RunResult::Atomic { before: answer.result, after },
+        result: RunResult::Atomic {
+            before: answer.result,
+            after,
+        },
         sentence: format!("{after} (before the last addition: {})", answer.result),
         verdict: Verdict::Done,
     })
@@ -331,12 +377,17 @@ fn compare_swap(
     placement: &Placement,
 ) -> anyhow::Result<Outcome> {
     let (device, buffer) = number_buffer(initial, placement)?;
-    let answer =
-        answered(&device, device.compare_swap(&buffer.memory, buffer.span(), expect, store))?;
+    let answer = answered(
+        &device,
+        device.compare_swap(&buffer.memory, buffer.span(), expect, store),
+    )?;
     let (before, after) = (answer.result, buffer.memory.word(0).load(SeqCst));
     let (sentence, verdict) = match before == expect {
         true => (format!("{before} replaced by {after}"), Verdict::Done),
-        false => (format!("found {before}, not {expect}; left alone"), Verdict::CheckFailed),
+        false => (
+            format!("found {before}, not {expect}; left alone"),
+            Verdict::CheckFailed,
+        ),
     };
     Ok(Outcome {
         operation: "compare-swap",

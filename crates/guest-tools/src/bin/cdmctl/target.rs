@@ -36,12 +36,21 @@ impl Target {
             return Ok(self.which.ranges.clone());
         }
         let vmas = process::maps(self.pid).with_context(|| {
-            format!("cannot read the mappings of process {}: does it run, as your user?", self.pid)
+            format!(
+                "cannot read the mappings of process {}: does it run, as your user?",
+                self.pid
+            )
         })?;
-        let ranges: Vec<_> =
-            vmas.iter().filter(|vma| vma.is_private_writable()).map(|vma| vma.range).collect();
+        let ranges: Vec<_> = vmas
+            .iter()
+            .filter(|vma| vma.is_private_writable())
+            .map(|vma| vma.range)
+            .collect();
         if ranges.is_empty() {
-            bail!("process {} has no private writable mapping: is it a kernel thread?", self.pid);
+            bail!(
+                "process {} has no private writable mapping: is it a kernel thread?",
+                self.pid
+            );
         }
         Ok(ranges)
     }

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What every test starts with, and the checks that many of them make.
+
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cdm_guest_tools::device::{Device, Direction, Migration};
+use cdm_guest_tools::memory::{Mapping, PAGE_BYTES};
+use cdm_guest_tools::pagemap;
+use cdm_guest_tools::range::AddressRange;
+use cdm_guest_tools::uapi::cdm_query;
+
+/// One test; its name is a claim.
+#[derive(Clone, Copy)]
+pub struct Test {
+    pub group: &'static str,
+    pub name: &'static str,
+    pub run: fn(&Fixture) -> Result<()>,
+}
+
+impl Test {
+    pub fn full_name(&self) -> String {
+        format!("{}::{}", self.group, self.name)
+    }
+}
+
+/// Names the tests of a group: the function is the name.
+#[macro_export]
+macro_rules! tests {
+    ($group:literal: $($name:ident),+ $(,)?) => {
+        pub const TESTS: &[$crate::fixture::Test] = &[$($crate::fixture::Test {
+            group: $group,
+            name: stringify!($name),
+            run: $name,
+        }),+];
+    };
+}
+
+/// Why a test could not be tried here.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// Ends a test as skipped.
+pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
+    Err(Skip(reason.into()).into())
+}
+
+/// How often a migration is repeated for pages that were busy: the kernel's own short references
+/// (per-CPU lists of pages on their way to the LRU) go away by themselves.
+const BUSY_RETRIES: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long the kernel may take to give freed device pages back.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The first device, and how to say something about the test.
+pub struct Fixture {
+    pub device: Device,
+    /// As the device was when the test began.
+    pub start: cdm_query,
+    /// Seed for random sequences.
+    pub seed: u64,
+    notes: Mutex<Box<dyn Write + Send>>,
+}
+
+impl Fixture {
+    /// Opens the first device; notes go to `notes`, a line each.
+    pub fn new(seed: u64, notes: Box<dyn Write + Send>) -> Result<Self> {
+        let device =
+            Device::open(0).context("cannot open /dev/cdm0: is the module loaded? see 'dmesg'")?;
+        let start = device.query().context("cannot query device 0")?;
+        Ok(Self {
+            device,
+            start,
+            seed,
+            notes: Mutex::new(notes),
+        })
+    }
+
+    /// Adds a diagnostic to the result of this test.
+    pub fn note(&self, text: impl AsRef<str>) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        // The reader is the runner; without it the result is lost as well.
+        let _ = writeln!(notes, "{}", text.as_ref().replace('\n', " "));
+    }
+
+    /// Physical addresses that pages can have in the device.
+    pub fn device_memory(&self) -> Range<u64> {
+        device_memory(&self.start)
+    }
+
+    /// Pages of the device that are free.
+    pub fn free_pages(&self) -> Result<u64> {
+        free_pages(&self.device)
+    }
+
+    /// Memory of `pages` pages with the pattern of `seed`, in system memory.
+    pub fn system_memory(&self, pages: usize, seed: u64) -> Result<Mapping> {
+        let memory = Mapping::anonymous(pages * PAGE_BYTES).context("cannot map memory")?;
+        memory.fill_pattern(seed);
+        Ok(memory)
+    }
+
+    /// Memory of `pages` pages with the pattern of `seed`, in the device.
+    pub fn resident_memory(&self, pages: usize, seed: u64) -> Result<Mapping> {
+        let memory = self.system_memory(pages, seed)?;
+        self.move_all(memory.range(), Direction::ToDevice)?;
+        Ok(memory)
+    }
+
+    /// Moves a range of this process, and expects that every page ends where it should.
+    pub fn move_all(&self, range: AddressRange, direction: Direction) -> Result<Migration> {
+        let (migration, retries) = move_patiently(&self.device, 0, range, direction)?;
+        if retries > 0 {
+            self.note(format!("{retries} retries for busy pages"));
+        }
+        ensure!(
+            migration.moved + migration.there == range.pages(),
+            "of {} pages not all moved {direction:?}: {migration:?}",
+            range.pages()
+        );
+        Ok(migration)
+    }
+
+    /// Expects every page of a range of this process inside the device, by the page tables and by
+    /// the driver.
+    pub fn expect_in_device(&self, range: AddressRange) -> Result<()> {
+        let inside = self.device_memory();
+        for (index, address) in physical_addresses(range)?.into_iter().enumerate() {
+            ensure!(
+                inside.contains(&address),
+                "page {index} is at {address:#x}, outside the device's {:#x}-{:#x}",
+                inside.start,
+                inside.end
+            );
+        }
+        let residency = self.device.residency(0, range)?;
+        ensure!(
+            residency.this_device == range.pages(),
+            "the driver does not find all {} pages in the device: {residency:?}",
+            range.pages()
+        );
+        Ok(())
+    }
+
+    /// Expects every page of a range of this process in system memory, by the page tables and by
+    /// the driver.
+    pub fn expect_in_system(&self, range: AddressRange) -> Result<()> {
+        let outside = self.start.base..self.device_memory().end;
+        for (index, address) in physical_addresses(range)?.into_iter().enumerate() {
+            ensure!(
+                !outside.contains(&address),
+                "page {index} is at {address:#x}, in the device"
+            );
+        }
+        let residency = self.device.residency(0, range)?;
+        ensure!(
+            residency.system == range.pages(),
+            "the driver does not find all {} pages in system memory: {residency:?}",
+            range.pages()
+        );
+        Ok(())
+    }
+
+    /// Expects the number of free pages, which the kernel may take a moment to reach.
+    pub fn expect_free_pages(&self, expected: u64) -> Result<()> {
+        expect_free_pages(&self.device, expected)
+    }
+}
+
+/// Physical addresses that pages can have in a device.
+pub fn device_memory(query: &cdm_query) -> Range<u64> {
+    let start = query.base + query.bytes_metadata;
+    start..start + query.bytes_total
+}
+
+/// Pages of `device` that are free.
+pub fn free_pages(device: &Device) -> Result<u64> {
+    Ok(device.query()?.bytes_free / PAGE_BYTES as u64)
+}
+
+/// Waits until `device` has `expected` free pages.
+pub fn expect_free_pages(device: &Device, expected: u64) -> Result<()> {
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    loop {
+        let free = free_pages(device)?;
+        if free == expected {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!(
+                "device {} has {free} free pages, not {expected}, after {SETTLE_LIMIT:?}",
+                device.number()
+            );
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Physical address of each page of a range of this process; every page must be present.
+pub fn physical_addresses(range: AddressRange) -> Result<Vec<u64>> {
+    let entries = pagemap::own(range).context("cannot read /proc/self/pagemap")?;
+    entries
+        .iter()
+        .enumerate()
+        .map(|(index, entry)| {
+            entry.physical_address().with_context(|| {
+                format!("page {index} of {range} has no entry in the page table: {entry:?}")
+            })
+        })
+        .collect()
+}
+
+/// Moves a range and tries again while pages are busy. The result of the last call, with the pages
+/// that any call moved; and how often it tried again.
+pub fn move_patiently(
+    device: &Device,
+    pid: i32,
+    range: AddressRange,
+    direction: Direction,
+) -> Result<(Migration, u32)> {
+    let mut moved = 0;
+    for retry in 0.. {
+        let mut migration = device
+            .migrate(pid, range, direction)
+            .with_context(|| format!("cannot move {range} {direction:?}"))?;
+        ensure!(
+            migration.adds_up(),
+            "the counts do not add up: {migration:?}"
+        );
+        ensure!(
+            migration.asked == range.pages(),
+            "not every page was asked: {migration:?}"
+        );
+        moved += migration.moved;
+        if migration.busy == 0 || retry == BUSY_RETRIES {
+            migration.there -= moved - migration.moved;
+            migration.moved = moved;
+            return Ok((migration, retry));
+        }
+        thread::sleep(BUSY_PAUSE);
+    }
+    unreachable!("the loop ends at BUSY_RETRIES")
+}
+
+/// Expects one errno.
+pub fn expect_errno<T: std::fmt::Debug>(
+    result: io::Result<T>,
+    errno: nix::errno::Errno,
+) -> Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(errno as i32) => Ok(()),
+        Err(error) => bail!("expected {errno}, got: {error}"),
+        Ok(value) => bail!("expected {errno}, but the call succeeded: {value:?}"),
+    }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Nobody may pin device memory for long: a long-term pin moves the page out
+//! first, or fails; and what is pinned does not move.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, Result, ensure};
+use cdm_guest_tools::device::Direction;
+use cdm_guest_tools::memory::Mapping;
+use io_uring::IoUring;
+
+use crate::fixture::{Fixture, skip};
+
+crate::tests!("pins":
+    io_uring_buffer_moves_its_pages_out,
+    io_uring_buffer_of_part_of_the_memory_leaves_the_rest,
+    pinned_pages_are_refused_and_move_after_the_pin,
+    gup_test_long_term_pin_moves_the_pages_out,
+    gup_test_fast_long_term_pin_moves_the_pages_out,
+);
+
+const PAGES: usize = 64;
+
+/// A buffer that io_uring holds, by long-term pins (FOLL_LONGTERM).
+struct Registered {
+    ring: IoUring,
+}
+
+impl Registered {
+    fn new(memory: &Mapping, pages: std::ops::Range<usize>) -> Result<Self> {
+        let ring = IoUring::new(2).context("io_uring_setup: is CONFIG_IO_URING on?")?;
+        let range = memory.page_range(pages.start, pages.len());
+        let buffer = libc::iovec {
+            iov_base: range.start() as *mut libc::c_void,
+            iov_len: range.bytes() as usize,
+        };
+        // SAFETY: the memory outlives the ring in every test here, and no request ever uses it.
+        unsafe { ring.submitter().register_buffers(&[buffer]) }
+            .context("cannot register a buffer that lay in device memory")?;
+        Ok(Self { ring })
+    }
+
+    fn unregister(self) -> Result<()> {
+        self.ring
+            .submitter()
+            .unregister_buffers()
+            .context("cannot unregister the buffer")
+    }
+}
+
+fn io_uring_buffer_moves_its_pages_out(t: &Fixture) -> Result<()> {
+    let free = t.free_pages()?;
+    let memory = t.resident_memory(PAGES, 1)?;
+    let registered = Registered::new(&memory, 0..PAGES)?;
+    t.expect_in_system(memory.range())?;
+    t.expect_free_pages(free)?;
+    memory.check_pattern(1)?;
+    registered.unregister()?;
+    memory.check_pattern(1)?;
+    Ok(())
+}
+
+fn io_uring_buffer_of_part_of_the_memory_leaves_the_rest(t: &Fixture) -> Result<()> {
+    let memory = t.resident_memory(PAGES, 2)?;
+    let registered = Registered::new(&memory, 16..24)?;
+    t.expect_in_system(memory.page_range(16, 8))?;
+    t.expect_in_device(memory.page_range(0, 16))?;
+    t.expect_in_device(memory.page_range(24, PAGES - 24))?;
+    memory.check_pattern(2)?;
+    registered.unregister()
+}
+
+fn pinned_pages_are_refused_and_move_after_the_pin(t: &Fixture) -> Result<()> {
+    let free = t.free_pages()?;
+    let memory = t.system_memory(PAGES, 3)?;
+    let registered = Registered::new(&memory, 8..24)?;
+    let migration = t.device.migrate(0, memory.range(), Direction::ToDevice)?;
+    ensure!(migration.busy >= 16, "16 pages are pinned: {migration:?}");
+    t.expect_in_system(memory.page_range(8, 16))?;
+    memory.check_pattern(3)?;
+    // The rest moves; and asking again does not wear the pin out.
+    for _ in 0..3 {
+        t.device.migrate(0, memory.range(), Direction::ToDevice)?;
+    }
+    t.expect_in_system(memory.page_range(8, 16))?;
+    t.expect_in_device(memory.page_range(24, PAGES - 24))?;
+    t.expect_free_pages(free - (PAGES as u64 - 16))?;
+    registered.unregister()?;
+    t.move_all(memory.range(), Direction::ToDevice)?;
+    t.expect_in_device(memory.range())?;
+    memory.check_pattern(3)?;
+    Ok(())
+}
+
+/// The kernel's own test of pins, lib/gup_test.c; its header is not among the installed ones, so
+/// what is used of it stands here.
+mod gup_test {
+    /// `struct pin_longterm_test` of mm/gup_test.h.
+    #[repr(C)]
+    pub struct PinLongterm {
+        pub address: u64,
+        pub bytes: u64,
+        pub flags: u32,
+    }
+
+    pub const USE_WRITE: u32 = 1;
+    pub const USE_FAST: u32 = 2;
+
+    nix::ioctl_write_ptr!(start, b'g', 7, PinLongterm);
+    nix::ioctl_none!(stop, b'g', 8);
+}
+
+fn pin_by_gup_test(t: &Fixture, flags: u32) -> Result<()> {
+    const PATH: &str = "/sys/kernel/debug/gup_test";
+    let Ok(file) = File::options().read(true).write(true).open(PATH) else {
+        return skip(format!("the kernel has no {PATH} (CONFIG_GUP_TEST)"));
+    };
+    let free = t.free_pages()?;
+    let memory = t.resident_memory(PAGES, 4)?;
+    let (address, bytes) = (memory.address(), memory.bytes() as u64);
+    let request = gup_test::PinLongterm {
+        address,
+        bytes,
+        flags,
+    };
+    // SAFETY: the request is read only, and names memory of this test.
+    unsafe { gup_test::start(file.as_raw_fd(), &raw const request) }
+        .context("gup_test cannot pin")?;
+    // The ioctl fails unless every page is pinned, so that the pages are where the pin put them.
+    t.expect_in_system(memory.range())?;
+    t.expect_free_pages(free)?;
+    memory.check_pattern(4)?;
+    let migration = t.device.migrate(0, memory.range(), Direction::ToDevice)?;
+    ensure!(
+        migration.busy == PAGES as u64,
+        "pinned pages: {migration:?}"
+    );
+    // SAFETY: the request has no argument.
+    unsafe { gup_test::stop(file.as_raw_fd()) }.context("gup_test cannot unpin")?;
+    t.move_all(memory.range(), Direction::ToDevice)?;
+    memory.check_pattern(4)?;
+    Ok(())
+}
+
+fn gup_test_long_term_pin_moves_the_pages_out(t: &Fixture) -> Result<()> {
+    pin_by_gup_test(t, gup_test::USE_WRITE)
+}
+
+fn gup_test_fast_long_term_pin_moves_the_pages_out(t: &Fixture) -> Result<()> {
+    pin_by_gup_test(t, gup_test::USE_WRITE | gup_test::USE_FAST)
+}

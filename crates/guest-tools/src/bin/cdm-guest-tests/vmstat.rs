@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The kernel's own page counts, which must fit after every test.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// How long the kernel may take to settle: io_uring drops pins from a worker.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Counts of pages in a state that ends with the process, and by how many they may differ: the
+/// agent and other programs of the guest go on meanwhile, and the kernel keeps some freed pages in
+/// per-CPU lists.
+const STEADY: &[(&str, i64)] = &[
+    ("nr_anon_pages", 768),
+    ("nr_anon_transparent_hugepages", 2),
+    ("nr_shmem", 64),
+    ("nr_shmem_hugepages", 0),
+    ("nr_mlock", 0),
+    ("nr_isolated_anon", 0),
+    ("nr_isolated_file", 0),
+];
+
+/// Page counts at one time.
+pub struct Snapshot(BTreeMap<String, i64>);
+
+impl Snapshot {
+    /// Reads the counts after the kernel has folded its per-CPU parts in.
+    pub fn take() -> Result<Self> {
+        // The write fails with EINVAL if a count is negative.
+        fs::write("/proc/sys/vm/stat_refresh", "1")
+            .context("the kernel finds a negative page count (stat_refresh, see the log)")?;
+        let text = fs::read_to_string("/proc/vmstat").context("cannot read /proc/vmstat")?;
+        Ok(Self(parse(&text)))
+    }
+
+    fn get(&self, name: &str) -> i64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// Waits until the counts are back to these, and fails if they do not come back.
+    pub fn compare(&self) -> Result<()> {
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        loop {
+            let complaint = match self.difference(&Self::take()?) {
+                None => return Ok(()),
+                Some(complaint) => complaint,
+            };
+            if Instant::now() >= deadline {
+                bail!("{complaint}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn difference(&self, now: &Self) -> Option<String> {
+        let pinned = now.get("nr_foll_pin_acquired") - now.get("nr_foll_pin_released");
+        if pinned != 0 {
+            return Some(format!("{pinned} pins were not released"));
+        }
+        if let Some((name, value)) = now
+            .0
+            .iter()
+            .find(|(name, value)| name.starts_with("nr_") && **value < 0)
+        {
+            return Some(format!("{name} is {value}"));
+        }
+        STEADY.iter().find_map(|(name, noise)| {
+            let (before, after) = (self.get(name), now.get(name));
+            ((after - before).abs() > *noise)
+                .then(|| format!("{name} went from {before} to {after}"))
+        })
+    }
+}
+
+fn parse(text: &str) -> BTreeMap<String, i64> {
+    text.lines()
+        .filter_map(|line| {
+            let (name, value) = line.split_once(' ')?;
+            // Counts that run over i64 on their way to "negative" are read as that.
+            let value = value
+                .parse::<i64>()
+                .or_else(|_| value.parse().map(u64::cast_signed));
+            Some((name.to_owned(), value.ok()?))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(text: &str) -> Snapshot {
+        Snapshot(parse(text))
+    }
+
+    #[test]
+    fn equal_counts_are_fine_and_noise_is_allowed() {
+        let before = snapshot("nr_anon_pages 1000\nnr_mlock 1\n");
+        let now = snapshot("nr_anon_pages 1100\nnr_mlock 1\n");
+        assert_eq!(before.difference(&now), None);
+    }
+
+    #[test]
+    fn leaked_pins_negative_counts_and_lost_pages_are_named() {
+        let before = snapshot("nr_anon_pages 1000\n");
+        let cases = [
+            (
+                "nr_foll_pin_acquired 5\nnr_foll_pin_released 4\nnr_anon_pages 1000\n",
+                "pins",
+            ),
+            (
+                "nr_anon_pages 1000\nnr_dirty 18446744073709551615\n",
+                "nr_dirty is -1",
+            ),
+            (
+                "nr_anon_pages 9000\n",
+                "nr_anon_pages went from 1000 to 9000",
+            ),
+            ("nr_anon_pages 1000\nnr_mlock 1\n", "nr_mlock"),
+        ];
+        for (text, expected) in cases {
+            let complaint = before.difference(&snapshot(text)).expect(text);
+            assert!(complaint.contains(expected), "{complaint}");
+        }
+    }
+}
