@@ -10,7 +10,7 @@ cdm := quote(justfile_directory() / "ci/just") + " --cdm"
 # List the recipes
 [no-cd]
 _default:
-    @just --justfile {{ quote(justfile()) }} --list --unsorted
+    @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} --list --unsorted
 
 # Boot a guest with the device and open a shell in it
 [no-cd]

@@ -24,8 +24,8 @@ pub struct CleanArgs {
 }
 
 /// What a plain clean keeps: it came from elsewhere, or makes the next build
-/// quick. `bin` holds the program that is running.
-const KEPT: [&str; 5] = ["toolbox", "just", "ccache", "bin", "locks"];
+/// quick.
+const KEPT: [&str; 4] = ["toolbox", "just", "ccache", "locks"];
 
 /// `cdm clean`.
 pub fn run(ctx: &Context, args: &CleanArgs) -> Result<ExitCode> {

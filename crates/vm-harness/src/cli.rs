@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(
     name = "cdm",
+    bin_name = "cdm",
     version,
     max_term_width = 100,
     disable_help_subcommand = true
