@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Layout and lints of all Rust code, licences of all files.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::Stage;
+use super::run::Run;
+use crate::command::run_logged;
+
+/// The stage `lint`.
+#[derive(Debug)]
+pub struct Lint;
+
+/// A test of this stage: its name and what it does.
+type Check = (&'static str, fn(&Run, &Path) -> Result<()>);
+
+const CHECKS: &[Check] = &[
+    ("lint::rustfmt", rustfmt),
+    ("lint::rustfmt_of_the_driver", rustfmt_driver),
+    ("lint::clippy", clippy),
+    ("lint::every_file_names_its_licence", licences),
+];
+
+impl Stage for Lint {
+    fn name(&self) -> &'static str {
+        "lint"
+    }
+
+    fn list(&mut self, _run: &Run) -> Result<Vec<String>> {
+        Ok(CHECKS.iter().map(|(name, _)| (*name).to_owned()).collect())
+    }
+
+    fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
+        for (name, check) in CHECKS.iter().filter(|(name, _)| chosen.iter().any(|c| c == name)) {
+            let log = run.folder().join(format!("{}.log", name.replace("::", "-")));
+            let result = check(run, &log);
+            run.check(name, || result);
+        }
+        Ok(())
+    }
+}
+
+fn rustfmt(run: &Run, log: &Path) -> Result<()> {
+    let mut command = Command::new("cargo");
+    command.current_dir(&run.ctx().repo).args(["fmt", "--all", "--check"]);
+    run_logged(&mut command, "cargo fmt --check", log, |_| {})
+        .context("'cargo fmt --all' in the toolbox lays the code out")
+}
+
+/// The driver's files that Kbuild compiles are no part of the workspace.
+fn rustfmt_driver(run: &Run, log: &Path) -> Result<()> {
+    let root = run.ctx().repo.join("crates/guest-driver/src/cdm_main.rs");
+    let mut command = Command::new("rustfmt");
+    // The edition that the kernel compiles modules with.
+    command.args(["--check", "--edition", "2021"]).arg(root);
+    run_logged(&mut command, "rustfmt --check", log, |_| {})
+}
+
+fn clippy(run: &Run, log: &Path) -> Result<()> {
+    let mut command = super::unit::cargo(run.ctx());
+    command.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
+    let task = run.ctx().progress.task("running clippy", Some(log));
+    run_logged(&mut command, "cargo clippy", log, |line| {
+        if let Some(what) = line.trim_start().strip_prefix("Checking ") {
+            task.set_detail(what);
+        }
+    })
+}
+
+/// Files that cannot or need not carry a line of their own.
+fn is_exempt(path: &str) -> bool {
+    let generated = ["Cargo.lock"].contains(&path);
+    // A patch is under the licence of what it patches; `series` and git's own files are lists.
+    let kind = [".patch", "/series", ".gitignore", ".gitattributes"];
+    generated || path.starts_with("LICENSES/") || kind.iter().any(|end| path.ends_with(end))
+}
+
+fn licences(run: &Run, log: &Path) -> Result<()> {
+    /// Behind a `#!` line, or in a `$comment` of JSON.
+    const LINES: usize = 5;
+    let repo = &run.ctx().repo;
+    let mut lacking = Vec::new();
+    for path in tracked_files(repo, log)? {
+        if is_exempt(&path) {
+            continue;
+        }
+        // Listed by git and deleted by the user.
+        let Ok(bytes) = fs::read(repo.join(&path)) else { continue };
+        let text = String::from_utf8_lossy(&bytes);
+        if !text.is_empty() && !text.lines().take(LINES).any(|line| line.contains("SPDX-License-Identifier")) {
+            lacking.push(path);
+        }
+    }
+    ensure!(
+        lacking.is_empty(),
+        "no SPDX-License-Identifier in the first {LINES} lines of: {}",
+        lacking.join(", ")
+    );
+    Ok(())
+}
+
+/// Files of the repository, or all files where there is no git.
+pub fn tracked_files(repo: &Path, log: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    let mut git = Command::new("git");
+    git.current_dir(repo).args(["-c", "safe.directory=*", "ls-files"]);
+    match run_logged(&mut git, "git ls-files", log, |line| {
+        if !line.starts_with("fatal") {
+            files.push(line.to_owned());
+        }
+    }) {
+        Ok(()) if files.is_empty() => bail!("git lists no file in {}", repo.display()),
+        Ok(()) => Ok(files),
+        Err(_) => {
+            let found = crate::cache::files_below(repo)?;
+            let relative = |path: &Path| Some(path.strip_prefix(repo).ok()?.to_str()?.to_owned());
+            let inside = found.iter().filter_map(|path| relative(path));
+            Ok(inside.filter(|path| !path.starts_with(".git/") && !path.starts_with("target/")).collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_patches_and_locks_need_no_licence_line() {
+        assert!(is_exempt("Cargo.lock") && is_exempt("images/kernel/patches/0001-a.patch"));
+        assert!(!is_exempt("crates/x/Cargo.toml") && !is_exempt("justfile"));
+    }
+}

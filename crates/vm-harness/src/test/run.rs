@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What all stages of one `cdm test` share: where logs go, and the results.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::report::{Report, TestResult, Verdict};
+use crate::context::Context;
+
+/// Ends a test as skipped.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Skip(pub String);
+
+/// One run of tests.
+#[derive(Debug)]
+pub struct Run<'a> {
+    ctx: &'a Context,
+    folder: PathBuf,
+    report: Report,
+}
+
+impl<'a> Run<'a> {
+    /// A run whose logs go to `folder`, which exists.
+    pub fn new(ctx: &'a Context, folder: PathBuf) -> Self {
+        Self { ctx, folder, report: Report::default() }
+    }
+
+    /// Repository, cache, progress.
+    pub fn ctx(&self) -> &'a Context {
+        self.ctx
+    }
+
+    /// Where logs of this run go.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The results.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Announces tests, each of which must get a result.
+    pub fn expect(&mut self, names: &[String]) {
+        self.report.expect(names);
+    }
+
+    /// Records a result and prints it.
+    pub fn record(&mut self, name: &str, verdict: Verdict, took: Duration, detail: &str) {
+        let result = self.report.record(TestResult::new(name, verdict, took, detail));
+        let word = match result.verdict {
+            Verdict::Passed => "ok",
+            Verdict::Failed => "FAILED",
+            Verdict::Skipped => "skipped",
+        };
+        let mut line = format!("{word:<7} {name} ({:.1} s)", result.seconds);
+        if result.verdict == Verdict::Skipped {
+            line.push_str(": ");
+            line.push_str(result.detail.lines().next().unwrap_or_default());
+        }
+        println!("{line}");
+    }
+
+    /// Records a failure that no test function found.
+    pub fn fail(&mut self, name: &str, detail: &str) {
+        self.record(name, Verdict::Failed, Duration::ZERO, detail);
+    }
+
+    /// Records a failure for every test that was announced and has no result.
+    pub fn fail_missing(&mut self, why: String) {
+        for name in self.report.missing() {
+            self.fail(&name, &why);
+        }
+    }
+
+    /// Runs a test function and records how it ended. A panic is a failure.
+    pub fn check(&mut self, name: &str, test: impl FnOnce() -> Result<()>) {
+        let started = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(test));
+        let (verdict, detail) = match result {
+            Ok(Ok(())) => (Verdict::Passed, String::new()),
+            Ok(Err(error)) => match error.downcast_ref::<Skip>() {
+                Some(skip) => (Verdict::Skipped, skip.0.clone()),
+                None => (Verdict::Failed, format!("{error:#}")),
+            },
+            Err(panic) => (Verdict::Failed, format!("panic: {}", message(panic.as_ref()))),
+        };
+        self.record(name, verdict, started.elapsed(), &detail);
+    }
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("of an unknown kind")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Progress;
+    use anyhow::bail;
+
+    fn context() -> Context {
+        Context {
+            repo: "/nonexistent".into(),
+            cache: "/nonexistent".into(),
+            toolbox: "test".into(),
+            progress: Progress::silent(),
+        }
+    }
+
+    #[test]
+    fn error_and_panic_fail_a_test_and_skip_skips_it() {
+        let ctx = context();
+        let mut run = Run::new(&ctx, "/nonexistent".into());
+        run.check("good", || Ok(()));
+        run.check("bad", || bail!("no"));
+        run.check("worse", || panic!("oh"));
+        run.check("elsewhere", || Err(Skip("not here".into()).into()));
+        assert_eq!(run.report().count(), "1 passed, 2 failed, 1 skipped");
+    }
+
+    #[test]
+    fn missing_tests_fail_with_the_reason() {
+        let ctx = context();
+        let mut run = Run::new(&ctx, "/nonexistent".into());
+        run.expect(&["one".into()]);
+        run.fail_missing("the guest died".into());
+        assert_eq!(run.report().count(), "0 passed, 1 failed, 0 skipped");
+        assert!(run.report().failures().contains("the guest died"));
+    }
+}
