@@ -171,11 +171,6 @@ impl<S: DerefMut<Target = [u64]>> PageAlloc<S> {
         Some(this)
     }
 
-    /// Pages in all.
-    pub fn pages(&self) -> u32 {
-        self.pages
-    }
-
     /// Pages that are free.
     pub fn free_pages(&self) -> u32 {
         self.free

@@ -1,0 +1,582 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * C side of cdm.ko; see helpers.h.
+ */
+#include <linux/capability.h>
+#include <linux/cred.h>
+#include <linux/highmem.h>
+#include <linux/hmm.h>
+#include <linux/hugetlb.h>
+#include <linux/memremap.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/module.h>
+#include <linux/nodemask.h>
+#include <linux/pci.h>
+#include <linux/scatterlist.h>
+#include <linux/sched/exec_state.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/swap.h>
+#include <linux/sysfs.h>
+#include <linux/topology.h>
+#include <linux/virtio_pci.h>
+#include <linux/workqueue.h>
+
+#include "helpers.h"
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
+
+/* ---- Module parameters ------------------------------------------------- */
+
+/* Zero: the best that the kernel has. */
+static u32 memory_type;
+
+static const struct {
+	const char *name;
+	u32 type;
+} memory_type_names[] = {
+	{ "auto", 0 },
+	{ "coherent", CDM_MEMORY_COHERENT },
+	{ "public", CDM_MEMORY_PUBLIC },
+};
+
+static int memory_type_set(const char *val, const struct kernel_param *kp)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(memory_type_names); i++) {
+		if (sysfs_streq(val, memory_type_names[i].name)) {
+			memory_type = memory_type_names[i].type;
+			return 0;
+		}
+	}
+	pr_err("memory_type=%s is unknown; it is auto, public or coherent\n", val);
+	return -EINVAL;
+}
+
+static int memory_type_get(char *buf, const struct kernel_param *kp)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(memory_type_names); i++)
+		if (memory_type_names[i].type == memory_type)
+			return sysfs_emit(buf, "%s\n", memory_type_names[i].name);
+	return -EINVAL;
+}
+
+static const struct kernel_param_ops memory_type_ops = {
+	.set = memory_type_set,
+	.get = memory_type_get,
+};
+
+module_param_cb(memory_type, &memory_type_ops, NULL, 0444);
+MODULE_PARM_DESC(memory_type,
+		 "type of the device memory: public, coherent, or auto, the best that the kernel has (default auto)");
+
+static bool altmap = true;
+module_param(altmap, bool, 0444);
+MODULE_PARM_DESC(altmap,
+		 "keep the struct pages of the device memory in the device memory itself (default Y)");
+
+static int numa_node = NUMA_NO_NODE;
+module_param(numa_node, int, 0444);
+MODULE_PARM_DESC(numa_node,
+		 "NUMA node of the device memory; -1: that of the device, else the nearest with memory (default -1)");
+
+u32 cdm_param_memory_type(void)
+{
+	return memory_type;
+}
+
+bool cdm_param_altmap(void)
+{
+	return altmap;
+}
+
+int cdm_param_numa_node(void)
+{
+	return numa_node;
+}
+
+/* ---- virtio ------------------------------------------------------------ */
+
+void *cdm_vdev_priv(struct virtio_device *vdev)
+{
+	return READ_ONCE(vdev->priv);
+}
+
+void cdm_vdev_set_priv(struct virtio_device *vdev, void *priv)
+{
+	smp_store_release(&vdev->priv, priv);
+}
+
+struct device *cdm_vdev_device(struct virtio_device *vdev)
+{
+	return &vdev->dev;
+}
+
+int cdm_vdev_node(struct virtio_device *vdev)
+{
+	return vdev->dev.parent ? dev_to_node(vdev->dev.parent) : NUMA_NO_NODE;
+}
+
+/*
+ * Length of the device's config space. A read past it is a BUG() in virtio_pci, and
+ * the virtio core does not tell, so ask the PCI capability that the transport took
+ * it from. Other transports do not crash; they get the benefit of the doubt.
+ */
+u32 cdm_vdev_config_bytes(struct virtio_device *vdev)
+{
+	struct pci_dev *pci;
+	u32 bytes;
+	u8 type, pos;
+
+	if (!vdev->dev.parent || !dev_is_pci(vdev->dev.parent))
+		return U32_MAX;
+	pci = to_pci_dev(vdev->dev.parent);
+	for (pos = pci_find_capability(pci, PCI_CAP_ID_VNDR); pos;
+	     pos = pci_find_next_capability(pci, pos, PCI_CAP_ID_VNDR)) {
+		if (pci_read_config_byte(pci, pos + offsetof(struct virtio_pci_cap, cfg_type),
+					 &type))
+			return 0;
+		if (type != VIRTIO_PCI_CAP_DEVICE_CFG)
+			continue;
+		if (pci_read_config_dword(pci, pos + offsetof(struct virtio_pci_cap, length),
+					  &bytes))
+			return 0;
+		return bytes;
+	}
+	return 0;
+}
+
+void cdm_vdev_read_config(struct virtio_device *vdev, void *buf, u32 bytes)
+{
+	virtio_cread_bytes(vdev, 0, buf, bytes);
+}
+
+void cdm_vdev_ready(struct virtio_device *vdev)
+{
+	virtio_device_ready(vdev);
+}
+
+bool cdm_vdev_shm_region(struct virtio_device *vdev, u8 id, u64 *base, u64 *bytes)
+{
+	struct virtio_shm_region region;
+
+	if (!virtio_get_shm_region(vdev, &region, id))
+		return false;
+	*base = region.addr;
+	*bytes = region.len;
+	return true;
+}
+
+int cdm_vdev_find_vqs(struct virtio_device *vdev, u32 num, struct virtqueue **vqs,
+		      const char *const *names, void (*callback)(struct virtqueue *vq))
+{
+	struct virtqueue_info *info;
+	u32 i;
+	int err;
+
+	info = kcalloc(num, sizeof(*info), GFP_KERNEL);
+	if (!info)
+		return -ENOMEM;
+	for (i = 0; i < num; i++) {
+		info[i].name = names[i];
+		info[i].callback = callback;
+	}
+	err = virtio_find_vqs(vdev, num, vqs, info, NULL);
+	kfree(info);
+	return err;
+}
+
+void cdm_vdev_del_vqs(struct virtio_device *vdev)
+{
+	vdev->config->del_vqs(vdev);
+}
+
+struct virtio_device *cdm_vq_vdev(struct virtqueue *vq)
+{
+	return vq->vdev;
+}
+
+u32 cdm_vq_index(struct virtqueue *vq)
+{
+	return vq->index;
+}
+
+/* Either part may be missing. Runs under the queue's lock. */
+int cdm_vq_add(struct virtqueue *vq, void *out, u32 out_bytes, void *in, u32 in_bytes,
+	       void *token)
+{
+	struct scatterlist out_sg, in_sg, *sgs[2];
+	unsigned int num_out = 0, num_in = 0;
+
+	if (out_bytes) {
+		sg_init_one(&out_sg, out, out_bytes);
+		sgs[num_out++] = &out_sg;
+	}
+	if (in_bytes) {
+		sg_init_one(&in_sg, in, in_bytes);
+		sgs[num_out + num_in++] = &in_sg;
+	}
+	return virtqueue_add_sgs(vq, sgs, num_out, num_in, token, GFP_ATOMIC);
+}
+
+void cdm_warn_queue_error(struct device *dev, u32 device, u32 queue, u64 lost)
+{
+	dev_warn_ratelimited(dev,
+			     "cdm%u: device dropped a request on queue %u (%llu reports lost before)\n",
+			     device, queue, lost);
+}
+
+void cdm_warn_unknown_event(struct device *dev, u32 device, u32 kind)
+{
+	dev_warn_ratelimited(dev, "cdm%u: unknown event %u\n", device, kind);
+}
+
+/* ---- Pages ------------------------------------------------------------- */
+
+struct page *cdm_pfn_to_page(unsigned long pfn)
+{
+	return pfn_to_page(pfn);
+}
+
+unsigned long cdm_page_to_pfn(struct page *page)
+{
+	return page_to_pfn(page);
+}
+
+struct dev_pagemap *cdm_page_pgmap(struct page *page)
+{
+	return is_zone_device_page(page) ? page_pgmap(page) : NULL;
+}
+
+bool cdm_page_is_anon(struct page *page)
+{
+	return PageAnon(page);
+}
+
+int cdm_page_refs(struct page *page)
+{
+	return page_ref_count(page);
+}
+
+int cdm_page_maps(struct page *page)
+{
+	return folio_mapcount(page_folio(page));
+}
+
+void cdm_page_init(struct page *page, struct dev_pagemap *pgmap)
+{
+	zone_device_folio_init((struct folio *)page, pgmap, 0);
+}
+
+void cdm_page_unlock_put(struct page *page)
+{
+	unlock_page(page);
+	put_page(page);
+}
+
+void cdm_page_put(struct page *page)
+{
+	put_page(page);
+}
+
+int cdm_page_copy(struct page *to, struct page *from)
+{
+	return copy_mc_highpage(to, from) ? -EIO : 0;
+}
+
+void cdm_page_clear(struct page *page)
+{
+	clear_highpage(page);
+}
+
+struct page *cdm_page_alloc(struct vm_area_struct *vma, unsigned long address)
+{
+	struct folio *folio = vma_alloc_folio(GFP_HIGHUSER_MOVABLE | __GFP_NOWARN, 0, vma, address);
+
+	if (!folio)
+		return NULL;
+	folio_lock(folio);
+	return folio_page(folio, 0);
+}
+
+/*
+ * A destination for a page that has to leave the device. The owner's mempolicy is
+ * not known here. Memory may be short for a while; rather than wake the OOM killer,
+ * fail and be called again.
+ */
+struct page *cdm_page_alloc_evacuate(void)
+{
+	struct page *page = alloc_page(GFP_HIGHUSER_MOVABLE | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
+
+	if (page)
+		lock_page(page);
+	return page;
+}
+
+/*
+ * Empties the per-CPU batches that hold references to folios for a while. Only a
+ * kernel with the series exports this; elsewhere, migrate_vma_setup() drains once
+ * per call and the callers wait and retry.
+ */
+void cdm_drain(void)
+{
+#ifdef CONFIG_DEVICE_PUBLIC
+	lru_add_drain_all();
+#endif
+}
+
+unsigned long cdm_folio_pfn(struct folio *folio)
+{
+	return folio_pfn(folio);
+}
+
+u32 cdm_folio_order(struct folio *folio)
+{
+	return folio_order(folio);
+}
+
+struct dev_pagemap *cdm_folio_pgmap(struct folio *folio)
+{
+	return folio->pgmap;
+}
+
+bool cdm_node_usable(int node)
+{
+	return node >= 0 && node < MAX_NUMNODES && node_online(node);
+}
+
+int cdm_node_default(void)
+{
+	return numa_mem_id();
+}
+
+u64 cdm_struct_page_bytes(void)
+{
+	return sizeof(struct page);
+}
+
+/* ---- Address spaces ---------------------------------------------------- */
+
+/*
+ * Whether current may move the memory of @task: the rule of cdm.h. It is the rule
+ * of ptrace_may_access(PTRACE_MODE_ATTACH_FSCREDS), which no module may call,
+ * without the security modules.
+ */
+static int cdm_may_move(struct task_struct *task)
+{
+	const struct task_exec_state *exec_state;
+	const struct cred *cred = current_cred(), *tcred;
+	struct user_namespace *ns;
+	bool is_dumpable;
+	int err = 0;
+
+	if (same_thread_group(task, current))
+		return 0;
+
+	rcu_read_lock();
+	tcred = __task_cred(task);
+	if (!(uid_eq(cred->fsuid, tcred->euid) && uid_eq(cred->fsuid, tcred->suid) &&
+	      uid_eq(cred->fsuid, tcred->uid) && gid_eq(cred->fsgid, tcred->egid) &&
+	      gid_eq(cred->fsgid, tcred->sgid) && gid_eq(cred->fsgid, tcred->gid)) &&
+	    !ns_capable(tcred->user_ns, CAP_SYS_PTRACE)) {
+		rcu_read_unlock();
+		return -EPERM;
+	}
+	/* Dumpable is read after the credentials: pairs with commit_creds(). */
+	smp_rmb();
+	exec_state = rcu_dereference(task->exec_state);
+	is_dumpable = READ_ONCE(exec_state->dumpable) == TASK_DUMPABLE_OWNER;
+	ns = exec_state->user_ns;
+	if (!is_dumpable && !ns_capable(ns, CAP_SYS_PTRACE))
+		err = -EPERM;
+	rcu_read_unlock();
+	return err;
+}
+
+/*
+ * The address space of the process @pid, as current sees pids, with a reference for
+ * mmput(). Credentials and address space belong together: an execve() in between
+ * is kept out by exec_update_lock, as in mm_access().
+ */
+int cdm_mm_of(pid_t pid, struct mm_struct **mm)
+{
+	struct task_struct *task;
+	int err;
+
+	rcu_read_lock();
+	task = get_pid_task(find_vpid(pid), PIDTYPE_PID);
+	rcu_read_unlock();
+	if (!task)
+		return -ESRCH;
+
+	err = down_read_killable(&task->signal->exec_update_lock);
+	if (err)
+		goto out_task;
+	err = cdm_may_move(task);
+	if (!err) {
+		*mm = get_task_mm(task);
+		if (!*mm)
+			err = -ESRCH;
+	}
+	up_read(&task->signal->exec_update_lock);
+out_task:
+	put_task_struct(task);
+	return err;
+}
+
+/* Whether migrate_vma_setup() takes the area at all. */
+bool cdm_vma_migratable(struct vm_area_struct *vma)
+{
+	return !is_vm_hugetlb_page(vma) && !(vma->vm_flags & VM_SPECIAL) && !vma_is_dax(vma);
+}
+
+bool cdm_vma_is_anonymous(struct vm_area_struct *vma)
+{
+	return vma_is_anonymous(vma);
+}
+
+/* Whether hmm_range_fault() looks into the area. */
+bool cdm_vma_readable(struct vm_area_struct *vma)
+{
+	return (vma->vm_flags & VM_READ) || (vma->vm_flags & (VM_IO | VM_PFNMAP));
+}
+
+bool cdm_notifier_blockable(const struct mmu_notifier_range *range)
+{
+	return mmu_notifier_range_blockable(range);
+}
+
+void cdm_notifier_set_seq(struct mmu_interval_notifier *sub, unsigned long seq)
+{
+	mmu_interval_set_seq(sub, seq);
+}
+
+bool cdm_notifier_retry(struct mmu_interval_notifier *sub, unsigned long seq)
+{
+	return mmu_interval_read_retry(sub, seq);
+}
+
+unsigned long cdm_hmm_pfn_flag_valid(void)
+{
+	return HMM_PFN_VALID;
+}
+
+struct page *cdm_hmm_page(unsigned long hmm_pfn)
+{
+	return hmm_pfn_to_page(hmm_pfn);
+}
+
+/*
+ * The page that is mapped at @address, with a reference, or NULL; for areas without
+ * VM_READ, which hmm_range_fault() passes over. Nothing is faulted in. The caller
+ * holds the mmap lock.
+ */
+struct page *cdm_page_mapped_at(struct mm_struct *mm, unsigned long address)
+{
+	struct page *page;
+
+	if (get_user_pages_remote(mm, address, 1, FOLL_FORCE | FOLL_NOFAULT, &page, NULL) != 1)
+		return NULL;
+	return page;
+}
+
+/* ---- Work and CPUs ----------------------------------------------------- */
+
+struct workqueue_struct *cdm_workqueue_alloc(void)
+{
+	return alloc_workqueue("cdm", WQ_UNBOUND, 0);
+}
+
+u32 cdm_cpu(void)
+{
+	return raw_smp_processor_id();
+}
+
+bool cdm_may_reset(void)
+{
+	return capable(CAP_SYS_ADMIN);
+}
+
+unsigned long cdm_jiffies_of_ms(u32 ms)
+{
+	return msecs_to_jiffies(ms);
+}
+
+/* ---- sysfs ------------------------------------------------------------- */
+
+/* The class device's drvdata is its struct miscdevice; see misc_register(). */
+#define CDM_ATTRIBUTE(_name, _id, _format, _type)					\
+static ssize_t _name##_show(struct device *dev, struct device_attribute *attr, char *buf) \
+{											\
+	return sysfs_emit(buf, _format "\n",						\
+			  (_type)cdm_attribute(dev_get_drvdata(dev), _id));		\
+}											\
+static DEVICE_ATTR_RO(_name)
+
+static ssize_t memory_type_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	s64 type = cdm_attribute(dev_get_drvdata(dev), CDM_ATTRIBUTE_MEMORY_TYPE);
+
+	return sysfs_emit(buf, "%s\n", type == CDM_MEMORY_PUBLIC ? "public" : "coherent");
+}
+static DEVICE_ATTR_RO(memory_type);
+
+CDM_ATTRIBUTE(base, CDM_ATTRIBUTE_BASE, "0x%llx", u64);
+CDM_ATTRIBUTE(bytes_total, CDM_ATTRIBUTE_BYTES_TOTAL, "%llu", u64);
+CDM_ATTRIBUTE(bytes_free, CDM_ATTRIBUTE_BYTES_FREE, "%llu", u64);
+CDM_ATTRIBUTE(bytes_metadata, CDM_ATTRIBUTE_BYTES_METADATA, "%llu", u64);
+CDM_ATTRIBUTE(numa_node, CDM_ATTRIBUTE_NUMA_NODE, "%lld", s64);
+CDM_ATTRIBUTE(link_width_lanes, CDM_ATTRIBUTE_LINK_WIDTH_LANES, "%llu", u64);
+CDM_ATTRIBUTE(link_speed_mts, CDM_ATTRIBUTE_LINK_SPEED_MTS, "%llu", u64);
+
+static struct attribute *cdm_attrs[] = {
+	&dev_attr_memory_type.attr,
+	&dev_attr_base.attr,
+	&dev_attr_bytes_total.attr,
+	&dev_attr_bytes_free.attr,
+	&dev_attr_bytes_metadata.attr,
+	&dev_attr_numa_node.attr,
+	&dev_attr_link_width_lanes.attr,
+	&dev_attr_link_speed_mts.attr,
+	NULL,
+};
+ATTRIBUTE_GROUPS(cdm);
+
+const struct attribute_group **cdm_attribute_groups(void)
+{
+	return cdm_groups;
+}
+
+/* ---- Trace events ------------------------------------------------------ */
+
+void cdm_trace_probe(u32 device, u32 memory_type, u64 base, u64 bytes, u64 metadata, int node)
+{
+	trace_cdm_probe(device, memory_type, base, bytes, metadata, node);
+}
+
+void cdm_trace_migrate_batch(u32 device, u32 direction, u64 address, u64 pages, u64 moved,
+			     u64 there, u64 failed, u32 tries)
+{
+	trace_cdm_migrate_batch(device, direction, address, pages, moved, there, failed, tries);
+}
+
+void cdm_trace_evacuate(u32 device, u64 in_use, u64 moved)
+{
+	trace_cdm_evacuate(device, in_use, moved);
+}
+
+void cdm_trace_command_submit(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes)
+{
+	trace_cdm_command_submit(device, queue, token, opcode, ranges, bytes);
+}
+
+void cdm_trace_command_done(u32 device, u32 queue, u64 token, u32 status, u64 result, u64 bytes)
+{
+	trace_cdm_command_done(device, queue, token, status, result, bytes);
+}

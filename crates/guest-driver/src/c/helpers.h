@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * C side of cdm.ko: what Rust cannot reach because it is a macro, an inline
+ * function or a table of macros. Nothing here decides anything; the one exception
+ * is cdm_mm_of(), which is the rule of who may move whose memory.
+ */
+#ifndef _CDM_HELPERS_H
+#define _CDM_HELPERS_H
+
+#include <linux/migrate.h>
+#include <linux/memremap.h>
+#include <linux/types.h>
+#include <linux/virtio.h>
+#include <linux/virtio_config.h>
+
+#include "../../uapi/cdm.h"
+
+/*
+ * What the kernel has. Without CONFIG_DEVICE_PUBLIC the public type and its select
+ * flag are zero, which is no memory type and selects nothing.
+ */
+static const u32 CDM_MEMORY_TYPE_COHERENT = MEMORY_DEVICE_COHERENT;
+static const u64 CDM_SELECT_SYSTEM = MIGRATE_VMA_SELECT_SYSTEM;
+static const u64 CDM_SELECT_COHERENT = MIGRATE_VMA_SELECT_DEVICE_COHERENT;
+#ifdef CONFIG_DEVICE_PUBLIC
+static const u32 CDM_MEMORY_TYPE_PUBLIC = MEMORY_DEVICE_PUBLIC;
+static const u64 CDM_SELECT_PUBLIC = MIGRATE_VMA_SELECT_DEVICE_PUBLIC;
+#else
+static const u32 CDM_MEMORY_TYPE_PUBLIC = 0;
+static const u64 CDM_SELECT_PUBLIC = 0;
+#endif
+
+static const u64 CDM_MPFN_VALID = MIGRATE_PFN_VALID;
+static const u64 CDM_MPFN_MIGRATE = MIGRATE_PFN_MIGRATE;
+static const u32 CDM_MPFN_SHIFT = MIGRATE_PFN_SHIFT;
+static const u64 CDM_PMD_BYTES = PMD_SIZE;
+static const u32 CDM_PGMAP_ALTMAP_VALID = PGMAP_ALTMAP_VALID;
+
+struct miscdevice;
+struct workqueue_struct;
+
+/* Module parameters */
+u32 cdm_param_memory_type(void);
+bool cdm_param_altmap(void);
+int cdm_param_numa_node(void);
+
+/* virtio */
+void *cdm_vdev_priv(struct virtio_device *vdev);
+void cdm_vdev_set_priv(struct virtio_device *vdev, void *priv);
+struct device *cdm_vdev_device(struct virtio_device *vdev);
+int cdm_vdev_node(struct virtio_device *vdev);
+u32 cdm_vdev_config_bytes(struct virtio_device *vdev);
+void cdm_vdev_read_config(struct virtio_device *vdev, void *buf, u32 bytes);
+void cdm_vdev_ready(struct virtio_device *vdev);
+bool cdm_vdev_shm_region(struct virtio_device *vdev, u8 id, u64 *base, u64 *bytes);
+int cdm_vdev_find_vqs(struct virtio_device *vdev, u32 num, struct virtqueue **vqs,
+		      const char *const *names, void (*callback)(struct virtqueue *vq));
+void cdm_vdev_del_vqs(struct virtio_device *vdev);
+struct virtio_device *cdm_vq_vdev(struct virtqueue *vq);
+u32 cdm_vq_index(struct virtqueue *vq);
+int cdm_vq_add(struct virtqueue *vq, void *out, u32 out_bytes, void *in, u32 in_bytes,
+	       void *token);
+void cdm_warn_queue_error(struct device *dev, u32 device, u32 queue, u64 lost);
+void cdm_warn_unknown_event(struct device *dev, u32 device, u32 kind);
+
+/* Pages */
+struct page *cdm_pfn_to_page(unsigned long pfn);
+unsigned long cdm_page_to_pfn(struct page *page);
+struct dev_pagemap *cdm_page_pgmap(struct page *page);
+bool cdm_page_is_anon(struct page *page);
+int cdm_page_refs(struct page *page);
+int cdm_page_maps(struct page *page);
+void cdm_page_init(struct page *page, struct dev_pagemap *pgmap);
+void cdm_page_unlock_put(struct page *page);
+void cdm_page_put(struct page *page);
+int cdm_page_copy(struct page *to, struct page *from);
+void cdm_page_clear(struct page *page);
+struct page *cdm_page_alloc(struct vm_area_struct *vma, unsigned long address);
+struct page *cdm_page_alloc_evacuate(void);
+void cdm_drain(void);
+unsigned long cdm_folio_pfn(struct folio *folio);
+u32 cdm_folio_order(struct folio *folio);
+struct dev_pagemap *cdm_folio_pgmap(struct folio *folio);
+bool cdm_node_usable(int node);
+int cdm_node_default(void);
+u64 cdm_struct_page_bytes(void);
+
+/* Address spaces */
+int cdm_mm_of(pid_t pid, struct mm_struct **mm);
+bool cdm_vma_migratable(struct vm_area_struct *vma);
+bool cdm_vma_is_anonymous(struct vm_area_struct *vma);
+bool cdm_vma_readable(struct vm_area_struct *vma);
+bool cdm_notifier_blockable(const struct mmu_notifier_range *range);
+void cdm_notifier_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
+bool cdm_notifier_retry(struct mmu_interval_notifier *sub, unsigned long seq);
+unsigned long cdm_hmm_pfn_flag_valid(void);
+struct page *cdm_hmm_page(unsigned long hmm_pfn);
+struct page *cdm_page_mapped_at(struct mm_struct *mm, unsigned long address);
+
+/* Work */
+struct workqueue_struct *cdm_workqueue_alloc(void);
+u32 cdm_cpu(void);
+bool cdm_may_reset(void);
+unsigned long cdm_jiffies_of_ms(u32 ms);
+
+/* sysfs: numbers that cdm_attribute() in chardev.rs knows. */
+enum cdm_attribute_id {
+	CDM_ATTRIBUTE_MEMORY_TYPE,
+	CDM_ATTRIBUTE_BASE,
+	CDM_ATTRIBUTE_BYTES_TOTAL,
+	CDM_ATTRIBUTE_BYTES_FREE,
+	CDM_ATTRIBUTE_BYTES_METADATA,
+	CDM_ATTRIBUTE_NUMA_NODE,
+	CDM_ATTRIBUTE_LINK_WIDTH_LANES,
+	CDM_ATTRIBUTE_LINK_SPEED_MTS,
+};
+const struct attribute_group **cdm_attribute_groups(void);
+#ifndef __BINDGEN__
+/* Rust; runs while the node is registered, in process context. */
+s64 cdm_attribute(struct miscdevice *misc, enum cdm_attribute_id id);
+#endif
+
+/* Trace events */
+void cdm_trace_probe(u32 device, u32 memory_type, u64 base, u64 bytes, u64 metadata, int node);
+void cdm_trace_migrate_batch(u32 device, u32 direction, u64 address, u64 pages, u64 moved,
+			     u64 there, u64 failed, u32 tries);
+void cdm_trace_evacuate(u32 device, u64 in_use, u64 moved);
+void cdm_trace_command_submit(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes);
+void cdm_trace_command_done(u32 device, u32 queue, u64 token, u32 status, u64 result, u64 bytes);
+
+#endif /* _CDM_HELPERS_H */

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! cdm.ko: guest driver of the coherent device memory device.
+//!
+//! A device is a virtio function with its memory in a BAR. The driver hotplugs that
+//! memory, so that pages of processes can live in it, moves them there and back, and
+//! lets the device work on them. `device.rs` has the life of a device and the lock
+//! order of the driver; docs/reference-driver.md describes it from outside.
+//!
+//! Each file is about one facility of the kernel, says so in its first lines, and
+//! keeps the unsafe code that the facility needs. `alloc.rs`, `batch.rs`,
+//! `identity.rs`, `plan.rs` and `tally.rs` need no kernel: `lib.rs` takes them in for
+//! `cargo test`.
+
+// The derives that `wire.rs` uses; the kernel's zerocopy does not re-export them.
+#[macro_use]
+extern crate zerocopy_derive;
+
+use kernel::debugfs::Dir;
+use kernel::prelude::*;
+
+#[allow(unreachable_pub)] // shared with lib.rs
+mod alloc;
+#[allow(unreachable_pub)] // shared with lib.rs
+mod batch;
+mod chardev;
+mod command;
+mod device;
+mod done;
+mod evacuate;
+mod events;
+mod fault;
+mod gate;
+#[allow(unreachable_pub)] // shared with lib.rs
+mod identity;
+mod migrate;
+mod mover;
+mod notifier;
+mod number;
+mod pagemap;
+mod pins;
+#[allow(unreachable_pub)] // shared with lib.rs
+mod plan;
+mod process;
+mod residency;
+mod stats;
+mod sys;
+#[allow(unreachable_pub)] // shared with lib.rs
+mod tally;
+mod virtio;
+#[allow(dead_code, unreachable_pub, unused_imports)]
+#[path = "../../device-protocol/src/wire.rs"]
+mod wire;
+mod work;
+
+module! {
+    type: CdmModule,
+    name: "cdm",
+    authors: ["cdm maintainers"],
+    description: "Coherent device memory",
+    license: "GPL",
+}
+
+/// The module, as long as it is loaded. Dropped in this order.
+#[pin_data(PinnedDrop)]
+struct CdmModule {
+    /// First the devices.
+    #[pin]
+    registration: virtio::Registration<device::Bound>,
+    /// Then the queue that their last work is on.
+    work: work::WorkQueue,
+}
+
+impl kernel::InPlaceModule for CdmModule {
+    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        pin_init::pin_init_scope(move || {
+            // Before anything else, so that an impossible choice is refused at once.
+            device::memory_type()?;
+            // SAFETY: Called once, before any device is probed.
+            unsafe { device::DEBUGFS.init() };
+            let work = work::WorkQueue::new()?;
+            *device::DEBUGFS.lock() = Some(Dir::new(c"cdm"));
+            Ok(try_pin_init!(Self {
+                registration <- virtio::Registration::new(module, c"cdm", wire::VIRTIO_ID),
+                work,
+            }? Error))
+        })
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for CdmModule {
+    fn drop(self: Pin<&mut Self>) {
+        *device::DEBUGFS.lock() = None;
+    }
+}

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/cdmN`, its ioctls and its sysfs attributes.
+//!
+//! Facility: `miscdevice`. C headers: `linux/miscdevice.h`, `uapi/cdm.h`.
+//!
+//! Contexts: process context throughout. Lock order: the gate of the device first;
+//! user memory is touched under no driver lock. Invariant: an open file keeps the
+//! [`Device`] value alive, not the device: once that is unbound every ioctl is ENODEV.
+//! Closing the file returns all it held, which is that reference.
+//!
+//! An ioctl writes its structure back before it does anything, so that one that cannot
+//! be written to is EFAULT while nothing has changed yet.
+//!
+//! `kernel::miscdevice` gives a device neither a name of its own, nor a parent, nor
+//! attributes, hence the wrapper here.
+
+use kernel::ffi::c_long;
+use kernel::prelude::*;
+use kernel::str::CString;
+use kernel::sync::{Arc, ArcBorrow};
+use kernel::transmute::{AsBytes, FromBytes};
+use kernel::types::{ForeignOwnable, Opaque};
+use kernel::uaccess::{UserPtr, UserSlice};
+
+use crate::batch::PageRange;
+use crate::device::Device;
+use crate::mover::{self, Direction};
+use crate::plan::Request;
+use crate::{command, process, residency, sys, CdmModule};
+
+/// A registered node.
+///
+/// # Invariants
+///
+/// `misc` is registered; `name` is its name.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Node {
+    #[pin]
+    misc: Opaque<sys::miscdevice>,
+    device: Arc<Device>,
+    name: CString,
+}
+
+// SAFETY: A miscdevice may be deregistered by another thread than registered it.
+unsafe impl Send for Node {}
+// SAFETY: Shared references only reach the `Device`, which is `Sync`.
+unsafe impl Sync for Node {}
+
+/// File operations of every node.
+struct Operations(sys::file_operations);
+
+// SAFETY: The table is never written to.
+unsafe impl Sync for Operations {}
+
+static OPERATIONS: Operations = Operations(sys::file_operations {
+    owner: kernel::module::this_module::<CdmModule>().as_ptr(),
+    open: Some(open),
+    release: Some(release),
+    unlocked_ioctl: Some(ioctl),
+    #[cfg(CONFIG_COMPAT)]
+    compat_ioctl: sys::compat_ptr_ioctl,
+    // SAFETY: All zero bytes are no operations.
+    ..unsafe { core::mem::zeroed() }
+});
+
+impl Node {
+    /// Makes `/dev/cdmN` for a device that is ready.
+    pub(crate) fn register(device: &Arc<Device>) -> Result<Pin<KBox<Self>>> {
+        let name = CString::try_from_fmt(fmt!("cdm{}", device.number()))?;
+        let name_ptr = name.as_char_ptr();
+        let parent = sys::raw_device(device.dev());
+        KBox::try_pin_init(
+            try_pin_init!(Self {
+                device: device.clone(),
+                name,
+                // INVARIANT: Registered here; the name lives in the same structure.
+                misc <- Opaque::try_ffi_init(move |slot: *mut sys::miscdevice| {
+                    // SAFETY: All zero bytes are a valid `struct miscdevice`.
+                    let mut misc: sys::miscdevice = unsafe { core::mem::zeroed() };
+                    misc.minor = sys::MISC_DYNAMIC_MINOR as c_int;
+                    misc.name = name_ptr;
+                    misc.fops = &OPERATIONS.0;
+                    misc.parent = parent;
+                    // Who may open it is the administrator's choice; the ioctls check
+                    // for themselves whose memory they touch.
+                    misc.mode = 0o600;
+                    // SAFETY: Returns a table that lives as long as the module.
+                    misc.groups = unsafe { sys::cdm_attribute_groups() };
+                    // SAFETY: `slot` is valid for writing, and pinned.
+                    unsafe { slot.write(misc) };
+                    // SAFETY: The structure is complete, and lives until deregistered.
+                    kernel::error::to_result(unsafe { sys::misc_register(slot) })
+                }),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The node of a registered miscdevice of this driver.
+    ///
+    /// # Safety
+    ///
+    /// `misc` is the one in a `Node`, and stays registered for `'a`.
+    unsafe fn of<'a>(misc: *mut sys::miscdevice) -> &'a Self {
+        let misc = Opaque::cast_from(misc);
+        // SAFETY: By the function's contract.
+        unsafe { &*kernel::container_of!(misc, Self, misc) }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Node {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Registered by the type invariant. Waits for `open` and for attributes.
+        unsafe { sys::misc_deregister(self.misc.get()) };
+    }
+}
+
+/// A figure for sysfs; `c/helpers.c` formats it.
+///
+/// # Safety
+///
+/// `misc` is the one in a [`Node`], and registered, as it is while an attribute is read.
+#[no_mangle]
+unsafe extern "C" fn cdm_attribute(misc: *mut sys::miscdevice, id: u32) -> i64 {
+    // SAFETY: By the function's contract.
+    let device = &unsafe { Node::of(misc) }.device;
+    let layout = device.region().layout();
+    let figure = match id {
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_MEMORY_TYPE => layout.memory_type.uapi().into(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_BASE => layout.base,
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_BYTES_TOTAL => device.bytes_total(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_BYTES_FREE => device.bytes_free(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_BYTES_METADATA => layout.metadata_bytes,
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_NUMA_NODE => return layout.node.into(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_LINK_WIDTH_LANES => {
+            device.identity().link_width_lanes.into()
+        }
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_LINK_SPEED_MTS => {
+            device.identity().link_speed_mts.into()
+        }
+        _ => 0,
+    };
+    figure as i64
+}
+
+/// `misc_open()` found the node. It holds the lock that deregistering takes.
+unsafe extern "C" fn open(_inode: *mut sys::inode, file: *mut sys::file) -> c_int {
+    // SAFETY: `misc_open()` left the miscdevice in `private_data`, and keeps it registered.
+    let node = unsafe { Node::of((*file).private_data.cast()) };
+    // SAFETY: The file is being opened, so its private data is the driver's to set.
+    unsafe { (*file).private_data = node.device.clone().into_foreign() };
+    0
+}
+
+/// The last reference to an open file is gone.
+unsafe extern "C" fn release(_inode: *mut sys::inode, file: *mut sys::file) -> c_int {
+    // SAFETY: `open` put the reference there, and no operation on the file follows.
+    drop(unsafe { Arc::<Device>::from_foreign((*file).private_data) });
+    0
+}
+
+unsafe extern "C" fn ioctl(file: *mut sys::file, cmd: c_uint, arg: c_ulong) -> c_long {
+    // SAFETY: `open` put the reference there; it stays until `release`.
+    let device = unsafe { Arc::<Device>::borrow((*file).private_data) };
+    match dispatch(device, cmd, arg) {
+        Ok(()) => 0,
+        Err(err) => err.to_errno() as c_long,
+    }
+}
+
+fn dispatch(device: ArcBorrow<'_, Device>, cmd: u32, arg: usize) -> Result {
+    let _inside = device.gate().enter()?;
+    match cmd {
+        sys::CDM_IOCTL_QUERY => exchange(arg, |query| self::query(&device, query)),
+        sys::CDM_IOCTL_MIGRATE => exchange(arg, |migrate| self::migrate(&device, migrate)),
+        sys::CDM_IOCTL_RESIDENCY => exchange(arg, |query| self::residency(&device, query)),
+        sys::CDM_IOCTL_COMMAND => exchange(arg, |request| self::command(&device, request)),
+        sys::CDM_IOCTL_RESET => reset(&device),
+        _ => Err(ENOTTY),
+    }
+}
+
+/// Reads the structure at `arg`, lets `with` work on it, and writes it back.
+fn exchange<T: FromBytes + AsBytes>(arg: usize, with: impl FnOnce(&mut T) -> Result) -> Result {
+    let at = UserPtr::from_addr(arg);
+    let (mut reader, mut probe) = UserSlice::new(at, size_of::<T>()).reader_writer();
+    let mut value: T = reader.read()?;
+    probe.write(&value)?;
+    with(&mut value)?;
+    UserSlice::new(at, size_of::<T>()).writer().write(&value)
+}
+
+fn query(device: &Device, query: &mut sys::cdm_query) -> Result {
+    if query.reserved != 0 {
+        return Err(EINVAL);
+    }
+    let (identity, layout) = (device.identity(), device.region().layout());
+    *query = sys::cdm_query {
+        uapi_version: sys::CDM_UAPI_VERSION,
+        memory_type: layout.memory_type.uapi(),
+        base: layout.base,
+        bytes_total: device.bytes_total(),
+        bytes_free: device.bytes_free(),
+        bytes_metadata: layout.metadata_bytes,
+        pages_to_device: device.counters().pages_to_device(),
+        pages_to_system: device.counters().pages_to_system(),
+        device_features: identity.features,
+        numa_node: layout.node,
+        device: device.number(),
+        protocol_major: identity.version.0,
+        protocol_minor: identity.version.1,
+        num_command_queues: device.num_command_queues(),
+        link_width_lanes: identity.link_width_lanes,
+        link_speed_mts: identity.link_speed_mts,
+        num_home_agents: identity.num_home_agents,
+        num_request_agents: identity.num_request_agents,
+        num_slave_agents: identity.num_slave_agents,
+        num_pools: identity.num_pools,
+        reserved: 0,
+    };
+    Ok(())
+}
+
+fn migrate(device: &Device, migrate: &mut sys::cdm_migrate) -> Result {
+    let direction = match migrate.direction {
+        sys::cdm_direction_CDM_TO_DEVICE => Direction::ToDevice,
+        sys::cdm_direction_CDM_TO_SYSTEM => Direction::ToSystem,
+        _ => return Err(EINVAL),
+    };
+    if migrate.flags != 0 || migrate.reserved != 0 {
+        return Err(EINVAL);
+    }
+    let range = PageRange::new(migrate.address, migrate.length).ok_or(EINVAL)?;
+    let mm = process::address_space(migrate.pid)?;
+    let tally = mover::run(device, &mm, range, direction)?;
+    migrate.pages_asked = tally.asked();
+    migrate.pages_moved = tally.moved();
+    migrate.pages_there = tally.there();
+    migrate.failed = tally.failed();
+    migrate.reserved_out = [0; 4];
+    Ok(())
+}
+
+fn residency(device: &Device, residency: &mut sys::cdm_residency) -> Result {
+    if residency.flags != 0 {
+        return Err(EINVAL);
+    }
+    let range = PageRange::new(residency.address, residency.length).ok_or(EINVAL)?;
+    let mm = process::address_space(residency.pid)?;
+    let map = match residency.map {
+        0 => None,
+        at => {
+            let at = usize::try_from(at).map_err(|_| EFAULT)?;
+            let map = UserPtr::from_addr(at);
+            // SAFETY: Process context; the function takes any user address.
+            let missing =
+                unsafe { sys::fault_in_safe_writeable(map.as_const_ptr().cast(), range.pages()) };
+            if missing != 0 {
+                return Err(EFAULT);
+            }
+            Some(UserSlice::new(map, range.pages()).writer())
+        }
+    };
+    residency.pages = residency::run(device, &mm, range, map)?;
+    Ok(())
+}
+
+fn command(device: &Device, command: &mut sys::cdm_command) -> Result {
+    let request = Request {
+        opcode: command.opcode,
+        source: command.source,
+        destination: command.destination,
+        length: command.length,
+        width: command.width,
+        repeat: command.repeat,
+        arg0: command.arg0,
+        arg1: command.arg1,
+    };
+    if command.flags != 0 || command.reserved != 0 || !request.is_valid() {
+        return Err(EINVAL);
+    }
+    let answer = command::run(device, &request)?;
+    command.status = answer.status.get().into();
+    command.result = answer.result;
+    command.bytes_done = answer.bytes_done;
+    Ok(())
+}
+
+fn reset(device: &Device) -> Result {
+    // SAFETY: Process context.
+    if !unsafe { sys::cdm_may_reset() } {
+        return Err(EPERM);
+    }
+    device.control().reset()?;
+    device.counters().reset();
+    Ok(())
+}

@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device from probe to remove.
+//!
+//! Facility: none of its own; this file orders what the others offer. Contexts:
+//! process context under the device lock for probe, remove and shutdown.
+//!
+//! Lock order of the whole driver, outermost first:
+//!
+//! 1. device lock (driver core), `misc_mtx` (while a node is opened or deregistered)
+//! 2. [`Gate`] (SRCU read side; its writer waits for all of the following)
+//! 3. `exec_update_lock` of another process, taken and left before 4
+//! 4. mmap lock, for reading, for one batch
+//! 5. folio locks of a batch, page table locks (kernel)
+//! 6. `Mirror::judgement`
+//! 7. `Control::turn`, never together with 3 to 6
+//! 8. `Queue::ring`, `Request::parked`, with interrupts off
+//! 9. `Region::alloc`, with interrupts off, innermost
+//!
+//! Invariant: the order of the end. No new work, then no work under way, then no page
+//! in use, then no struct pages, then no mapping, which the virtio reset takes away.
+
+use kernel::debugfs::Dir;
+use kernel::prelude::*;
+use kernel::sync::aref::ARef;
+use kernel::sync::Arc;
+
+use crate::chardev::Node;
+use crate::command::Control;
+use crate::evacuate::{self, Patience};
+use crate::events::EventSink;
+use crate::gate::Gate;
+use crate::identity::{identify, Identity, Refusal};
+use crate::number::Number;
+use crate::pagemap::{metadata_bytes, Layout, MemoryType, Region};
+use crate::stats::{self, Counters, Files};
+use crate::virtio::{self, Driver, Transport, VirtioDevice};
+use crate::wire::{self, ControlOpcode};
+use crate::{sys, CdmModule};
+
+/// Buffers on the event queue.
+const EVENT_BUFFERS: usize = 16;
+/// Longest time without progress that power-off waits for pages to leave.
+const SHUTDOWN_MS: u32 = 10_000;
+/// Guest memory that struct pages must leave to the rest of the guest.
+const RESERVE_BYTES: u64 = 16 << 20;
+const MIB: u64 = 1 << 20;
+
+/// The queues by their index.
+const QUEUE_NAMES: [&CStr; 10] = [
+    c"control", c"event", c"command0", c"command1", c"command2", c"command3", c"command4",
+    c"command5", c"command6", c"command7",
+];
+const _: () = assert!(
+    QUEUE_NAMES.len() == (wire::QUEUE_FIRST_COMMAND + wire::COMMAND_QUEUES_MAX) as usize
+);
+
+// The folder of all devices in debugfs; there while the module is.
+kernel::sync::global_lock! {
+    // SAFETY: The module's init initialises it before the first device is probed.
+    pub(crate) unsafe(uninit) static DEBUGFS: Mutex<Option<Dir>> = None;
+}
+
+/// A device that works.
+#[pin_data]
+pub(crate) struct Device {
+    /// Dropped first, should it still be mapped: nothing may outlive the mapping.
+    region: Pin<KBox<Region>>,
+    number: Number,
+    identity: Identity,
+    dev: ARef<kernel::device::Device>,
+    counters: Counters,
+    events: Arc<EventSink>,
+    transport: Arc<Transport>,
+    #[pin]
+    control: Control,
+    #[pin]
+    gate: Gate,
+}
+
+impl Device {
+    pub(crate) fn number(&self) -> u32 {
+        self.number.get()
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(crate) fn dev(&self) -> &kernel::device::Device {
+        &self.dev
+    }
+
+    pub(crate) fn region(&self) -> &Region {
+        &self.region
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn events(&self) -> &EventSink {
+        &self.events
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Bytes that pages can migrate to.
+    pub(crate) fn bytes_total(&self) -> u64 {
+        u64::from(self.region.pages()) * crate::batch::PAGE_BYTES
+    }
+
+    /// Of these, bytes that hold no page.
+    pub(crate) fn bytes_free(&self) -> u64 {
+        u64::from(self.region.free_pages()) * crate::batch::PAGE_BYTES
+    }
+
+    pub(crate) fn num_command_queues(&self) -> u16 {
+        self.transport.num_queues() as u16 - wire::QUEUE_FIRST_COMMAND
+    }
+
+    /// Ends all work, brings all pages back and takes the memory out of the kernel.
+    ///
+    /// False if pages did not leave in time; then the memory is still in use and the
+    /// device must keep it mapped.
+    fn retire(&self, patience: Patience) -> bool {
+        self.gate.shut();
+        // Whoever waits for a command shall not hold this up.
+        if self.control.call(ControlOpcode::RESET, 0, 0).is_err() {
+            self.transport.declare_gone();
+        }
+        self.gate.wait();
+        if !evacuate::run(self, patience) {
+            return false;
+        }
+        self.region.unmap();
+        if self.region.layout().metadata_bytes != 0 {
+            // Nobody relies on it: a reset follows, and the next driver declares its own.
+            let _ = self.control.call(ControlOpcode::SET_METADATA, 0, 0);
+        }
+        true
+    }
+}
+
+/// What a bound device has; dropped in this order.
+pub(crate) struct Bound {
+    /// First, so that nobody opens what goes away.
+    node: Option<Pin<KBox<Node>>>,
+    /// Then the files that show the device.
+    files: Option<Pin<KBox<Files>>>,
+    device: Arc<Device>,
+}
+
+impl Driver for Bound {
+    fn probe(vdev: VirtioDevice) -> Result<Pin<KBox<Self>>> {
+        let dev = vdev.device();
+        let identity = match vdev.read_config() {
+            Ok(config) => identify(&config),
+            Err(bytes) => Err(Refusal::ConfigSpace(bytes)),
+        };
+        let identity = identity.map_err(|refusal| {
+            dev_err!(dev, "not a device for this driver: {}\n", format_args!("{refusal}"));
+            ENODEV
+        })?;
+        let memory_type = memory_type()?;
+        let node = node(vdev)?;
+        let number = Number::take()?;
+
+        let live = Live::start(vdev, &identity, number.get())?;
+        let control = KBox::pin_init(Control::new(live.transport.clone()), GFP_KERNEL)?;
+        let layout = match map_memory(vdev, &control, &identity, memory_type, node) {
+            Ok(layout) => layout,
+            Err(err) => {
+                if err == ETIMEDOUT {
+                    live.leak(dev);
+                }
+                return Err(err);
+            }
+        };
+        let region = Region::map(layout).inspect_err(|err| {
+            dev_err!(
+                dev,
+                "cannot hotplug {} MiB at {:#x}: {:?}\n",
+                layout.bytes / MIB,
+                layout.base,
+                err
+            );
+        })?;
+
+        let (events, transport) = (live.events.clone(), live.transport.clone());
+        let device = Arc::pin_init(
+            try_pin_init!(Device {
+                region,
+                number,
+                identity,
+                dev: dev.into(),
+                counters: Counters::new(),
+                events,
+                control <- Control::new(transport.clone()),
+                transport,
+                gate <- Gate::new(),
+            }? Error),
+            GFP_KERNEL,
+        )?;
+        let files = match &*DEBUGFS.lock() {
+            Some(parent) => Some(stats::files(parent, &device)?),
+            None => None,
+        };
+        let mut bound = KBox::pin(Self { node: None, files, device }, GFP_KERNEL)?;
+
+        // SAFETY: Takes values only.
+        unsafe {
+            sys::cdm_trace_probe(
+                bound.device.number(),
+                memory_type.uapi(),
+                layout.base,
+                bound.device.bytes_total(),
+                layout.metadata_bytes,
+                layout.node,
+            )
+        };
+        // Last, because from here on a process may use the device.
+        bound.node = Some(Node::register(&bound.device)?);
+        dev_info!(
+            dev,
+            "cdm{}: {} MiB of {} device memory at {:#x}, {} MiB of them for struct pages, node {}{}\n",
+            bound.device.number(),
+            layout.bytes / MIB,
+            memory_type.name(),
+            layout.base,
+            layout.metadata_bytes / MIB,
+            layout.node,
+            if MemoryType::Public.is_available() {
+                ""
+            } else {
+                "; this kernel has no MEMORY_DEVICE_PUBLIC"
+            }
+        );
+        live.keep();
+        Ok(bound)
+    }
+
+    fn remove(mut this: Pin<KBox<Self>>) {
+        this.node = None;
+        this.files = None;
+        let device = this.device.clone();
+        device.retire(Patience::Endless);
+        device.transport.stop();
+        dev_info!(
+            device.dev(),
+            "cdm{}: removed, {} pages brought back to system memory\n",
+            device.number(),
+            device.counters.pages_evacuated()
+        );
+    }
+
+    fn shutdown(&self) {
+        if self.device.retire(Patience::Milliseconds(SHUTDOWN_MS)) {
+            self.device.transport.shut_down();
+            return;
+        }
+        // A reset would unmap memory that processes still use. Without one they can go
+        // on until the power goes, or the machine's own reset takes everything.
+        dev_warn!(
+            self.device.dev(),
+            "cdm{}: {} pages did not leave the device; it is left as it is\n",
+            self.device.number(),
+            self.device.region.used_pages()
+        );
+    }
+}
+
+/// A transport that is stopped again if probe fails.
+struct Live {
+    transport: Arc<Transport>,
+    events: Arc<EventSink>,
+    is_kept: bool,
+}
+
+impl Live {
+    fn start(vdev: VirtioDevice, identity: &Identity, number: u32) -> Result<Self> {
+        let events = Arc::new(EventSink::new(vdev.device().into(), number), GFP_KERNEL)?;
+        // More queues than CPUs would never be used.
+        let commands = u32::from(identity.num_command_queues).min(kernel::cpu::nr_cpu_ids());
+        let queues = usize::from(wire::QUEUE_FIRST_COMMAND) + commands as usize;
+        let transport = Transport::start(vdev, &QUEUE_NAMES[..queues], events.clone())?;
+        let this = Self { transport, events, is_kept: false };
+        for _ in 0..EVENT_BUFFERS {
+            let buffer = virtio::Request::new(KVec::new())?;
+            this.transport.queue(wire::QUEUE_EVENT.into())?.try_submit(&buffer)?;
+        }
+        Ok(this)
+    }
+
+    /// Probe succeeded: `remove` stops the transport.
+    fn keep(mut self) {
+        self.is_kept = true;
+    }
+
+    /// The device did not answer, and may still be mapping its memory. A reset now can
+    /// take the whole machine down, so queues, buffers and code stay for good.
+    fn leak(mut self, dev: &kernel::device::Device) {
+        self.is_kept = true;
+        dev_err!(dev, "device does not answer; it stays unusable until the guest restarts\n");
+        // SAFETY: The module's code runs, so it has a reference to add to.
+        unsafe { sys::__module_get(kernel::module::this_module::<CdmModule>().as_ptr()) };
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.transport.stop();
+        }
+    }
+}
+
+/// The memory type to use: what the parameter says, or the best there is.
+pub(crate) fn memory_type() -> Result<MemoryType> {
+    // SAFETY: Returns a module parameter.
+    let wanted = match unsafe { sys::cdm_param_memory_type() } {
+        sys::cdm_memory_type_CDM_MEMORY_COHERENT => MemoryType::Coherent,
+        sys::cdm_memory_type_CDM_MEMORY_PUBLIC => MemoryType::Public,
+        _ if MemoryType::Public.is_available() => MemoryType::Public,
+        _ => MemoryType::Coherent,
+    };
+    if !wanted.is_available() {
+        pr_err!(
+            "memory_type={}: this kernel has no MEMORY_DEVICE_PUBLIC; load with \
+             memory_type=coherent, or use a kernel with CONFIG_DEVICE_PUBLIC\n",
+            wanted.name()
+        );
+        return Err(EOPNOTSUPP);
+    }
+    Ok(wanted)
+}
+
+/// The node of the memory: what the parameter says, else the bus's, else the nearest.
+fn node(vdev: VirtioDevice) -> Result<i32> {
+    // SAFETY: Returns a module parameter.
+    let wanted = unsafe { sys::cdm_param_numa_node() };
+    for node in [wanted, vdev.node()] {
+        // SAFETY: Takes any number.
+        if unsafe { sys::cdm_node_usable(node) } {
+            return Ok(node);
+        }
+        if wanted >= 0 {
+            dev_err!(
+                vdev.device(),
+                "numa_node={}: no such node is online; see /sys/devices/system/node/online\n",
+                wanted
+            );
+            return Err(EINVAL);
+        }
+    }
+    // SAFETY: Returns the node of this CPU, or the nearest one with memory.
+    Ok(unsafe { sys::cdm_node_default() })
+}
+
+/// Has the device map its memory, and decides where the struct pages go.
+fn map_memory(
+    vdev: VirtioDevice,
+    control: &Control,
+    identity: &Identity,
+    memory_type: MemoryType,
+    node: i32,
+) -> Result<Layout> {
+    let dev = vdev.device();
+    let bytes = identity.memory_bytes;
+    // Without altmap, guest memory must do; better to know that before anything is mapped.
+    // SAFETY: Returns a module parameter.
+    let is_altmap_wanted = unsafe { sys::cdm_param_altmap() };
+    let is_altmap = is_altmap_wanted && identity.features & wire::FEATURE_METADATA_GUARD != 0;
+    let metadata = metadata_bytes(bytes);
+    if !is_altmap {
+        // SAFETY: Reads counters.
+        let pages = unsafe { sys::si_mem_available() };
+        let available = u64::try_from(pages).unwrap_or(0) * crate::batch::PAGE_BYTES;
+        if available < metadata + RESERVE_BYTES {
+            dev_err!(
+                dev,
+                "struct pages of {} MiB of device memory need {} MiB of guest memory, and {} MiB \
+                 more must stay free; {} MiB are available; give the guest more memory{}\n",
+                bytes / MIB,
+                metadata / MIB,
+                RESERVE_BYTES / MIB,
+                available / MIB,
+                if is_altmap_wanted {
+                    ""
+                } else {
+                    ", or load with altmap=Y to keep them in the device"
+                }
+            );
+            return Err(ENOMEM);
+        }
+    }
+
+    let mapped = control.call(ControlOpcode::MAP_MEMORY, 0, 0).inspect_err(|err| {
+        dev_err!(dev, "device cannot map its memory: {:?}\n", err);
+    })?;
+    let region = vdev.shm_region(wire::SHMEM_REGION_ID);
+    let base = match region {
+        Some((base, length))
+            if mapped == bytes && length >= bytes && base % sys::CDM_PMD_BYTES == 0 =>
+        {
+            base
+        }
+        _ => {
+            let (base, length) = region.unwrap_or_default();
+            dev_err!(
+                dev,
+                "device announces {:#x} bytes of memory and mapped {:#x}, shared memory region \
+                 {} has {:#x} at {:#x}\n",
+                bytes,
+                mapped,
+                wire::SHMEM_REGION_ID,
+                length,
+                base
+            );
+            return Err(ENODEV);
+        }
+    };
+
+    let metadata_bytes = if is_altmap { metadata } else { 0 };
+    if is_altmap {
+        control.call(ControlOpcode::SET_METADATA, 0, metadata_bytes).inspect_err(|err| {
+            dev_err!(dev, "device does not guard the struct pages: {:?}\n", err);
+        })?;
+    }
+    Ok(Layout { memory_type, base, bytes, metadata_bytes, node })
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Brings every page of a device back to system memory.
+//!
+//! Facility: none of its own; policy over [`crate::migrate`]. Contexts: process
+//! context, when the device's gate is closed and no new page can arrive. Lock order:
+//! as for [`crate::migrate`]; no mmap lock, since pages are found by their frame.
+//! Invariant: it returns true only when no page is in use.
+//!
+//! A pass tries every page in use once. Pages that are busy are left for the next
+//! pass; between passes the per-CPU batches are drained and some time goes by.
+
+use kernel::prelude::*;
+
+use crate::batch::BATCH_PAGES;
+use crate::device::Device;
+use crate::migrate::{self, Arrays, Collected, Source};
+use crate::pagemap::Region;
+use crate::sys;
+
+/// When to stop if pages do not leave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// After this many milliseconds without progress.
+    Milliseconds(u32),
+    /// Never: what follows must not happen while a page is in use.
+    Endless,
+}
+
+/// Longest pause between passes.
+const PAUSE_MS_MAX: u32 = 100;
+/// How long pages may stay before the log says which.
+const SILENCE_MS: u32 = 5_000;
+
+/// Evacuates a region; whether it is empty now.
+pub(crate) fn run(device: &Device, patience: Patience) -> bool {
+    let region = device.region();
+    let mut arrays = wait_for_memory(Arrays::new);
+    let mut frames = wait_for_memory(|| Ok(KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?));
+
+    let mut pause_ms = 1;
+    let mut idle_ms = 0;
+    let mut is_reported = false;
+    loop {
+        let in_use = region.used_pages();
+        if in_use == 0 {
+            return true;
+        }
+        let moved = pass(region, &mut arrays, &mut frames);
+        device.counters().evacuated(moved);
+        // SAFETY: Takes values only.
+        unsafe { sys::cdm_trace_evacuate(device.number(), in_use.into(), moved) };
+
+        // Processes free pages too; that is progress as well.
+        if region.used_pages() < in_use {
+            pause_ms = 1;
+            idle_ms = 0;
+            continue;
+        }
+        if idle_ms >= SILENCE_MS && !is_reported {
+            is_reported = true;
+            report(device, &mut frames);
+        }
+        if let Patience::Milliseconds(limit) = patience {
+            if idle_ms >= limit {
+                return false;
+            }
+        }
+        // SAFETY: Process context, no lock held.
+        unsafe { sys::cdm_drain() };
+        // SAFETY: As above.
+        unsafe { sys::msleep(pause_ms) };
+        idle_ms += pause_ms;
+        pause_ms = (pause_ms * 2).min(PAUSE_MS_MAX);
+    }
+}
+
+/// Tries every page in use once; how many moved.
+fn pass(region: &Region, arrays: &mut Arrays, frames: &mut KVec<usize>) -> u64 {
+    let mut moved = 0;
+    let mut next = Some(0);
+    while let Some(from) = next {
+        frames.clear();
+        next = region.used_frames(from, frames);
+        moved += batch(frames, arrays);
+    }
+    moved
+}
+
+/// Tries a batch of frames.
+fn batch(frames: &[usize], arrays: &mut Arrays) -> u64 {
+    if frames.is_empty() {
+        return 0;
+    }
+    let mut collected = Collected::of_frames(frames, arrays);
+    let pages = collected.pages();
+    for index in 0..pages {
+        let Source::Page(from) = collected.source(index) else {
+            continue;
+        };
+        // SAFETY: Process context.
+        let page = unsafe { sys::cdm_page_alloc_evacuate() };
+        if page.is_null() {
+            continue;
+        }
+        // SAFETY: Both pages are locked; the source is unmapped. A memory error leaves
+        // the page where it is.
+        if unsafe { migrate::copy(page, from) } {
+            // SAFETY: The page is locked, and its reference goes along.
+            unsafe { collected.give(index, page) };
+        } else {
+            // SAFETY: The page is locked, with a reference that is ours.
+            unsafe { sys::cdm_page_unlock_put(page) };
+        }
+    }
+    let committed = collected.commit();
+    (0..pages).filter(|index| committed.is_moved(*index) == Some(true)).count() as u64
+}
+
+/// Says, once, what keeps the device from going away.
+fn report(device: &Device, frames: &mut KVec<usize>) {
+    frames.clear();
+    device.region().used_frames(0, frames);
+    let Some(frame) = frames.first() else { return };
+    // SAFETY: The frame is in the mapped region.
+    let (refs, maps) = unsafe {
+        let page = sys::cdm_pfn_to_page(*frame);
+        (sys::cdm_page_refs(page), sys::cdm_page_maps(page))
+    };
+    dev_warn!(
+        device.dev(),
+        "cdm{}: {} pages cannot leave the device, the first is pfn {:#x} with {} references \
+         and {} mappings; waiting for whoever holds them\n",
+        device.number(),
+        device.region().used_pages(),
+        frame,
+        refs,
+        maps
+    );
+}
+
+/// A few kilobytes without which pages cannot leave: wait until there are.
+fn wait_for_memory<T>(make: impl Fn() -> Result<T>) -> T {
+    loop {
+        if let Ok(made) = make() {
+            return made;
+        }
+        // SAFETY: Process context, no lock held.
+        unsafe { sys::msleep(PAUSE_MS_MAX) };
+    }
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who is inside a device, and when nobody is any more.
+//!
+//! Facility: SRCU. C header: `linux/srcu.h`. Contexts: process context; whoever is
+//! inside may sleep. Lock order: outermost; taken before the mmap lock. Invariant:
+//! when [`Gate::wait`] returns after [`Gate::shut`], nobody is inside and nobody will be.
+
+use kernel::prelude::*;
+use kernel::sync::atomic::{Atomic, Full, Relaxed};
+use kernel::sync::srcu::Guard;
+use kernel::new_srcu;
+use kernel::sync::Srcu;
+
+/// The gate of a device.
+#[pin_data]
+pub(crate) struct Gate {
+    is_closed: Atomic<bool>,
+    #[pin]
+    inside: Srcu,
+}
+
+impl Gate {
+    pub(crate) fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            is_closed: Atomic::new(false),
+            inside <- new_srcu!("cdm::Gate::inside"),
+        }? Error)
+    }
+
+    /// Goes in; ENODEV if the gate is closed.
+    pub(crate) fn enter(&self) -> Result<Guard<'_>> {
+        let guard = self.inside.read_lock();
+        if self.is_closed.load(Relaxed) {
+            return Err(ENODEV);
+        }
+        Ok(guard)
+    }
+
+    /// Lets nobody in from here on.
+    pub(crate) fn shut(&self) {
+        // SRCU orders this before whoever comes in after `wait` began.
+        self.is_closed.xchg(true, Full);
+    }
+
+    /// Waits until everybody who is inside has left.
+    pub(crate) fn wait(&self) {
+        self.inside.synchronize();
+    }
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Moving pages: the kernel's three calls as types.
+//!
+//! Facility: `migrate_vma_*` and `migrate_device_*`. C header: `linux/migrate.h`.
+//!
+//! Contexts: process context; a batch of an address space is moved under its mmap lock
+//! for reading, a batch of page frames under no lock.
+//!
+//! Lock order: mmap lock, then the locks of the folios of the batch, which this file
+//! holds from [`Collected`] to the end of [`Committed`]; the allocator's lock inside.
+//!
+//! Invariant: finalize runs once, on every path. [`Collected`] and [`Committed`] share
+//! one value whose destructor does it; what was not committed is restored.
+
+use kernel::mm::MmapReadGuard;
+use kernel::prelude::*;
+
+use crate::batch::{BATCH_PAGES, PAGE_BYTES};
+use crate::fault::Area;
+use crate::sys;
+
+/// The arrays of a batch, for reuse.
+pub(crate) struct Arrays {
+    src: KVec<usize>,
+    dst: KVec<usize>,
+}
+
+impl Arrays {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            src: KVec::from_elem(0, BATCH_PAGES, GFP_KERNEL)?,
+            dst: KVec::from_elem(0, BATCH_PAGES, GFP_KERNEL)?,
+        })
+    }
+}
+
+/// Which pages to collect.
+#[derive(Clone, Copy)]
+pub(crate) struct Select {
+    /// `MIGRATE_VMA_SELECT_*`
+    pub(crate) flags: u64,
+    /// Owner of the device pages among them; null if there are none.
+    pub(crate) owner: *mut c_void,
+}
+
+/// How the batch was collected, which decides how it ends.
+enum Kind {
+    Vma(sys::migrate_vma),
+    Frames,
+}
+
+/// Pages that are locked and unmapped.
+///
+/// # Invariants
+///
+/// - The first `pages` entries of the arrays are what the kernel left in them, plus
+///   destinations in `dst`, each a locked page with a reference that is ours.
+/// - Finalize has not run.
+struct Batch<'a> {
+    kind: Kind,
+    arrays: &'a mut Arrays,
+    pages: usize,
+    is_committed: bool,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        if !self.is_committed {
+            // Nothing was copied for sure: the kernel shall map the sources again and
+            // drop the destinations.
+            for entry in &mut self.arrays.src[..self.pages] {
+                *entry &= !(sys::CDM_MPFN_MIGRATE as usize);
+            }
+        }
+        let (src, dst) = (self.arrays.src.as_mut_ptr(), self.arrays.dst.as_mut_ptr());
+        match &mut self.kind {
+            // SAFETY: Collected by `migrate_vma_setup()` and not finalized before; the
+            // mmap lock is still held, because `Collected::of_area` borrows it.
+            Kind::Vma(args) => unsafe { sys::migrate_vma_finalize(args) },
+            // SAFETY: Collected by `migrate_device_pfns()` and not finalized before.
+            Kind::Frames => unsafe { sys::migrate_device_finalize(src, dst, self.pages) },
+        }
+    }
+}
+
+/// What was collected at one place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Nothing to move: not selected, not movable now, or not there.
+    Skipped,
+    /// There is no page, or the zero page; one could be put there.
+    Empty,
+    /// A page that waits for its destination.
+    Page(*mut sys::page),
+}
+
+/// Pages that are locked and unmapped and wait for their destinations.
+pub(crate) struct Collected<'a>(Batch<'a>);
+
+impl<'a> Collected<'a> {
+    /// Collects the selected pages of a part of an area of at most a batch.
+    ///
+    /// `None` if the kernel does not migrate that kind of area.
+    pub(crate) fn of_area(
+        area: &'a Area<'_>,
+        select: Select,
+        arrays: &'a mut Arrays,
+        _locked: &'a MmapReadGuard<'_>,
+    ) -> Option<Self> {
+        let pages = area.range.pages();
+        arrays.src[..pages].fill(0);
+        arrays.dst[..pages].fill(0);
+        // SAFETY: All zero bytes are a valid `struct migrate_vma`.
+        let mut args: sys::migrate_vma = unsafe { core::mem::zeroed() };
+        args.vma = area.as_ptr();
+        args.src = arrays.src.as_mut_ptr();
+        args.dst = arrays.dst.as_mut_ptr();
+        args.start = area.range.start() as usize;
+        args.end = area.range.end() as usize;
+        args.pgmap_owner = select.owner;
+        args.flags = select.flags as usize;
+        // SAFETY: The area is valid and covers the range, because the mmap lock is
+        // held; the arrays have room for it.
+        if unsafe { sys::migrate_vma_setup(&mut args) } != 0 {
+            return None;
+        }
+        Some(Self(Batch { kind: Kind::Vma(args), arrays, pages, is_committed: false }))
+    }
+
+    /// Collects page frames of device memory, of a region that stays mapped meanwhile.
+    ///
+    /// Frames whose page is free, locked by somebody, or referenced are left alone.
+    pub(crate) fn of_frames(frames: &[usize], arrays: &'a mut Arrays) -> Self {
+        let pages = frames.len().min(BATCH_PAGES);
+        arrays.src[..pages].copy_from_slice(&frames[..pages]);
+        arrays.dst[..pages].fill(0);
+        // SAFETY: The frames have struct pages, as their region is mapped.
+        unsafe { sys::migrate_device_pfns(arrays.src.as_mut_ptr(), pages) };
+        Self(Batch { kind: Kind::Frames, arrays, pages, is_committed: false })
+    }
+
+    /// Pages of the batch.
+    pub(crate) fn pages(&self) -> usize {
+        self.0.pages
+    }
+
+    /// What was collected at the `index`th place.
+    pub(crate) fn source(&self, index: usize) -> Source {
+        let entry = self.0.arrays.src[index] as u64;
+        if entry & sys::CDM_MPFN_MIGRATE == 0 {
+            Source::Skipped
+        } else if entry & sys::CDM_MPFN_VALID == 0 {
+            Source::Empty
+        } else {
+            // SAFETY: The entry names a page that the kernel locked for us.
+            Source::Page(unsafe {
+                sys::cdm_pfn_to_page((entry >> sys::CDM_MPFN_SHIFT) as usize)
+            })
+        }
+    }
+
+    /// Gives the `index`th page its destination, with the data already in it.
+    ///
+    /// # Safety
+    ///
+    /// `page` is locked, and the caller passes on its reference to it.
+    pub(crate) unsafe fn give(&mut self, index: usize, page: *mut sys::page) {
+        // SAFETY: The page is valid.
+        let pfn = unsafe { sys::cdm_page_to_pfn(page) } as u64;
+        self.0.arrays.dst[index] =
+            (pfn << sys::CDM_MPFN_SHIFT | sys::CDM_MPFN_VALID) as usize;
+    }
+
+    /// Lets the kernel put the destinations in the sources' place.
+    pub(crate) fn commit(mut self) -> Committed<'a> {
+        let batch = &mut self.0;
+        let (src, dst) = (batch.arrays.src.as_mut_ptr(), batch.arrays.dst.as_mut_ptr());
+        match &mut batch.kind {
+            // SAFETY: Collected, not finalized; sources and destinations are locked.
+            Kind::Vma(args) => unsafe { sys::migrate_vma_pages(args) },
+            // SAFETY: As above.
+            Kind::Frames => unsafe { sys::migrate_device_pages(src, dst, batch.pages) },
+        }
+        batch.is_committed = true;
+        Committed(self.0)
+    }
+}
+
+/// Pages of which the kernel has decided which ones moved; their mappings come back
+/// when this is dropped.
+pub(crate) struct Committed<'a>(Batch<'a>);
+
+impl Committed<'_> {
+    /// Whether the `index`th page moved; `None` if it got no destination.
+    pub(crate) fn is_moved(&self, index: usize) -> Option<bool> {
+        let is_migrated = self.0.arrays.src[index] as u64 & sys::CDM_MPFN_MIGRATE != 0;
+        (self.0.arrays.dst[index] != 0).then_some(is_migrated)
+    }
+}
+
+/// Copies a page. False if the source has a memory error.
+///
+/// # Safety
+///
+/// Both pages are locked, the source is unmapped, and nobody else knows the destination.
+pub(crate) unsafe fn copy(to: *mut sys::page, from: *mut sys::page) -> bool {
+    // SAFETY: By the function's contract.
+    unsafe { sys::cdm_page_copy(to, from) == 0 }
+}
+
+/// A new page of system memory, locked, for the page of `area` at `index`.
+pub(crate) fn system_page(area: &Area<'_>, index: usize) -> Option<*mut sys::page> {
+    let address = area.range.start() + index as u64 * PAGE_BYTES;
+    // SAFETY: The area is valid while the mmap lock is held.
+    let page = unsafe { sys::cdm_page_alloc(area.as_ptr(), address as usize) };
+    (!page.is_null()).then_some(page)
+}

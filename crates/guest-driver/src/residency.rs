@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tells where the pages of a range are.
+//!
+//! Facility: none of its own; policy over [`crate::fault`]. Contexts: process context,
+//! inside the device's gate. Lock order: as for [`crate::fault`]; user memory is
+//! written under no lock. Invariant: nothing is faulted in and nothing moves. A page
+//! that is being moved at that moment counts as absent.
+
+use kernel::mm::MmWithUser;
+use kernel::prelude::*;
+use kernel::uaccess::UserSliceWriter;
+
+use crate::batch::{PageRange, BATCH_PAGES};
+use crate::device::Device;
+use crate::fault::{Mapped, Snapshot};
+use crate::notifier::Mirror;
+use crate::pagemap::Home;
+use crate::sys;
+
+/// Places that a page can be in.
+pub(crate) const PLACES: usize = 4;
+
+/// Counts the pages of `range` by place; writes the place of each to `map`, if there is one.
+pub(crate) fn run(
+    device: &Device,
+    mm: &MmWithUser,
+    range: PageRange,
+    mut map: Option<UserSliceWriter>,
+) -> Result<[u64; PLACES]> {
+    let mut snapshot = Snapshot::new()?;
+    let mut places: KVec<u8> = KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?;
+    let mut sums = [0; PLACES];
+    let mirror = Mirror::watch(mm, range)?;
+    for batch in range.batches() {
+        loop {
+            if kernel::current!().signal_pending() {
+                return Err(EINTR);
+            }
+            let ticket = mirror.read_begin();
+            let locked = mm.mmap_read_lock();
+            if snapshot.take(&mirror, ticket, mm, batch, &locked)? {
+                break;
+            }
+        }
+        places.clear();
+        for index in 0..batch.pages() {
+            let place = place(device, snapshot.mapped(index));
+            sums[place as usize] += 1;
+            places.push(place as u8, GFP_KERNEL)?;
+        }
+        if let Some(map) = &mut map {
+            map.write_slice(&places)?;
+        }
+    }
+    Ok(sums)
+}
+
+/// The place of a page, by its number on the ioctl interface.
+fn place(device: &Device, mapped: Mapped) -> u32 {
+    match mapped {
+        Mapped::Nothing => sys::cdm_place_CDM_PLACE_ABSENT,
+        Mapped::Page { home: Home::System, .. } => sys::cdm_place_CDM_PLACE_SYSTEM,
+        Mapped::Page { home: Home::Cdm(owner), .. } if owner == device.region().owner() => {
+            sys::cdm_place_CDM_PLACE_THIS_DEVICE
+        }
+        Mapped::Page { .. } => sys::cdm_place_CDM_PLACE_OTHER_DEVICE,
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Counters, and the debugfs files that show them.
+//!
+//! Facility: debugfs. C header: `linux/debugfs.h`. Contexts: counting anywhere,
+//! showing in process context. Invariant: the files are gone before the device is.
+//!
+//! docs/reference-driver.md says which figure is here and which in sysfs, and why.
+
+use kernel::debugfs::{Dir, Scope, ScopedDir};
+use kernel::fmt;
+use kernel::prelude::*;
+use kernel::str::CString;
+use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::Arc;
+
+use crate::alloc::ORDER_MAX;
+use crate::device::Device;
+use crate::mover::Direction;
+use crate::tally::{Reason, Tally};
+
+/// What happened since probe.
+pub(crate) struct Counters {
+    to_device: Atomic<u64>,
+    to_system: Atomic<u64>,
+    failed_to_device: [Atomic<u64>; Reason::ALL.len()],
+    failed_to_system: [Atomic<u64>; Reason::ALL.len()],
+    evacuated: Atomic<u64>,
+    commands: Atomic<u64>,
+    commands_refused: Atomic<u64>,
+    commands_abandoned: Atomic<u64>,
+    resets: Atomic<u64>,
+}
+
+impl Counters {
+    pub(crate) fn new() -> Self {
+        let zeroes = || core::array::from_fn(|_| Atomic::new(0));
+        Self {
+            to_device: Atomic::new(0),
+            to_system: Atomic::new(0),
+            failed_to_device: zeroes(),
+            failed_to_system: zeroes(),
+            evacuated: Atomic::new(0),
+            commands: Atomic::new(0),
+            commands_refused: Atomic::new(0),
+            commands_abandoned: Atomic::new(0),
+            resets: Atomic::new(0),
+        }
+    }
+
+    /// Adds the account of a batch.
+    pub(crate) fn moved(&self, direction: Direction, tally: &Tally) {
+        let (moved, failed) = match direction {
+            Direction::ToDevice => (&self.to_device, &self.failed_to_device),
+            Direction::ToSystem => (&self.to_system, &self.failed_to_system),
+        };
+        moved.add(tally.moved(), Relaxed);
+        for (sum, more) in failed.iter().zip(tally.failed()) {
+            sum.add(more, Relaxed);
+        }
+    }
+
+    /// Pages left the device because it goes away.
+    pub(crate) fn evacuated(&self, pages: u64) {
+        self.evacuated.add(pages, Relaxed);
+        self.to_system.add(pages, Relaxed);
+    }
+
+    /// The device answered a command.
+    pub(crate) fn answered(&self, is_ok: bool) {
+        self.commands.add(1, Relaxed);
+        if !is_ok {
+            self.commands_refused.add(1, Relaxed);
+        }
+    }
+
+    /// A process did not wait for its command.
+    pub(crate) fn abandoned(&self) {
+        self.commands_abandoned.add(1, Relaxed);
+    }
+
+    /// The device was reset on request.
+    pub(crate) fn reset(&self) {
+        self.resets.add(1, Relaxed);
+    }
+
+    /// Pages that left the device because it went away.
+    pub(crate) fn pages_evacuated(&self) -> u64 {
+        self.evacuated.load(Relaxed)
+    }
+
+    /// Pages that moved to the device.
+    pub(crate) fn pages_to_device(&self) -> u64 {
+        self.to_device.load(Relaxed)
+    }
+
+    /// Pages that moved from the device, also those that were evacuated.
+    pub(crate) fn pages_to_system(&self) -> u64 {
+        self.to_system.load(Relaxed)
+    }
+}
+
+/// Defines the functions that show one figure each, and the call that makes their files.
+macro_rules! figures {
+    ($($name:literal => |$device:ident| $value:expr;)+) => {
+        fn add_figures<'data>(dir: &ScopedDir<'data, '_>, device: &'data Arc<Device>) {
+            $(dir.read_callback_file(
+                $name,
+                device,
+                &|$device: &Arc<Device>, f: &mut fmt::Formatter<'_>| writeln!(f, "{}", $value),
+            );)+
+        }
+    };
+}
+
+figures! {
+    c"pages_to_device" => |device| device.counters().pages_to_device();
+    c"pages_to_system" => |device| device.counters().pages_to_system();
+    c"pages_evacuated" => |device| device.counters().pages_evacuated();
+    c"to_device_not_present" => |device| failed_to_device(device, Reason::NotPresent);
+    c"to_device_no_memory" => |device| failed_to_device(device, Reason::NoMemory);
+    c"to_device_busy" => |device| failed_to_device(device, Reason::Busy);
+    c"to_device_unsupported" => |device| failed_to_device(device, Reason::Unsupported);
+    c"to_system_not_present" => |device| failed_to_system(device, Reason::NotPresent);
+    c"to_system_no_memory" => |device| failed_to_system(device, Reason::NoMemory);
+    c"to_system_busy" => |device| failed_to_system(device, Reason::Busy);
+    c"to_system_unsupported" => |device| failed_to_system(device, Reason::Unsupported);
+    c"commands" => |device| device.counters().commands.load(Relaxed);
+    c"commands_refused" => |device| device.counters().commands_refused.load(Relaxed);
+    c"commands_abandoned" => |device| device.counters().commands_abandoned.load(Relaxed);
+    c"resets" => |device| device.counters().resets.load(Relaxed);
+    c"queue_errors" => |device| device.events().queue_errors();
+    c"pages_total" => |device| device.region().pages();
+    c"pages_free" => |device| device.region().free_pages();
+    c"pages_in_use" => |device| device.region().used_pages();
+}
+
+fn failed_to_device(device: &Device, reason: Reason) -> u64 {
+    device.counters().failed_to_device[reason.index()].load(Relaxed)
+}
+
+fn failed_to_system(device: &Device, reason: Reason) -> u64 {
+    device.counters().failed_to_system[reason.index()].load(Relaxed)
+}
+
+/// The debugfs folder of a device; it goes when this is dropped.
+pub(crate) type Files = Scope<Arc<Device>>;
+
+/// Makes `cdmN` under the module's folder.
+pub(crate) fn files(parent: &Dir, device: &Arc<Device>) -> Result<Pin<KBox<Files>>> {
+    let name = CString::try_from_fmt(fmt!("cdm{}", device.number()))?;
+    KBox::pin_init(
+        parent.scope(device.clone(), &name, |device: &Arc<Device>, dir| {
+            add_figures(dir, device);
+            dir.read_callback_file(
+                c"free_blocks",
+                device,
+                &|device: &Arc<Device>, f: &mut fmt::Formatter<'_>| {
+                    for order in 0..=ORDER_MAX {
+                        writeln!(f, "{} {}", order, device.region().free_blocks(order))?;
+                    }
+                    Ok(())
+                },
+            );
+        }),
+        GFP_KERNEL,
+    )
+}
