@@ -8,36 +8,36 @@ set positional-arguments
 cdm := quote(justfile_directory() / "ci/just") + " --cdm"
 
 # List the recipes
-[no-cd]
+[no-cd, no-exit-message]
 _default:
     @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} --list --unsorted
 
 # Boot a guest with the device and open a shell in it
-[no-cd]
+[no-cd, no-exit-message]
 run-vm *ARGS:
     @{{ cdm }} run-vm "$@"
 
 # Run all checks and tests; the last line counts them
-[no-cd]
+[no-cd, no-exit-message]
 test *ARGS:
     @{{ cdm }} test "$@"
 
 # Tell what this machine has and lacks, and how to mend it
-[no-cd]
+[no-cd, no-exit-message]
 doctor *ARGS:
     @{{ cdm }} doctor "$@"
 
 # Build everything that a guest needs, and boot nothing
-[no-cd]
+[no-cd, no-exit-message]
 build *ARGS:
     @{{ cdm }} build "$@"
 
 # Build a guest kernel and print where it is
-[no-cd]
+[no-cd, no-exit-message]
 kernel *ARGS:
     @{{ cdm }} kernel "$@"
 
 # Remove what was built from the cache
-[no-cd]
+[no-cd, no-exit-message]
 clean *ARGS:
     @{{ cdm }} clean "$@"

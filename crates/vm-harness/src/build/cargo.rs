@@ -216,12 +216,11 @@ fn source_dirs(repo: &Path, package: &str) -> Result<BTreeSet<PathBuf>> {
     let mut wanted = vec![package];
     while let Some(name) = wanted.pop() {
         match members.get(name) {
-            Some((dir, manifest)) => {
-                if dirs.insert(dir.clone()) {
-                    let all = [&manifest.dependencies, &manifest.build_dependencies];
-                    wanted.extend(all.into_iter().flat_map(BTreeMap::keys).map(String::as_str));
-                }
+            Some((dir, manifest)) if dirs.insert(dir.clone()) => {
+                let all = [&manifest.dependencies, &manifest.build_dependencies];
+                wanted.extend(all.into_iter().flat_map(BTreeMap::keys).map(String::as_str));
             }
+            Some(_) => {}
             None if name == package => bail!("the workspace has no package {package}"),
             None => {}
         }

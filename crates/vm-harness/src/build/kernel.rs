@@ -2,12 +2,12 @@
 
 //! The guest kernel: source, configuration, build.
 //!
-//! In the cache, `kernel/<source key>/source` is a whole source tree and
-//! `kernel/<source key>/<build key>` the build tree for it. Both lie side by side
-//! so that the compiler sees the source by the same relative path whatever the
-//! key, which lets ccache give a changed series all the objects that it did not
-//! change. A build tree is finished when it holds [`FINISHED`]; an unfinished
-//! one is taken up where it was left.
+//! In the cache, `kernel/<source key>` is a whole source tree, with a build tree
+//! `<build key>` right in it: kbuild then names every file by a relative path, the
+//! same whatever the keys, and ccache gives a changed series all the objects that
+//! it did not change. The build tree for a user's own source lies apart from it. A
+//! build tree is finished when it holds [`FINISHED`]; an unfinished one is taken up
+//! where it was left.
 
 mod config;
 mod source;
@@ -60,7 +60,7 @@ pub fn kernel(ctx: &Context, choice: &KernelChoice, kind: BuildKind) -> Result<K
     key.text("recipe", RECIPE)
         .text("toolbox", &ctx.toolbox)
         .text("config", fragments.text());
-    let objects = source.home.join(format!("{kind}-{}", key.finish()));
+    let objects = source.builds.join(format!("{kind}-{}", key.finish()));
 
     if source.is_fixed() && objects.join(FINISHED).is_file() {
         return finished(choice, kind, &source, &objects);
@@ -181,7 +181,7 @@ fn build(
 }
 
 /// How many steps a build has, until one has been counted on this machine.
-const ABOUT_STEPS: u64 = 1700;
+const ABOUT_STEPS: u64 = 1950;
 
 /// kbuild, for this source and build tree, with everything that could make two
 /// builds of the same source differ pinned.
@@ -199,7 +199,6 @@ fn make(ctx: &Context, source: &Source, objects: &Path, targets: &[&str]) -> Com
         .env("KBUILD_BUILD_VERSION", "1")
         .env("LC_ALL", "C")
         .env("CCACHE_DIR", ctx.cache.join("ccache"))
-        .env("CCACHE_BASEDIR", ctx.cache.join("kernel"))
         .env("CCACHE_MAXSIZE", "4G")
         .env("CCACHE_NOCOMPRESS", "1");
     for name in [

@@ -26,8 +26,8 @@ const SOURCE_MIB: u64 = 1900;
 /// A kernel source.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// The folder in the cache for what is built from it.
-    pub home: PathBuf,
+    /// The folder in the cache for its build trees.
+    pub builds: PathBuf,
     /// The source tree.
     pub tree: PathBuf,
     origin: Origin,
@@ -53,9 +53,9 @@ impl Source {
                 let tree = check_foreign(path)?;
                 let mut key = KeyBuilder::new();
                 key.text("tree", tree.to_string_lossy());
-                let home = kernels.join(format!("tree-{}", key.finish()));
+                let builds = kernels.join(format!("tree-{}", key.finish()));
                 Ok(Self {
-                    home,
+                    builds,
                     tree,
                     origin: Origin::Foreign,
                 })
@@ -71,11 +71,10 @@ impl Source {
                 for patch in &patches {
                     key.file(&ctx.repo, patch)?;
                 }
-                let home = kernels.join(format!("{choice}-{}", key.finish()));
-                let tree = home.join("source");
+                let tree = kernels.join(format!("{choice}-{}", key.finish()));
                 let archive = find_archive(Path::new(ARCHIVES))?;
                 Ok(Self {
-                    home,
+                    builds: tree.clone(),
                     tree,
                     origin: Origin::Archive { archive, patches },
                 })
@@ -112,7 +111,6 @@ impl Source {
         if self.tree.is_dir() {
             return Ok(());
         }
-        cache::create_folder(&self.home)?;
         // All sources of one toolbox start as the same files: unpacked once, and
         // shared by hard links. patch(1) writes a new file, never into a link.
         let pristine = ctx
