@@ -255,7 +255,9 @@ impl<S: DerefMut<Target = [u64]>> PageAlloc<S> {
 
     /// The free block that covers a page: first page and order.
     fn free_block_of(&self, page: u32) -> Option<(u32, u32)> {
+        // Large blocks first: most of a memory that is looked through is free.
         (0..=ORDER_MAX)
+            .rev()
             .find(|order| self.trees[*order as usize].contains(&self.words, page >> order))
             .map(|order| (page >> order << order, order))
     }

@@ -82,9 +82,9 @@ impl Node {
                     misc.name = name_ptr;
                     misc.fops = &OPERATIONS.0;
                     misc.parent = parent;
-                    // Who may open it is the administrator's choice; the ioctls check
-                    // for themselves whose memory they touch.
-                    misc.mode = 0o600;
+                    // Everybody may have pages in the device, charged to their own cgroup;
+                    // the ioctls check whose memory they touch, and RESET its caller.
+                    misc.mode = 0o666;
                     // SAFETY: Returns a table that lives as long as the module.
                     misc.groups = unsafe { sys::cdm_attribute_groups() };
                     // SAFETY: `slot` is valid for writing, and pinned.

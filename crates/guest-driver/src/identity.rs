@@ -70,7 +70,8 @@ impl fmt::Display for Refusal {
                 size_of::<Config>()
             ),
             Self::Magic(found) => {
-                write!(f, "magic is {found:02x?}, expected {:02x?}", wire::MAGIC)
+                let (found, magic) = (found.escape_ascii(), wire::MAGIC.escape_ascii());
+                write!(f, "magic is \"{found}\", expected \"{magic}\"")
             }
             Self::Version(major, minor) => write!(
                 f,
@@ -229,7 +230,7 @@ mod tests {
     fn a_wrong_magic_is_refused_and_shown() {
         let (refusal, text) = refused(|config| config.magic = *b"notours\0");
         assert_eq!(refusal, Refusal::Magic(*b"notours\0"));
-        assert!(text.contains("6e, 6f, 74"), "{text}");
+        assert!(text.contains("notours\\x00") && text.contains("cdm-dev\\x00"), "{text}");
     }
 
     #[test]

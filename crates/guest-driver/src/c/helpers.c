@@ -2,6 +2,8 @@
 /*
  * C side of cdm.ko; see helpers.h.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/capability.h>
 #include <linux/cred.h>
 #include <linux/highmem.h>
@@ -31,8 +33,13 @@
 
 /* ---- Module parameters ------------------------------------------------- */
 
+/*
+ * The variables have names of their own: the kernel has a per-CPU numa_node, and
+ * tentative definitions of the two would be one variable.
+ */
+
 /* Zero: the best that the kernel has. */
-static u32 memory_type;
+static u32 param_memory_type;
 
 static const struct {
 	const char *name;
@@ -49,7 +56,7 @@ static int memory_type_set(const char *val, const struct kernel_param *kp)
 
 	for (i = 0; i < ARRAY_SIZE(memory_type_names); i++) {
 		if (sysfs_streq(val, memory_type_names[i].name)) {
-			memory_type = memory_type_names[i].type;
+			param_memory_type = memory_type_names[i].type;
 			return 0;
 		}
 	}
@@ -62,7 +69,7 @@ static int memory_type_get(char *buf, const struct kernel_param *kp)
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(memory_type_names); i++)
-		if (memory_type_names[i].type == memory_type)
+		if (memory_type_names[i].type == param_memory_type)
 			return sysfs_emit(buf, "%s\n", memory_type_names[i].name);
 	return -EINVAL;
 }
@@ -76,29 +83,29 @@ module_param_cb(memory_type, &memory_type_ops, NULL, 0444);
 MODULE_PARM_DESC(memory_type,
 		 "type of the device memory: public, coherent, or auto, the best that the kernel has (default auto)");
 
-static bool altmap = true;
-module_param(altmap, bool, 0444);
+static bool param_altmap = true;
+module_param_named(altmap, param_altmap, bool, 0444);
 MODULE_PARM_DESC(altmap,
 		 "keep the struct pages of the device memory in the device memory itself (default Y)");
 
-static int numa_node = NUMA_NO_NODE;
-module_param(numa_node, int, 0444);
+static int param_numa_node = NUMA_NO_NODE;
+module_param_named(numa_node, param_numa_node, int, 0444);
 MODULE_PARM_DESC(numa_node,
 		 "NUMA node of the device memory; -1: that of the device, else the nearest with memory (default -1)");
 
 u32 cdm_param_memory_type(void)
 {
-	return memory_type;
+	return param_memory_type;
 }
 
 bool cdm_param_altmap(void)
 {
-	return altmap;
+	return param_altmap;
 }
 
 int cdm_param_numa_node(void)
 {
-	return numa_node;
+	return param_numa_node;
 }
 
 /* ---- virtio ------------------------------------------------------------ */
