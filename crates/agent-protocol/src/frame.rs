@@ -284,6 +284,7 @@ mod tests {
             Just(HostMessage::End(Ending::PowerOff)),
             Just(HostMessage::End(Ending::Reboot)),
             Just(HostMessage::Farewell),
+            Just(HostMessage::Ping),
         ]
     }
 

@@ -146,6 +146,8 @@ pub enum HostMessage {
     End(Ending),
     /// Answer to [`GuestMessage::Goodbye`]: the host is ready for it.
     Farewell,
+    /// A question whether the agent still runs.
+    Ping,
 }
 
 /// From the guest to the host.
@@ -206,4 +208,6 @@ pub enum GuestMessage {
     },
     /// The guest is about to end in good order; it waits a moment for [`HostMessage::Farewell`].
     Goodbye(Ending),
+    /// Answer to [`HostMessage::Ping`].
+    Pong,
 }

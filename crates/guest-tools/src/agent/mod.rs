@@ -287,6 +287,7 @@ impl<F: FnMut(Ending)> Agent<F> {
                 self.with_session(channel, |session| session.resize(size));
             }
             HostMessage::End(ending) => (self.request_end)(ending),
+            HostMessage::Ping => self.send(&GuestMessage::Pong),
         }
     }
 

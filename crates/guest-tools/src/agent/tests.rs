@@ -387,6 +387,13 @@ fn bytes_of_a_frame_that_was_cut_off_do_not_confuse_the_agent() {
 }
 
 #[test]
+fn a_ping_is_answered() {
+    let mut host = Host::new();
+    host.send(HostMessage::Ping);
+    assert_eq!(host.next(), GuestMessage::Pong);
+}
+
+#[test]
 fn an_end_that_the_host_asks_for_goes_to_process_one() {
     let mut host = Host::new();
     host.send(HostMessage::End(Ending::PowerOff));

@@ -1,24 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Boots machines.
+//! Machines: from a [`VmSpec`] to a guest that runs commands.
+//!
+//! [`Vm::boot`] starts one backend for each device and a QEMU whose command line
+//! comes from `qemu/machine.toml`, and waits until the agent in the guest answers.
+//! Whatever happens then, nothing of it outlives this process: children die with
+//! it, and `cleanup` puts the rest in order when a signal ends it.
 
-use std::process::ExitCode;
+pub mod accel;
+pub mod agent;
+pub mod backend;
+pub mod boot;
+mod cleanup;
+mod files;
+pub mod kernel_log;
+pub mod logs;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+mod run;
+pub mod rundir;
+pub mod spec;
+mod terminal;
+#[cfg(test)]
+mod testing;
 
-use anyhow::{Result, bail};
-use clap::Args;
-
-use crate::build::KernelOptions;
-use crate::context::Context;
-
-/// Arguments of `cdm run-vm`.
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  just run-vm")]
-pub struct RunVmArgs {
-    #[command(flatten)]
-    pub kernel: KernelOptions,
-}
-
-/// `cdm run-vm`.
-pub fn run_vm(_ctx: &Context, _args: RunVmArgs) -> Result<ExitCode> {
-    bail!("not available yet")
-}
+pub use agent::{Event, Input, Lost, Running};
+pub use backend::Backend;
+pub use boot::{Output, Parts, Stream, Vm};
+pub use kernel_log::{Line, breaches};
+pub use run::{RunVmArgs, run_vm};
+pub use rundir::RunDir;
+pub use spec::{ByteSize, FileCopy, Gdb, MemoryType, VmSpec};

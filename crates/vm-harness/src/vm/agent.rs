@@ -1,0 +1,513 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The host's end of the channel to the guest's agent.
+//!
+//! One thread reads the channel and never waits for anybody: output of a command
+//! goes into its queue, which the protocol's window bounds. Whoever reads the queue
+//! gives credit by doing so. Whatever ends the connection (the machine, a backend,
+//! the guest itself) ends every command with the reason.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use cdm_agent_protocol::{
+    ChannelId, DATA_BYTES_MAX, Decoder, Ending, Exec, ExitStatus, Grants, GuestMessage,
+    HostMessage, ModuleState, TtySize, VERSION, Window, encode,
+};
+
+/// Silence after which the guest is asked whether it lives.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// What a guest said when its agent started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// Random number of this start.
+    pub instance: u64,
+    /// What became of the driver module.
+    pub module: ModuleState,
+}
+
+/// How the connection to a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The guest went in good order.
+    Ended(Ending),
+    /// Something broke, in one line.
+    Broken(String),
+}
+
+/// What a command's channel brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes of standard output, or of the terminal.
+    Stdout(Vec<u8>),
+    /// Bytes of standard error.
+    Stderr(Vec<u8>),
+    /// The command ended; nothing follows.
+    Exit(ExitStatus),
+    /// The command could not be started; nothing follows.
+    Failed(String),
+    /// The guest is gone; nothing follows.
+    Lost(Lost),
+}
+
+/// A connection to a guest's agent.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    writer: Mutex<UnixStream>,
+    state: Mutex<State>,
+    /// A greeting, credit or the end has come.
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    greeting: Option<Greeting>,
+    /// Greetings so far; one more than reboots.
+    greetings: u32,
+    goodbye: Option<Ending>,
+    broken: Option<String>,
+    channels: HashMap<ChannelId, Channel>,
+    next_channel: u32,
+    heard: Instant,
+}
+
+#[derive(Debug)]
+struct Channel {
+    events: Sender<Event>,
+    input: Window,
+}
+
+/// Makes ready what a guest needs that goes in this way: it is let go afterwards.
+pub type OnGoodbye = Box<dyn FnMut(Ending) + Send>;
+
+impl Agent {
+    /// Takes a connected socket and listens on it.
+    pub fn new(socket: UnixStream, on_goodbye: OnGoodbye) -> Result<Self> {
+        let reader = socket.try_clone()?;
+        let agent = Self {
+            shared: Arc::new(Shared {
+                writer: Mutex::new(socket),
+                state: Mutex::new(State {
+                    greeting: None,
+                    greetings: 0,
+                    goodbye: None,
+                    broken: None,
+                    channels: HashMap::new(),
+                    next_channel: 1,
+                    heard: Instant::now(),
+                }),
+                changed: Condvar::new(),
+            }),
+        };
+        let shared = Arc::clone(&agent.shared);
+        thread::Builder::new()
+            .name("agent".to_owned())
+            .spawn(move || shared.listen(reader, on_goodbye))?;
+        Ok(agent)
+    }
+
+    /// Ends the connection for a reason that lies outside of it. The first reason
+    /// counts, and an orderly end is one.
+    pub fn break_off(&self, reason: &str) {
+        self.shared.break_off(reason);
+    }
+
+    /// The guest's greeting once there were `count` of them; `None` after `timeout`.
+    pub fn greeting(&self, count: u32, timeout: Duration) -> Option<Result<Greeting, Lost>> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.shared.state();
+        loop {
+            if state.greetings >= count
+                && let Some(greeting) = &state.greeting
+            {
+                return Some(Ok(greeting.clone()));
+            }
+            if let Some(lost) = state.lost_for_good() {
+                return Some(Err(lost));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// How often a guest has greeted.
+    pub fn greetings(&self) -> u32 {
+        self.shared.state().greetings
+    }
+
+    /// How the connection ended, if it has.
+    pub fn lost(&self) -> Option<Lost> {
+        self.shared.state().lost_for_good()
+    }
+
+    /// When the guest last said anything.
+    pub fn heard(&self) -> Instant {
+        self.shared.state().heard
+    }
+
+    /// Asks the guest to end.
+    pub fn end(&self, ending: Ending) -> Result<()> {
+        self.shared.send(&HostMessage::End(ending))
+    }
+
+    /// Asks whether the guest lives.
+    pub fn ping(&self) -> Result<()> {
+        self.shared.send(&HostMessage::Ping)
+    }
+
+    /// Runs a command.
+    pub fn start(&self, exec: Exec) -> Result<Running> {
+        let (sender, events) = channel();
+        let id = {
+            let mut state = self.shared.state();
+            if let Some(lost) = state.lost_for_good() {
+                bail!("cannot run a command: {lost}");
+            }
+            ensure!(
+                state.greeting.is_some(),
+                "cannot run a command: the guest's agent is not there"
+            );
+            let id = ChannelId(state.next_channel);
+            state.next_channel += 1;
+            let channel = Channel {
+                events: sender.clone(),
+                input: Window::default(),
+            };
+            state.channels.insert(id, channel);
+            id
+        };
+        let running = Running {
+            shared: Arc::clone(&self.shared),
+            id,
+            events,
+            own_events: sender,
+            grants: Grants::default(),
+        };
+        self.shared.send(&HostMessage::Exec { channel: id, exec })?;
+        Ok(running)
+    }
+}
+
+/// A command that runs in the guest.
+#[derive(Debug)]
+pub struct Running {
+    shared: Arc<Shared>,
+    id: ChannelId,
+    events: Receiver<Event>,
+    own_events: Sender<Event>,
+    grants: Grants,
+}
+
+impl Running {
+    /// The next event; `None` when none came in time.
+    pub fn next_event(&mut self, timeout: Duration) -> Option<Event> {
+        match self.events.recv_timeout(timeout) {
+            Ok(event) => {
+                self.account(&event);
+                Some(event)
+            }
+            Err(RecvTimeoutError::Timeout) => None,
+            // `own_events` keeps the queue open.
+            Err(RecvTimeoutError::Disconnected) => None,
+        }
+    }
+
+    /// The next event; asks a silent guest whether it lives, and gives it up when it
+    /// has been silent for longer than `limit`. `console_grows` tells whether the
+    /// guest's console has said anything since the last question.
+    pub fn next_event_of_living_guest(
+        &mut self,
+        limit: Duration,
+        mut console_grows: impl FnMut() -> bool,
+    ) -> Option<Event> {
+        let mut quiet_since = Instant::now();
+        loop {
+            if let Some(event) = self.next_event(PING_INTERVAL) {
+                return Some(event);
+            }
+            let heard = self.shared.state().heard;
+            if console_grows() {
+                quiet_since = Instant::now();
+            }
+            if quiet_since.max(heard).elapsed() >= limit {
+                return None;
+            }
+            // A connection that is gone says so in the next event.
+            let _ = self.shared.send(&HostMessage::Ping);
+        }
+    }
+
+    fn account(&mut self, event: &Event) {
+        if let Event::Stdout(data) | Event::Stderr(data) = event
+            && let Some(bytes) = self.grants.handed_on(data.len())
+        {
+            let channel = self.id;
+            // A connection that is gone says so in the next event.
+            let _ = self.shared.send(&HostMessage::Credit { channel, bytes });
+        }
+    }
+
+    /// A way to send to the command from another thread.
+    pub fn input(&self) -> Input {
+        Input {
+            shared: Arc::clone(&self.shared),
+            id: self.id,
+            events: self.own_events.clone(),
+        }
+    }
+}
+
+/// The way into a command.
+#[derive(Clone, Debug)]
+pub struct Input {
+    shared: Arc<Shared>,
+    id: ChannelId,
+    events: Sender<Event>,
+}
+
+impl Input {
+    /// Sends bytes, as the command's window allows. False once the command is gone.
+    pub fn send(&self, mut data: &[u8]) -> bool {
+        while !data.is_empty() {
+            let mut state = self.shared.state();
+            let room = loop {
+                match state.channels.get(&self.id) {
+                    None => return false,
+                    Some(channel) if channel.input.available() == 0 => {
+                        state = self
+                            .shared
+                            .changed
+                            .wait(state)
+                            .unwrap_or_else(PoisonError::into_inner);
+                    }
+                    Some(channel) => break channel.input.available(),
+                }
+            };
+            let now = data.len().min(room).min(DATA_BYTES_MAX);
+            if let Some(channel) = state.channels.get_mut(&self.id) {
+                channel.input.spend(now);
+            }
+            drop(state);
+            let message = HostMessage::Stdin {
+                channel: self.id,
+                data: data[..now].to_vec(),
+            };
+            if self.shared.send(&message).is_err() {
+                return false;
+            }
+            data = &data[now..];
+        }
+        true
+    }
+
+    /// Says that no more bytes follow.
+    pub fn end(&self) {
+        self.tell(&HostMessage::StdinEof { channel: self.id });
+    }
+
+    /// Sends a signal to the command and its process group.
+    pub fn signal(&self, signal: i32) {
+        self.tell(&HostMessage::Signal {
+            channel: self.id,
+            signal,
+        });
+    }
+
+    /// Gives the command's terminal another size.
+    pub fn resize(&self, size: TtySize) {
+        self.tell(&HostMessage::Resize {
+            channel: self.id,
+            size,
+        });
+    }
+
+    /// Ends the command for its reader on this side, for a reason of this side.
+    pub fn give_up(&self, reason: &str) {
+        // A reader that is gone needs no reason.
+        let _ = self
+            .events
+            .send(Event::Lost(Lost::Broken(reason.to_owned())));
+    }
+
+    fn tell(&self, message: &HostMessage) {
+        // A connection that is gone tells the command's reader so.
+        let _ = self.shared.send(message);
+    }
+}
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ended(Ending::PowerOff) => f.write_str("the guest turned itself off"),
+            Self::Ended(Ending::Reboot) => f.write_str("the guest reboots"),
+            Self::Broken(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl State {
+    /// How the connection ended, unless the guest comes back.
+    fn lost_for_good(&self) -> Option<Lost> {
+        match (self.goodbye, &self.broken) {
+            (Some(Ending::PowerOff), _) => Some(Lost::Ended(Ending::PowerOff)),
+            (_, Some(reason)) => Some(Lost::Broken(reason.clone())),
+            _ => None,
+        }
+    }
+
+    /// Ends every command.
+    fn lose_channels(&mut self, lost: &Lost) {
+        for (_, channel) in self.channels.drain() {
+            // A reader that is gone needs no reason.
+            let _ = channel.events.send(Event::Lost(lost.clone()));
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each change is complete before anything that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, message: &HostMessage) -> Result<()> {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes)?;
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.write_all(&bytes)?;
+        Ok(())
+    }
+
+    fn break_off(&self, reason: &str) {
+        let mut state = self.state();
+        if state.broken.is_none() {
+            state.broken = Some(reason.to_owned());
+        }
+        if let Some(lost) = state.lost_for_good() {
+            state.lose_channels(&lost);
+        }
+        self.changed.notify_all();
+    }
+
+    fn listen(&self, mut socket: UnixStream, mut on_goodbye: OnGoodbye) {
+        let mut decoder = Decoder::new();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match socket.read(&mut buffer) {
+                Ok(0) => return self.break_off("the machine is gone"),
+                Ok(length) => decoder.push(&buffer[..length]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    return self.break_off(&format!("the machine is gone: {error}"));
+                }
+            }
+            self.state().heard = Instant::now();
+            while let Some(message) = decoder.next_message() {
+                // A frame that a reset cut off: the Hello that follows tells it.
+                if let Ok(message) = message {
+                    self.obey(message, &mut on_goodbye);
+                }
+            }
+        }
+    }
+
+    fn obey(&self, message: GuestMessage, on_goodbye: &mut OnGoodbye) {
+        match message {
+            GuestMessage::Hello {
+                version,
+                instance,
+                module,
+            } => self.greeted(version, Greeting { instance, module }),
+            GuestMessage::Goodbye(ending) => {
+                on_goodbye(ending);
+                {
+                    let mut state = self.state();
+                    state.goodbye = Some(ending);
+                    state.greeting = None;
+                    state.lose_channels(&Lost::Ended(ending));
+                    self.changed.notify_all();
+                }
+                // A guest that is gone already needs no answer.
+                let _ = self.send(&HostMessage::Farewell);
+            }
+            // The process number is of no use to anybody here.
+            GuestMessage::Started { .. } | GuestMessage::Pong => {}
+            GuestMessage::Credit { channel, bytes } => {
+                if let Some(channel) = self.state().channels.get_mut(&channel) {
+                    channel.input.credit(bytes);
+                }
+                self.changed.notify_all();
+            }
+            GuestMessage::Stdout { channel, data } => self.event(channel, Event::Stdout(data)),
+            GuestMessage::Stderr { channel, data } => self.event(channel, Event::Stderr(data)),
+            GuestMessage::Exit { channel, status } => self.last_event(channel, Event::Exit(status)),
+            GuestMessage::Failed { channel, reason } => {
+                self.last_event(channel, Event::Failed(reason));
+            }
+        }
+    }
+
+    fn greeted(&self, version: u32, greeting: Greeting) {
+        if version != VERSION {
+            return self.break_off(&format!(
+                "the guest's agent speaks version {version} of the protocol and this program \
+                 {VERSION}: the initramfs is not of this tree"
+            ));
+        }
+        let instance = greeting.instance;
+        {
+            let mut state = self.state();
+            let announced = state.goodbye.take() == Some(Ending::Reboot);
+            if state.greetings > 0 && !announced {
+                state.lose_channels(&Lost::Broken(
+                    "the guest's agent died and was started again".to_owned(),
+                ));
+            }
+            state.greeting = Some(greeting);
+            state.greetings += 1;
+        }
+        // Ends what was on its way to the guest before; then the answer.
+        let welcome = HostMessage::Welcome { version, instance };
+        let mut bytes = vec![0];
+        if encode(&welcome, &mut bytes).is_ok() {
+            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            // A machine that is gone says so on the reading side.
+            let _ = writer.write_all(&bytes);
+        }
+        self.changed.notify_all();
+    }
+
+    fn event(&self, id: ChannelId, event: Event) {
+        if let Some(channel) = self.state().channels.get(&id) {
+            // A reader that is gone wants no output.
+            let _ = channel.events.send(event);
+        }
+    }
+
+    fn last_event(&self, id: ChannelId, event: Event) {
+        if let Some(channel) = self.state().channels.remove(&id) {
+            // A reader that is gone wants no end either.
+            let _ = channel.events.send(event);
+        }
+        self.changed.notify_all();
+    }
+}

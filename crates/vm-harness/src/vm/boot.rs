@@ -1,0 +1,682 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A machine that runs: backends, QEMU, and a guest whose agent answers.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use cdm_agent_protocol::{Command as GuestCommand, Ending, Exec, ExitStatus};
+use serde_json::json;
+
+use super::accel::{Accel, Evidence, judge};
+use super::agent::{Agent, Event, Greeting, Lost, Running};
+use super::backend::{self, Backend};
+use super::files;
+use super::kernel_log::tail;
+use super::process::{Process, describe};
+use super::qemu::{self, MachineData, Run};
+use super::qmp::{Qmp, send_sysrq};
+use super::rundir::RunDir;
+use super::spec::{Gdb, VmSpec};
+use crate::build::{self, Kernel};
+use crate::context::Context;
+
+/// QEMU opens its sockets before it starts the guest, within some 50 ms; a host with
+/// every CPU taken needs more, and beyond this something is wrong.
+const SOCKETS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two tries to connect: a boot waits for it.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
+/// How often a wait for a guest looks around.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// What QEMU may take to end after its guest did, or after its sockets closed.
+const QEMU_END_TIMEOUT: Duration = Duration::from_secs(20);
+/// What a guest that says nothing may take to answer SysRq keys with a report.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How much of the console an error shows.
+const CONSOLE_LINES: usize = 15;
+
+/// Silence after which a guest counts as dead, with a question unanswered and not
+/// a byte on its console. A debug kernel under TCG on a busy host is quiet for half
+/// a minute; nothing that still works is for six times that.
+const SILENT_GUEST_LIMIT: Duration = Duration::from_secs(180);
+
+/// What is built for a machine, besides its kernel.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The backend program.
+    pub backend: PathBuf,
+    /// The guest's first file system.
+    pub initramfs: PathBuf,
+}
+
+impl Parts {
+    /// Builds what is missing.
+    pub fn build(ctx: &Context, kernel: &Kernel) -> Result<Self> {
+        Ok(Self {
+            backend: build::backend(ctx)?,
+            initramfs: build::initramfs(ctx, kernel)?,
+        })
+    }
+}
+
+/// The commands that make a machine.
+#[derive(Clone, Debug)]
+pub struct Commands {
+    /// One line for each backend.
+    pub backends: Vec<String>,
+    /// Arguments of QEMU.
+    pub qemu: Vec<String>,
+}
+
+impl Commands {
+    /// Works out the commands, and runs nothing.
+    pub fn plan(
+        ctx: &Context,
+        spec: &VmSpec,
+        parts: &Parts,
+        accel: Accel,
+        run: &Path,
+        logs: &Path,
+    ) -> Result<Self> {
+        let sockets: Vec<PathBuf> = (0..spec.devices)
+            .map(|index| backend::socket_path(run, index))
+            .collect();
+        let program = parts.backend.display().to_string();
+        let backends = sockets
+            .iter()
+            .map(|socket| qemu::shell_line(&program, &backend::arguments(spec, socket)))
+            .collect();
+        Ok(Self {
+            backends,
+            qemu: qemu_arguments(ctx, spec, parts, accel, run, logs, &sockets)?,
+        })
+    }
+}
+
+fn qemu_arguments(
+    ctx: &Context,
+    spec: &VmSpec,
+    parts: &Parts,
+    accel: Accel,
+    run: &Path,
+    logs: &Path,
+    sockets: &[PathBuf],
+) -> Result<Vec<String>> {
+    let with_files = run.join(INITRAMFS_WITH_FILES);
+    let initramfs = match spec.files.is_empty() {
+        true => &parts.initramfs,
+        false => &with_files,
+    };
+    MachineData::read(&ctx.repo)?.arguments(&Run {
+        spec,
+        accel,
+        initramfs,
+        run,
+        logs,
+        backend_sockets: sockets,
+    })
+}
+
+/// Name in the run's folder of an initramfs with files of this run behind it.
+const INITRAMFS_WITH_FILES: &str = "initramfs.cpio";
+
+/// Decides who runs the guest, and tells the user once what to expect.
+pub fn accelerator(ctx: &Context, spec: &VmSpec) -> Result<Accel> {
+    static TOLD: Once = Once::new();
+    let verdict = judge(spec.accel, &Evidence::gather())?;
+    if let Some(notice) = &verdict.notice {
+        TOLD.call_once(|| ctx.progress.say(notice));
+    }
+    Ok(verdict.accel)
+}
+
+/// What a command in the guest gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// Standard output as text, or what stood in its way.
+    pub fn text(&self) -> Result<String> {
+        if !self.status.success() {
+            bail!(
+                "the command failed with {:?}: {}",
+                self.status,
+                String::from_utf8_lossy(&self.stderr).trim_end()
+            );
+        }
+        Ok(String::from_utf8(self.stdout.clone())?)
+    }
+}
+
+/// A stream of a command's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A machine that runs. Dropping it kills it and its backends.
+pub struct Vm {
+    /// Goes first: a backend must not die under its QEMU.
+    qemu: Process,
+    backends: Vec<Backend>,
+    agent: Agent,
+    qmp: Arc<Mutex<Qmp>>,
+    greeting: Greeting,
+    logs: PathBuf,
+    dir: Arc<RunDir>,
+    patience: Duration,
+}
+
+impl Vm {
+    /// Builds what is missing, starts backends and QEMU, and waits for the guest's
+    /// agent. Logs go into `logs`, which exists.
+    pub fn boot(ctx: &Context, spec: &VmSpec, logs: &Path) -> Result<Self> {
+        let parts = Parts::build(ctx, &spec.kernel)?;
+        let dir = Arc::new(RunDir::create()?);
+        let backends = Backend::start_all(&parts.backend, spec, &dir, logs)?;
+        Self::boot_with(ctx, spec, &parts, backends, logs)
+    }
+
+    /// [`Vm::boot`] with backends that run already, as for a second guest on the same
+    /// device memory.
+    pub fn boot_with(
+        ctx: &Context,
+        spec: &VmSpec,
+        parts: &Parts,
+        backends: Vec<Backend>,
+        logs: &Path,
+    ) -> Result<Self> {
+        spec.check()?;
+        let accel = accelerator(ctx, spec)?;
+        let dir = Arc::new(RunDir::create()?);
+        if !spec.files.is_empty() {
+            let path = dir.path().join(INITRAMFS_WITH_FILES);
+            files::append(&parts.initramfs, &spec.files, &path)?;
+        }
+        let sockets: Vec<PathBuf> = backends
+            .iter()
+            .map(|backend| backend.socket().to_owned())
+            .collect();
+        let arguments = qemu_arguments(ctx, spec, parts, accel, dir.path(), logs, &sockets)?;
+        fs::write(
+            logs.join("commands.txt"),
+            qemu::shell_line(qemu::PROGRAM, &arguments) + "\n",
+        )
+        .with_context(|| format!("cannot write into {}", logs.display()))?;
+        fs::copy(&spec.kernel.config, logs.join("kernel.config"))
+            .with_context(|| format!("cannot copy {}", spec.kernel.config.display()))?;
+
+        let task = ctx
+            .progress
+            .task("booting the guest", Some(&logs.join("console.log")));
+        let mut command = Command::new(qemu::PROGRAM);
+        command.args(&arguments);
+        let qemu = Process::start(qemu::PROGRAM, command, &logs.join("qemu.log"), |_| {})
+            .context("QEMU is part of the toolbox; 'ci/just doctor' tells what is missing")?;
+        let patience = match spec.gdb {
+            None => SILENT_GUEST_LIMIT,
+            // Whoever debugs a guest stops it for as long as it takes.
+            Some(_) => Duration::MAX,
+        };
+        let starting = Starting {
+            qemu: &qemu,
+            backends: &backends,
+            logs,
+            patience,
+        };
+        if spec.gdb.is_some() {
+            ctx.progress.say(debugger_line(spec, dir.path()));
+        }
+        let (agent, qmp) = starting.connect(dir.path())?;
+        for backend in &backends {
+            let agent = agent.clone();
+            backend.tell(move |reason| agent.break_off(&reason));
+        }
+        let greeting = starting.wait_for_greeting(&agent, 1, "booted", || {
+            report_on_console(&qmp, dir.path());
+        })?;
+        drop(task);
+        Ok(Self {
+            qemu,
+            backends,
+            agent,
+            qmp,
+            greeting,
+            logs: logs.to_owned(),
+            dir,
+            patience,
+        })
+    }
+
+    /// What the guest said when its agent started.
+    pub fn greeting(&self) -> &Greeting {
+        &self.greeting
+    }
+
+    /// The folder of its logs.
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// The folder of its sockets.
+    pub fn run_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// QEMU's process number.
+    pub fn qemu_pid(&self) -> u32 {
+        self.qemu.pid()
+    }
+
+    /// Its backends, in the order of the devices.
+    pub fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// Executes a command of QEMU's control channel.
+    pub fn qmp(&self, command: &str, arguments: serde_json::Value) -> Result<serde_json::Value> {
+        lock(&self.qmp).execute(command, arguments)
+    }
+
+    /// Everything that the guest's kernel has said so far, over all its boots.
+    pub fn kernel_log(&self) -> Result<String> {
+        read_console(&self.logs)
+    }
+
+    /// Starts a command; its events and its input are the caller's business.
+    pub fn start(&self, exec: Exec) -> Result<Running> {
+        self.agent.start(exec)
+    }
+
+    /// Runs a line of shell and gives what came out.
+    pub fn exec(&self, line: &str) -> Result<Output> {
+        self.exec_with_input(line, &[])
+    }
+
+    /// [`Vm::exec`] with standard input.
+    pub fn exec_with_input(&self, line: &str, input: &[u8]) -> Result<Output> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let status = self.drive(line, input, |stream, data| match stream {
+            Stream::Stdout => stdout.extend_from_slice(data),
+            Stream::Stderr => stderr.extend_from_slice(data),
+        })?;
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Runs a line of shell and hands on each line of output as it comes.
+    pub fn exec_streaming(
+        &self,
+        line: &str,
+        mut on_line: impl FnMut(Stream, &str),
+    ) -> Result<ExitStatus> {
+        let mut partial = [Vec::new(), Vec::new()];
+        let status = self.drive(line, &[], |stream, data| {
+            let buffer = &mut partial[stream as usize];
+            buffer.extend_from_slice(data);
+            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                let rest = buffer.split_off(end + 1);
+                on_line(stream, String::from_utf8_lossy(buffer).trim_end());
+                *buffer = rest;
+            }
+        })?;
+        for (stream, rest) in [Stream::Stdout, Stream::Stderr].into_iter().zip(&partial) {
+            if !rest.is_empty() {
+                on_line(stream, &String::from_utf8_lossy(rest));
+            }
+        }
+        Ok(status)
+    }
+
+    fn drive(
+        &self,
+        line: &str,
+        input: &[u8],
+        mut on_data: impl FnMut(Stream, &[u8]),
+    ) -> Result<ExitStatus> {
+        let mut running = self.agent.start(Exec {
+            command: GuestCommand::Shell(line.to_owned()),
+            tty: None,
+            env: Vec::new(),
+            cwd: None,
+        })?;
+        let feed = running.input();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                if feed.send(input) {
+                    feed.end();
+                }
+            });
+            loop {
+                match self.next_event(&mut running)? {
+                    Event::Stdout(data) => on_data(Stream::Stdout, &data),
+                    Event::Stderr(data) => on_data(Stream::Stderr, &data),
+                    Event::Exit(status) => return Ok(status),
+                    Event::Failed(reason) => bail!("{reason}"),
+                    Event::Lost(lost) => {
+                        return Err(self.broken(&lost, &format!("ran '{line}'")));
+                    }
+                }
+            }
+        })
+    }
+
+    /// The next event of a command. A guest that has been silent for too long is
+    /// asked by SysRq what it is doing, and given up.
+    pub fn next_event(&self, running: &mut Running) -> Result<Event> {
+        let mut size = console_bytes(&self.logs);
+        let event = running.next_event_of_living_guest(self.patience, || {
+            let now = console_bytes(&self.logs);
+            std::mem::replace(&mut size, now) != now
+        });
+        match event {
+            Some(event) => Ok(event),
+            None => {
+                report_on_console(&self.qmp, self.dir.path());
+                self.agent.break_off("the guest hangs");
+                Err(self.starting().error(&silent("ran a command")))
+            }
+        }
+    }
+
+    /// Starts the guest again, and waits until its agent answers.
+    pub fn reboot(&mut self) -> Result<()> {
+        let greetings = self.agent.greetings();
+        self.agent.end(Ending::Reboot)?;
+        self.wait_for_reboot(greetings)
+    }
+
+    /// Waits for a guest that reboots by itself. `greetings` is how many there were
+    /// before.
+    pub fn wait_for_reboot(&mut self, greetings: u32) -> Result<()> {
+        self.greeting =
+            self.starting()
+                .wait_for_greeting(&self.agent, greetings + 1, "rebooted", || {
+                    report_on_console(&self.qmp, self.dir.path())
+                })?;
+        Ok(())
+    }
+
+    /// How often a guest has booted in this machine.
+    pub fn boots(&self) -> u32 {
+        self.agent.greetings()
+    }
+
+    /// Turns the guest off in good order, then ends the backends.
+    pub fn shutdown(self) -> Result<()> {
+        for backend in self.shutdown_guest()? {
+            let name = backend.name().to_owned();
+            let status = backend.end()?;
+            if !status.success() {
+                bail!("{name} {}", describe(status));
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns the guest off in good order; the backends run on.
+    pub fn shutdown_guest(mut self) -> Result<Vec<Backend>> {
+        if self.agent.lost() != Some(Lost::Ended(Ending::PowerOff)) {
+            // A guest that is gone says so below.
+            let _ = self.agent.end(Ending::PowerOff);
+        }
+        let mut size = console_bytes(&self.logs);
+        let mut quiet_since = Instant::now();
+        while self.qemu.wait(LOOK_INTERVAL).is_none() {
+            let now = console_bytes(&self.logs);
+            if std::mem::replace(&mut size, now) != now {
+                quiet_since = Instant::now();
+            }
+            if quiet_since.max(self.agent.heard()).elapsed() >= self.patience {
+                report_on_console(&self.qmp, self.dir.path());
+                return Err(self.starting().error(&silent("turned itself off")));
+            }
+            if let Some(Lost::Broken(reason)) = self.agent.lost()
+                && self.qemu.status().is_none()
+            {
+                return Err(self
+                    .starting()
+                    .error(&format!("the guest could not be turned off: {reason}")));
+            }
+        }
+        match self.agent.lost() {
+            Some(Lost::Ended(Ending::PowerOff)) | None => {}
+            Some(lost) => return Err(self.broken(&lost, "turned itself off")),
+        }
+        if let Some(status) = self.qemu.status()
+            && !status.success()
+        {
+            return Err(self.starting().error(&format!(
+                "{} {} when its guest was off",
+                qemu::PROGRAM,
+                describe(status)
+            )));
+        }
+        let backends = std::mem::take(&mut self.backends);
+        for backend in &backends {
+            backend.tell_nobody();
+        }
+        Ok(backends)
+    }
+
+    /// The error for a guest that went while it did something. `doing` goes on after
+    /// "while it".
+    pub fn broken(&self, lost: &Lost, doing: &str) -> anyhow::Error {
+        self.starting().lost(lost, doing)
+    }
+
+    fn starting(&self) -> Starting<'_> {
+        Starting {
+            qemu: &self.qemu,
+            backends: &self.backends,
+            logs: &self.logs,
+            patience: self.patience,
+        }
+    }
+}
+
+/// How to debug this guest.
+fn debugger_line(spec: &VmSpec, run: &Path) -> String {
+    let remote = format!("target remote {}", run.join("gdb.sock").display());
+    let arguments = [
+        spec.kernel.objects.join("vmlinux").display().to_string(),
+        "-ex".to_owned(),
+        remote,
+    ];
+    let waits = match spec.gdb {
+        Some(Gdb::Wait) => "the guest waits for its 'continue'",
+        _ => "the guest runs until it comes",
+    };
+    format!(
+        "cdm: debug the guest with this command; {waits}:\n{}",
+        qemu::shell_line("gdb", &arguments)
+    )
+}
+
+fn silent(doing: &str) -> String {
+    format!(
+        "the guest hangs: it said nothing for {} s while it {doing}; what its CPUs were doing is \
+         at the end of console.log",
+        SILENT_GUEST_LIMIT.as_secs()
+    )
+}
+
+/// What errors are made of.
+struct Starting<'a> {
+    qemu: &'a Process,
+    backends: &'a [Backend],
+    logs: &'a Path,
+    patience: Duration,
+}
+
+impl Starting<'_> {
+    /// Connects to what QEMU has just opened.
+    fn connect(&self, run: &Path) -> Result<(Agent, Arc<Mutex<Qmp>>)> {
+        let qmp = Qmp::connect(self.connect_to(&run.join("qmp.sock"))?)?;
+        let qmp = Arc::new(Mutex::new(qmp));
+        let for_reboots = Arc::clone(&qmp);
+        let agent = Agent::new(
+            self.connect_to(&run.join("agent.sock"))?,
+            Box::new(move |ending| {
+                if ending == Ending::Reboot {
+                    allow_one_reboot(&for_reboots);
+                }
+            }),
+        )?;
+        Ok((agent, qmp))
+    }
+
+    fn connect_to(&self, socket: &Path) -> Result<UnixStream> {
+        let deadline = Instant::now() + SOCKETS_TIMEOUT;
+        loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => return Ok(stream),
+                Err(_) if self.qemu.status().is_some() => {
+                    return Err(self.error("QEMU refuses the machine"));
+                }
+                Err(_) if Instant::now() < deadline => thread::sleep(CONNECT_INTERVAL),
+                Err(error) => {
+                    return Err(self.error(&format!(
+                        "cannot connect to QEMU at {}: {error}",
+                        socket.display()
+                    )));
+                }
+            }
+        }
+    }
+
+    fn wait_for_greeting(
+        &self,
+        agent: &Agent,
+        count: u32,
+        doing: &str,
+        report: impl Fn(),
+    ) -> Result<Greeting> {
+        let mut size = console_bytes(self.logs);
+        let mut quiet_since = Instant::now();
+        loop {
+            match agent.greeting(count, LOOK_INTERVAL) {
+                Some(Ok(greeting)) => return Ok(greeting),
+                Some(Err(lost)) => return Err(self.lost(&lost, doing)),
+                None => {}
+            }
+            let now = console_bytes(self.logs);
+            if std::mem::replace(&mut size, now) != now {
+                quiet_since = Instant::now();
+            }
+            if quiet_since.elapsed() >= self.patience {
+                report();
+                return Err(self.error(&silent(doing)));
+            }
+        }
+    }
+
+    /// The error for a guest that went. The connection only knows that it is gone;
+    /// the processes know why.
+    fn lost(&self, lost: &Lost, doing: &str) -> anyhow::Error {
+        let console = read_console(self.logs).unwrap_or_default();
+        let panic = console
+            .lines()
+            .find_map(|line| line.split_once("Kernel panic - not syncing: "))
+            .map(|(_, reason)| reason.trim_end());
+        let dead_backend = self.backends.iter().find_map(|backend| {
+            let status = backend.status()?;
+            Some(format!("{} {}", backend.name(), describe(status)))
+        });
+        let reason = match (dead_backend, panic) {
+            (Some(reason), _) => reason,
+            (None, Some(panic)) => format!("its kernel panicked: {panic}"),
+            (None, None) => match self.qemu.wait(QEMU_END_TIMEOUT) {
+                Some(status) if status.success() => "it reset or turned itself off".to_owned(),
+                Some(status) => format!("{} {}", qemu::PROGRAM, describe(status)),
+                None => lost.to_string(),
+            },
+        };
+        self.error(&format!("the guest died while it {doing}: {reason}"))
+    }
+
+    /// One message: what happened, QEMU's last words, the console's last lines, and
+    /// where the logs are.
+    fn error(&self, what: &str) -> anyhow::Error {
+        let mut message = what.to_owned();
+        let mut section = |title: &str, text: &str| {
+            if !text.trim().is_empty() {
+                message += &format!("\n{title}:\n");
+                for line in text.lines() {
+                    message += &format!("    {line}\n");
+                }
+                message.truncate(message.trim_end().len());
+            }
+        };
+        let qemu = fs::read_to_string(self.qemu.log()).unwrap_or_default();
+        section("QEMU said", &tail(&qemu, CONSOLE_LINES));
+        let console = read_console(self.logs).unwrap_or_default();
+        section(
+            "the last lines of the guest's console",
+            &tail(&console, CONSOLE_LINES),
+        );
+        message += &format!("\nall logs are in {}", self.logs.display());
+        anyhow!(message)
+    }
+}
+
+/// Lets the guest reset the machine once. Everything else that resets it is a crash
+/// and ends QEMU.
+fn allow_one_reboot(qmp: &Arc<Mutex<Qmp>>) {
+    let set = |qmp: &mut Qmp, action: &str| qmp.execute("set-action", json!({ "reboot": action }));
+    if set(&mut lock(qmp), "reset").is_err() {
+        // QEMU is gone, and with it the guest.
+        return;
+    }
+    let qmp = Arc::clone(qmp);
+    thread::spawn(move || {
+        let mut qmp = lock(&qmp);
+        if qmp.wait_event("RESET", SILENT_GUEST_LIMIT).is_ok() {
+            // A QEMU that is gone resets nothing.
+            let _ = set(&mut qmp, "shutdown");
+        }
+    });
+}
+
+/// Has a silent guest write to its console what its CPUs and blocked tasks do.
+fn report_on_console(qmp: &Mutex<Qmp>, run: &Path) {
+    for key in [b'l', b'w'] {
+        // A machine that does not even answer has nothing to report.
+        let _ = send_sysrq(&mut lock(qmp), &run.join("console.sock"), key);
+    }
+    thread::sleep(REPORT_TIMEOUT);
+}
+
+fn read_console(logs: &Path) -> Result<String> {
+    let path = logs.join("console.log");
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn console_bytes(logs: &Path) -> u64 {
+    fs::metadata(logs.join("console.log")).map_or(0, |meta| meta.len())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A connection that a panic left in the middle of a line says so itself.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `cdm run-vm`.
+
+use std::fs;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cdm_agent_protocol::{Command, Ending, Exec, ExitStatus, ModuleState};
+use clap::Args;
+
+use super::accel::AccelChoice;
+use super::agent::{Event, Input, Lost, Running};
+use super::boot::{Commands, Parts, Vm, accelerator};
+use super::logs;
+use super::qemu;
+use super::spec::{
+    ByteSize, CPUS_MAX, DEVICES_MAX, FileCopy, Gdb, MemoryType, VmSpec, parse_device_memory,
+    parse_guest_memory,
+};
+use super::terminal::{self, RawTerminal};
+use crate::build::{self, KernelOptions};
+use crate::context::Context;
+
+/// Reads of standard input; as much as one frame takes.
+const INPUT_BYTES: usize = cdm_agent_protocol::DATA_BYTES_MAX;
+
+/// Arguments of `cdm run-vm`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  just run-vm
+  just run-vm --devices 2 --device-memory 4G --share .
+  just run-vm --exec 'cdmctl info --json'
+  just run-vm --kernel ~/src/linux --gdb=wait")]
+pub struct RunVmArgs {
+    #[command(flatten)]
+    kernel: KernelOptions,
+
+    /// Give the machine NUM devices
+    #[arg(long, value_name = "NUM", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(DEVICES_MAX)))]
+    devices: u8,
+
+    /// Memory of each device: a power of two from 256M to 64G
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_device_memory)]
+    device_memory: ByteSize,
+
+    /// Type of the device memory [default: the best that the kernel has]
+    #[arg(long, value_name = "TYPE", value_enum)]
+    memory_type: Option<MemoryType>,
+
+    /// Memory of the guest
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_guest_memory)]
+    memory: ByteSize,
+
+    /// CPUs of the guest
+    #[arg(long, value_name = "NUM", default_value_t = 2,
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(CPUS_MAX)))]
+    smp: u8,
+
+    /// Who runs the guest's instructions
+    #[arg(long, value_name = "ACCEL", value_enum, default_value_t = AccelChoice::Auto)]
+    accel: AccelChoice,
+
+    /// Open a stub for gdb; with 'wait' the guest waits for it before it starts
+    #[arg(long, value_name = "WHEN", value_enum, num_args = 0..=1, require_equals = true,
+          default_missing_value = "run")]
+    gdb: Option<Gdb>,
+
+    /// Show the host's folder DIR at /host in the guest
+    #[arg(long, value_name = "DIR")]
+    share: Option<PathBuf>,
+
+    /// Copy a file or folder into the guest before it starts; repeatable
+    #[arg(long = "file", value_name = "HOST:GUEST")]
+    files: Vec<FileCopy>,
+
+    /// Give the driver a parameter, such as altmap=0; repeatable
+    #[arg(long = "module-param", value_name = "NAME=VALUE")]
+    module_params: Vec<String>,
+
+    /// Run CMD instead of a shell: only its output on stdout, its exit status returned
+    #[arg(long, value_name = "CMD")]
+    exec: Option<String>,
+
+    /// Write the logs into DIR instead of the cache
+    #[arg(long, value_name = "DIR")]
+    keep_logs: Option<PathBuf>,
+
+    /// Print the commands and run nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// `cdm run-vm`: boots a machine and gives a shell in it, or runs one command.
+pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
+    let share = args.share.as_deref().map(shared_folder).transpose()?;
+    for file in &args.files {
+        ensure!(
+            file.host.exists(),
+            "--file: there is no {}",
+            file.host.display()
+        );
+    }
+    let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
+    if args.memory_type == Some(MemoryType::Public) {
+        let config = fs::read_to_string(&kernel.config)
+            .with_context(|| format!("cannot read {}", kernel.config.display()))?;
+        ensure!(
+            config.lines().any(|line| line == "CONFIG_DEVICE_PUBLIC=y"),
+            "the kernel '{}' has no MEMORY_DEVICE_PUBLIC; use --memory-type coherent, or leave \
+             the choice to the driver",
+            kernel.choice
+        );
+    }
+    let spec = VmSpec {
+        devices: args.devices,
+        device_memory: args.device_memory,
+        memory: args.memory,
+        smp: args.smp,
+        accel: args.accel,
+        memory_type: args.memory_type,
+        module_params: args.module_params,
+        share,
+        files: args.files,
+        gdb: args.gdb,
+        ..VmSpec::new(kernel)
+    };
+    if args.dry_run {
+        return dry_run(ctx, &spec);
+    }
+    let logs = logs::folder(ctx, args.keep_logs.as_deref())?;
+    let machine = Machine {
+        ctx,
+        logs: &logs,
+        spec: &spec,
+    };
+    match args.exec {
+        Some(line) => machine.exec(line),
+        None => machine.shell(),
+    }
+}
+
+fn shared_folder(path: &Path) -> Result<PathBuf> {
+    let path = path
+        .canonicalize()
+        .with_context(|| format!("--share: cannot find {}", path.display()))?;
+    ensure!(path.is_dir(), "--share: {} is not a folder", path.display());
+    Ok(path)
+}
+
+/// Prints commands that a shell takes, one a line.
+fn dry_run(ctx: &Context, spec: &VmSpec) -> Result<ExitCode> {
+    let parts = Parts::build(ctx, &spec.kernel)?;
+    let accel = accelerator(ctx, spec)?;
+    let run = std::env::temp_dir().join("cdm-by-hand");
+    let commands = Commands::plan(ctx, spec, &parts, accel, &run, &run)?;
+    let mut lines = vec![qemu::shell_line(
+        "mkdir",
+        &["-p".to_owned(), run.display().to_string()],
+    )];
+    if !spec.files.is_empty() {
+        lines.push(format!(
+            "# --file: {}/initramfs.cpio is {} with an archive of these files behind it",
+            run.display(),
+            parts.initramfs.display()
+        ));
+    }
+    lines.extend(commands.backends.iter().map(|line| format!("{line} &")));
+    lines.push(qemu::shell_line(qemu::PROGRAM, &commands.qemu));
+    print_all(&(lines.join("\n") + "\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_all(text: &str) -> Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // Whoever closed the pipe has read enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
+}
+
+struct Machine<'a> {
+    ctx: &'a Context,
+    logs: &'a Path,
+    spec: &'a VmSpec,
+}
+
+impl Machine<'_> {
+    fn boot(&self) -> Result<Vm> {
+        let vm = Vm::boot(self.ctx, self.spec, self.logs)?;
+        if let ModuleState::Failed(reason) = &vm.greeting().module {
+            self.ctx.progress.say(format!(
+                "cdm: THE DRIVER IS NOT LOADED: {reason}; the kernel's reason is in {}",
+                self.logs.join("console.log").display()
+            ));
+        }
+        Ok(vm)
+    }
+
+    /// `--exec`: the command's output and status, and nothing else on stdout.
+    fn exec(&self, line: String) -> Result<ExitCode> {
+        let vm = self.boot()?;
+        let mut running = vm.start(Exec {
+            command: Command::Shell(line.clone()),
+            tty: None,
+            env: Vec::new(),
+            cwd: None,
+        })?;
+        feed_standard_input(running.input());
+        let status = match forward(&vm, &mut running)? {
+            Outcome::Exit(status) => status,
+            Outcome::Lost(lost) => return Err(vm.broken(&lost, &format!("ran '{line}'"))),
+        };
+        vm.shutdown()?;
+        Ok(exit_code(status))
+    }
+
+    /// A shell on the user's terminal, or one that reads its commands from a pipe.
+    fn shell(&self) -> Result<ExitCode> {
+        let mut vm = self.boot()?;
+        let interactive = terminal::is_interactive();
+        loop {
+            let greetings = vm.boots();
+            let outcome = match interactive {
+                true => interactive_shell(&vm)?,
+                false => {
+                    let mut running = vm.start(login_shell(None))?;
+                    feed_standard_input(running.input());
+                    forward(&vm, &mut running)?
+                }
+            };
+            match outcome {
+                Outcome::Exit(status) => {
+                    vm.shutdown()?;
+                    // The last command's status of somebody who typed is no result.
+                    return Ok(match interactive {
+                        true => ExitCode::SUCCESS,
+                        false => exit_code(status),
+                    });
+                }
+                Outcome::Lost(Lost::Ended(Ending::PowerOff)) => {
+                    vm.shutdown()?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+                Outcome::Lost(Lost::Ended(Ending::Reboot)) => {
+                    self.ctx.progress.say("cdm: the guest reboots");
+                    vm.wait_for_reboot(greetings)?;
+                }
+                Outcome::Lost(Lost::Broken(reason)) if reason == LEFT => {
+                    self.ctx.progress.say("cdm: left; the machine is gone");
+                    return Ok(ExitCode::SUCCESS);
+                }
+                Outcome::Lost(lost) => return Err(vm.broken(&lost, "ran a shell")),
+            }
+        }
+    }
+}
+
+/// How a command went.
+enum Outcome {
+    Exit(ExitStatus),
+    Lost(Lost),
+}
+
+/// Why a shell ends when the user leaves it with [`terminal::LEAVE`].
+const LEFT: &str = "the user left";
+
+fn login_shell(tty: Option<cdm_agent_protocol::TtySize>) -> Exec {
+    let terminal = std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned());
+    Exec {
+        command: Command::Argv(vec!["/bin/sh".to_owned(), "-l".to_owned()]),
+        tty,
+        env: vec![("TERM".to_owned(), terminal)],
+        cwd: Some("/root".to_owned()),
+    }
+}
+
+fn interactive_shell(vm: &Vm) -> Result<Outcome> {
+    let mut running = vm.start(login_shell(Some(terminal::size())))?;
+    eprintln!(
+        "cdm: a shell in the guest. 'exit' or Ctrl-D turns it off, Ctrl-] ends it at once. \
+         Logs: {}",
+        vm.logs().display()
+    );
+    let input = running.input();
+    let resizer = running.input();
+    let terminal = RawTerminal::enter(move || resizer.resize(terminal::size()))?;
+    thread::spawn(move || {
+        let mut buffer = vec![0; INPUT_BYTES];
+        loop {
+            let length = match io::stdin().read(&mut buffer) {
+                Ok(0) | Err(_) => return input.end(),
+                Ok(length) => length,
+            };
+            let keys = &buffer[..length];
+            if keys.contains(&terminal::LEAVE) {
+                return input.give_up(LEFT);
+            }
+            if !input.send(keys) {
+                return;
+            }
+        }
+    });
+    let outcome = forward(vm, &mut running);
+    drop(terminal);
+    eprintln!();
+    outcome
+}
+
+/// Hands standard input on from a thread of its own, which goes with the process.
+/// A terminal is left alone: its keys belong to whoever started this.
+fn feed_standard_input(input: Input) {
+    if io::stdin().is_terminal() {
+        return input.end();
+    }
+    thread::spawn(move || {
+        let mut buffer = vec![0; INPUT_BYTES];
+        loop {
+            match io::stdin().read(&mut buffer) {
+                Ok(0) | Err(_) => return input.end(),
+                Ok(length) => {
+                    if !input.send(&buffer[..length]) {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Writes what the command writes, to where it writes it.
+fn forward(vm: &Vm, running: &mut Running) -> Result<Outcome> {
+    loop {
+        match vm.next_event(running)? {
+            Event::Stdout(data) => {
+                let mut stdout = io::stdout().lock();
+                stdout
+                    .write_all(&data)
+                    .and_then(|()| stdout.flush())
+                    .context("cannot write to standard output")?;
+            }
+            Event::Stderr(data) => {
+                // Nobody could be told.
+                let _ = io::stderr().write_all(&data);
+            }
+            Event::Exit(status) => return Ok(Outcome::Exit(status)),
+            Event::Failed(reason) => bail!("{reason}"),
+            Event::Lost(lost) => return Ok(Outcome::Lost(lost)),
+        }
+    }
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    ExitCode::from(u8::try_from(status.shell_code()).unwrap_or(u8::MAX))
+}
