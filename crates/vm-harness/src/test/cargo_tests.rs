@@ -37,7 +37,9 @@ impl Said {
                 let fields = rest.split(['.', ';']).map(str::trim);
                 said.summarised += fields
                     .filter(|field| {
-                        ["passed", "failed", "ignored"].iter().any(|word| field.ends_with(word))
+                        ["passed", "failed", "ignored"]
+                            .iter()
+                            .any(|word| field.ends_with(word))
                     })
                     .map(first_number)
                     .sum::<usize>();
@@ -61,19 +63,28 @@ impl Said {
 }
 
 fn first_number(text: &str) -> usize {
-    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0)
+    text.split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok())
+        .unwrap_or(0)
 }
 
 fn parse_line(line: &str) -> Option<Line> {
     let (name, outcome) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
-    let name = name.trim_end_matches(" - should panic").trim_end_matches(" - compile fail");
+    let name = name
+        .trim_end_matches(" - should panic")
+        .trim_end_matches(" - compile fail");
     let (verdict, reason) = match outcome {
         "ok" => (Verdict::Passed, ""),
         "FAILED" => (Verdict::Failed, ""),
         "ignored" => (Verdict::Skipped, "ignored"),
         other => (Verdict::Skipped, other.strip_prefix("ignored, ")?),
     };
-    Some(Line { name: name.to_owned(), verdict, reason: reason.to_owned() })
+    Some(Line {
+        name: name.to_owned(),
+        verdict,
+        reason: reason.to_owned(),
+    })
 }
 
 /// Reads the names of a program's tests, as `--list --format terse` prints them.
@@ -82,7 +93,9 @@ pub fn parse_list(output: &str) -> Vec<String> {
         .lines()
         .filter_map(|line| line.strip_suffix(": test"))
         .map(|name| {
-            name.trim_end_matches(" - should panic").trim_end_matches(" - compile fail").to_owned()
+            name.trim_end_matches(" - should panic")
+                .trim_end_matches(" - compile fail")
+                .to_owned()
         })
         .collect()
 }
@@ -157,7 +170,10 @@ test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
     #[test]
     fn documentation_tests_have_names_with_blanks() {
         let line = parse_line("test crates/x/src/lib.rs - Thing::new (line 7) ... ok");
-        assert_eq!(line.expect("a result").name, "crates/x/src/lib.rs - Thing::new (line 7)");
+        assert_eq!(
+            line.expect("a result").name,
+            "crates/x/src/lib.rs - Thing::new (line 7)"
+        );
     }
 
     #[test]

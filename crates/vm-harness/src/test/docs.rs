@@ -30,7 +30,7 @@ impl Stage for Docs {
         let log = run.folder().join("docs-files.log");
         let files = super::lint::tracked_files(&run.ctx().repo, &log)?;
         let repo = run.ctx().repo.clone();
-        run.check(PATHS, || paths_exist(&repo, &files));
+        run.check(PATHS, |_| paths_exist(&repo, &files));
         Ok(())
     }
 }
@@ -48,9 +48,16 @@ fn paths_exist(repo: &Path, files: &[String]) -> Result<()> {
             }
         }
     }
-    ensure!(seen > 0, "no document names any path, which means that none was recognised");
+    ensure!(
+        seen > 0,
+        "no document names any path, which means that none was recognised"
+    );
     let list: Vec<_> = missing.into_iter().collect();
-    ensure!(list.is_empty(), "no such file or folder:\n{}", list.join("\n"));
+    ensure!(
+        list.is_empty(),
+        "no such file or folder:\n{}",
+        list.join("\n")
+    );
     Ok(())
 }
 
@@ -58,7 +65,10 @@ fn paths_exist(repo: &Path, files: &[String]) -> Result<()> {
 fn paths(text: &str) -> Vec<String> {
     const FOLDERS: &[&str] = &["crates/", "docs/", "images/", "qemu/", "ci/", ".ci/"];
     let quoted = text.split('`').skip(1).step_by(2);
-    let linked = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let linked = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next());
     quoted
         .chain(linked)
         .filter_map(|piece| {
@@ -79,7 +89,10 @@ mod tests {
     fn paths_in_quotes_and_links_are_found_and_patterns_are_not() {
         let text = "See `crates/a/src/lib.rs` and [this](docs/specs/device.md#status), not \
                     `crates/*/Cargo.toml`, `mm/memory.c` or `ci/just run-vm`.";
-        assert_eq!(paths(text), ["crates/a/src/lib.rs", "ci/just", "docs/specs/device.md"]);
+        assert_eq!(
+            paths(text),
+            ["crates/a/src/lib.rs", "ci/just", "docs/specs/device.md"]
+        );
     }
 
     #[test]

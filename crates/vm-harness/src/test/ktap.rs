@@ -84,7 +84,9 @@ impl Reader {
             return Ok(None);
         }
         let Some(planned) = self.planned else {
-            let plan = line.strip_prefix("1..").and_then(|number| number.parse().ok());
+            let plan = line
+                .strip_prefix("1..")
+                .and_then(|number| number.parse().ok());
             self.planned = Some(plan.ok_or_else(|| Fault::NoPlan(line.to_owned()))?);
             return Ok(None);
         };
@@ -113,7 +115,10 @@ impl Reader {
             return Err(Fault::TooMany(planned));
         }
         if found != self.done + 1 {
-            return Err(Fault::OutOfOrder { expected: self.done + 1, found });
+            return Err(Fault::OutOfOrder {
+                expected: self.done + 1,
+                found,
+            });
         }
         let (name, directive) = match rest.split_once(" # ") {
             Some((name, directive)) => (name, Some(directive)),
@@ -137,7 +142,12 @@ impl Reader {
         };
         let reason = reason.to_owned();
         let diagnostics = std::mem::take(&mut self.diagnostics);
-        Ok(Outcome { name, verdict, reason, diagnostics })
+        Ok(Outcome {
+            name,
+            verdict,
+            reason,
+            diagnostics,
+        })
     }
 
     /// Diagnostics that no result followed.
@@ -149,9 +159,10 @@ impl Reader {
     pub fn end(&self) -> Result<(), Fault> {
         match self.planned {
             None => Err(Fault::Empty),
-            Some(planned) if self.done < planned => {
-                Err(Fault::Short { done: self.done, planned })
-            }
+            Some(planned) if self.done < planned => Err(Fault::Short {
+                done: self.done,
+                planned,
+            }),
             Some(_) => Ok(()),
         }
     }
@@ -179,7 +190,10 @@ mod tests {
         assert_eq!(outcomes[0].diagnostics, ["seed 1"]);
         assert_eq!(outcomes[1].verdict, Verdict::Failed);
         assert_eq!(outcomes[1].diagnostics, ["went wrong", "twice"]);
-        assert_eq!((outcomes[2].verdict, outcomes[2].reason.as_str()), (Verdict::Skipped, "no disk"));
+        assert_eq!(
+            (outcomes[2].verdict, outcomes[2].reason.as_str()),
+            (Verdict::Skipped, "no disk")
+        );
     }
 
     #[test]
@@ -189,20 +203,56 @@ mod tests {
             ("", Fault::Empty),
             ("KTAP version 1\n", Fault::Empty),
             ("ok 1 a\n", Fault::NoVersion("ok 1 a".into())),
-            ("KTAP version 2\n", Fault::NoVersion("KTAP version 2".into())),
+            (
+                "KTAP version 2\n",
+                Fault::NoVersion("KTAP version 2".into()),
+            ),
             ("KTAP version 1\nok 1 a\n", Fault::NoPlan("ok 1 a".into())),
             ("KTAP version 1\n1..x\n", Fault::NoPlan("1..x".into())),
-            (&format!("{HEAD}ok 1 a\n"), Fault::Short { done: 1, planned: 2 }),
-            (&format!("{HEAD}ok 2 a\n"), Fault::OutOfOrder { expected: 1, found: 2 }),
-            (&format!("{HEAD}ok 1 a\nok 1 b\n"), Fault::OutOfOrder { expected: 2, found: 1 }),
-            (&format!("{HEAD}ok 1 a\nok 2 b\nok 3 c\n"), Fault::TooMany(2)),
+            (
+                &format!("{HEAD}ok 1 a\n"),
+                Fault::Short {
+                    done: 1,
+                    planned: 2,
+                },
+            ),
+            (
+                &format!("{HEAD}ok 2 a\n"),
+                Fault::OutOfOrder {
+                    expected: 1,
+                    found: 2,
+                },
+            ),
+            (
+                &format!("{HEAD}ok 1 a\nok 1 b\n"),
+                Fault::OutOfOrder {
+                    expected: 2,
+                    found: 1,
+                },
+            ),
+            (
+                &format!("{HEAD}ok 1 a\nok 2 b\nok 3 c\n"),
+                Fault::TooMany(2),
+            ),
             (&format!("{HEAD}ok 1 a\nok 2 a\n"), Fault::Twice("a".into())),
             (&format!("{HEAD}panic!\n"), Fault::Garbage("panic!".into())),
             (&format!("{HEAD}ok 1\n"), Fault::Garbage("ok 1".into())),
-            (&format!("{HEAD}ok one a\n"), Fault::Garbage("ok one a".into())),
-            (&format!("{HEAD}ok 1 a # SKIP\n"), Fault::SkipWithoutReason("a".into())),
-            (&format!("{HEAD}ok 1 a # TODO x\n"), Fault::Garbage("ok 1 a # TODO x".into())),
-            (&format!("{HEAD}not ok 1 a # SKIP x\n"), Fault::Garbage("not ok 1 a # SKIP x".into())),
+            (
+                &format!("{HEAD}ok one a\n"),
+                Fault::Garbage("ok one a".into()),
+            ),
+            (
+                &format!("{HEAD}ok 1 a # SKIP\n"),
+                Fault::SkipWithoutReason("a".into()),
+            ),
+            (
+                &format!("{HEAD}ok 1 a # TODO x\n"),
+                Fault::Garbage("ok 1 a # TODO x".into()),
+            ),
+            (
+                &format!("{HEAD}not ok 1 a # SKIP x\n"),
+                Fault::Garbage("not ok 1 a # SKIP x".into()),
+            ),
         ];
         for (text, fault) in cases {
             assert_eq!(read(text), Err(fault), "{text:?}");

@@ -36,10 +36,14 @@ impl Stage for Lint {
     }
 
     fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
-        for (name, check) in CHECKS.iter().filter(|(name, _)| chosen.iter().any(|c| c == name)) {
-            let log = run.folder().join(format!("{}.log", name.replace("::", "-")));
-            let result = check(run, &log);
-            run.check(name, || result);
+        for (name, check) in CHECKS
+            .iter()
+            .filter(|(name, _)| chosen.iter().any(|c| c == name))
+        {
+            let log = run
+                .folder()
+                .join(format!("{}.log", name.replace("::", "-")));
+            run.check(name, |run| check(run, &log));
         }
         Ok(())
     }
@@ -47,7 +51,9 @@ impl Stage for Lint {
 
 fn rustfmt(run: &Run, log: &Path) -> Result<()> {
     let mut command = Command::new("cargo");
-    command.current_dir(&run.ctx().repo).args(["fmt", "--all", "--check"]);
+    command
+        .current_dir(&run.ctx().repo)
+        .args(["fmt", "--all", "--check", "--", "--color=never"]);
     run_logged(&mut command, "cargo fmt --check", log, |_| {})
         .context("'cargo fmt --all' in the toolbox lays the code out")
 }
@@ -57,13 +63,23 @@ fn rustfmt_driver(run: &Run, log: &Path) -> Result<()> {
     let root = run.ctx().repo.join("crates/guest-driver/src/cdm_main.rs");
     let mut command = Command::new("rustfmt");
     // The edition that the kernel compiles modules with.
-    command.args(["--check", "--edition", "2021"]).arg(root);
+    command
+        .args(["--check", "--color=never", "--edition", "2021"])
+        .arg(root);
     run_logged(&mut command, "rustfmt --check", log, |_| {})
 }
 
 fn clippy(run: &Run, log: &Path) -> Result<()> {
     let mut command = super::unit::cargo(run.ctx());
-    command.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
+    command.args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ]);
     let task = run.ctx().progress.task("running clippy", Some(log));
     run_logged(&mut command, "cargo clippy", log, |line| {
         if let Some(what) = line.trim_start().strip_prefix("Checking ") {
@@ -74,10 +90,18 @@ fn clippy(run: &Run, log: &Path) -> Result<()> {
 
 /// Files that cannot or need not carry a line of their own.
 fn is_exempt(path: &str) -> bool {
-    let generated = ["Cargo.lock"].contains(&path);
+    // Generated, or in a form that knows no comment.
+    const FILES: &[&str] = &[
+        "Cargo.lock",
+        "images/initramfs/etc/group",
+        "images/initramfs/etc/passwd",
+        "qemu/50-cdm-backend.json",
+    ];
     // A patch is under the licence of what it patches; `series` and git's own files are lists.
-    let kind = [".patch", "/series", ".gitignore", ".gitattributes"];
-    generated || path.starts_with("LICENSES/") || kind.iter().any(|end| path.ends_with(end))
+    const KINDS: &[&str] = &[".patch", "/series", ".gitignore", ".gitattributes"];
+    FILES.contains(&path)
+        || path.starts_with("LICENSES/")
+        || KINDS.iter().any(|end| path.ends_with(end))
 }
 
 fn licences(run: &Run, log: &Path) -> Result<()> {
@@ -90,9 +114,16 @@ fn licences(run: &Run, log: &Path) -> Result<()> {
             continue;
         }
         // Listed by git and deleted by the user.
-        let Ok(bytes) = fs::read(repo.join(&path)) else { continue };
+        let Ok(bytes) = fs::read(repo.join(&path)) else {
+            continue;
+        };
         let text = String::from_utf8_lossy(&bytes);
-        if !text.is_empty() && !text.lines().take(LINES).any(|line| line.contains("SPDX-License-Identifier")) {
+        if !text.is_empty()
+            && !text
+                .lines()
+                .take(LINES)
+                .any(|line| line.contains("SPDX-License-Identifier"))
+        {
             lacking.push(path);
         }
     }
@@ -108,7 +139,8 @@ fn licences(run: &Run, log: &Path) -> Result<()> {
 pub fn tracked_files(repo: &Path, log: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
     let mut git = Command::new("git");
-    git.current_dir(repo).args(["-c", "safe.directory=*", "ls-files"]);
+    git.current_dir(repo)
+        .args(["-c", "safe.directory=*", "ls-files"]);
     match run_logged(&mut git, "git ls-files", log, |line| {
         if !line.starts_with("fatal") {
             files.push(line.to_owned());
@@ -120,7 +152,9 @@ pub fn tracked_files(repo: &Path, log: &Path) -> Result<Vec<String>> {
             let found = crate::cache::files_below(repo)?;
             let relative = |path: &Path| Some(path.strip_prefix(repo).ok()?.to_str()?.to_owned());
             let inside = found.iter().filter_map(|path| relative(path));
-            Ok(inside.filter(|path| !path.starts_with(".git/") && !path.starts_with("target/")).collect())
+            Ok(inside
+                .filter(|path| !path.starts_with(".git/") && !path.starts_with("target/"))
+                .collect())
         }
     }
 }

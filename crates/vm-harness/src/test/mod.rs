@@ -9,6 +9,7 @@
 
 mod cargo_tests;
 mod docs;
+mod kernel;
 mod ktap;
 mod lint;
 mod output;
@@ -74,6 +75,7 @@ fn stages() -> Vec<Box<dyn Stage>> {
         Box::new(lint::Lint),
         Box::new(docs::Docs),
         Box::<unit::Unit>::default(),
+        Box::new(kernel::KernelChecks),
     ]
 }
 
@@ -98,11 +100,20 @@ fn list(ctx: &Context, selection: &Selection) -> Result<ExitCode> {
     let mut names = Vec::new();
     for mut stage in stages() {
         if selection.may_be_in(stage.name()) {
-            names.extend(stage.list(&run)?.into_iter().filter(|name| selection.takes(name)));
+            names.extend(
+                stage
+                    .list(&run)?
+                    .into_iter()
+                    .filter(|name| selection.takes(name)),
+            );
         }
     }
     names.iter().for_each(|name| println!("{name}"));
-    Ok(if names.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if names.is_empty() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn run_stage(stage: &mut dyn Stage, run: &mut Run, selection: &Selection) {
@@ -113,7 +124,10 @@ fn run_stage(stage: &mut dyn Stage, run: &mut Run, selection: &Selection) {
             return;
         }
     };
-    let chosen: Vec<String> = names.into_iter().filter(|name| selection.takes(name)).collect();
+    let chosen: Vec<String> = names
+        .into_iter()
+        .filter(|name| selection.takes(name))
+        .collect();
     if chosen.is_empty() {
         return;
     }
@@ -134,10 +148,18 @@ fn finish(run: &Run) -> Result<ExitCode> {
     let report: &Report = run.report();
     print!("{}", report.failures());
     report.write_json(&run.folder().join("results.json"))?;
-    run.ctx().progress.say(format!("logs and results: {}", run.folder().display()));
+    run.ctx()
+        .progress
+        .say(format!("logs and results: {}", run.folder().display()));
     if report.is_empty() {
-        run.ctx().progress.say("no test matches: see 'just test --list' for the names");
+        run.ctx()
+            .progress
+            .say("no test matches: see 'just test --list' for the names");
     }
     println!("{}", report.count());
-    Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.is_good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

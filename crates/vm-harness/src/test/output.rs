@@ -24,7 +24,10 @@ pub fn folder(ctx: &Context, chosen: Option<PathBuf>) -> Result<PathBuf> {
     let runs = ctx.cache.join("test-runs");
     cache::create_folder(&runs)?;
     forget_old(&runs)?;
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     // The process id tells apart runs that start in the same second.
     let folder = runs.join(format!("{seconds}-{}", std::process::id()));
     cache::create_folder(&folder)?;
@@ -43,7 +46,10 @@ fn forget_old(runs: &Path) -> Result<()> {
         .collect();
     folders.sort();
     let surplus = (folders.len() + 1).saturating_sub(KEPT_RUNS);
-    folders.iter().take(surplus).try_for_each(|(_, folder)| cache::remove_tree(folder))
+    folders
+        .iter()
+        .take(surplus)
+        .try_for_each(|(_, folder)| cache::remove_tree(folder))
 }
 
 #[cfg(test)]

@@ -41,7 +41,12 @@ impl TestResult {
     /// A result; `took` is rounded to milliseconds.
     pub fn new(name: &str, verdict: Verdict, took: Duration, detail: &str) -> Self {
         let seconds = took.as_millis() as f64 / 1000.0;
-        Self { name: name.to_owned(), verdict, seconds, detail: detail.trim_end().to_owned() }
+        Self {
+            name: name.to_owned(),
+            verdict,
+            seconds,
+            detail: detail.trim_end().to_owned(),
+        }
     }
 }
 
@@ -87,7 +92,10 @@ impl Report {
     }
 
     fn number(&self, verdict: Verdict) -> usize {
-        self.results.iter().filter(|result| result.verdict == verdict).count()
+        self.results
+            .iter()
+            .filter(|result| result.verdict == verdict)
+            .count()
     }
 
     /// Whether there is no result at all.
@@ -115,7 +123,11 @@ impl Report {
     /// What failed and why, for the end of a long output.
     pub fn failures(&self) -> String {
         let mut text = String::new();
-        for result in self.results.iter().filter(|result| result.verdict == Verdict::Failed) {
+        for result in self
+            .results
+            .iter()
+            .filter(|result| result.verdict == Verdict::Failed)
+        {
             let _ = writeln!(text, "\nFAILED {}", result.name);
             result.detail.lines().for_each(|line| {
                 let _ = writeln!(text, "    {line}");

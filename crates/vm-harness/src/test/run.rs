@@ -27,7 +27,11 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// A run whose logs go to `folder`, which exists.
     pub fn new(ctx: &'a Context, folder: PathBuf) -> Self {
-        Self { ctx, folder, report: Report::default() }
+        Self {
+            ctx,
+            folder,
+            report: Report::default(),
+        }
     }
 
     /// Repository, cache, progress.
@@ -52,7 +56,9 @@ impl<'a> Run<'a> {
 
     /// Records a result and prints it.
     pub fn record(&mut self, name: &str, verdict: Verdict, took: Duration, detail: &str) {
-        let result = self.report.record(TestResult::new(name, verdict, took, detail));
+        let result = self
+            .report
+            .record(TestResult::new(name, verdict, took, detail));
         let word = match result.verdict {
             Verdict::Passed => "ok",
             Verdict::Failed => "FAILED",
@@ -79,16 +85,19 @@ impl<'a> Run<'a> {
     }
 
     /// Runs a test function and records how it ended. A panic is a failure.
-    pub fn check(&mut self, name: &str, test: impl FnOnce() -> Result<()>) {
+    pub fn check(&mut self, name: &str, test: impl FnOnce(&Self) -> Result<()>) {
         let started = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(test));
+        let result = catch_unwind(AssertUnwindSafe(|| test(self)));
         let (verdict, detail) = match result {
             Ok(Ok(())) => (Verdict::Passed, String::new()),
             Ok(Err(error)) => match error.downcast_ref::<Skip>() {
                 Some(skip) => (Verdict::Skipped, skip.0.clone()),
                 None => (Verdict::Failed, format!("{error:#}")),
             },
-            Err(panic) => (Verdict::Failed, format!("panic: {}", message(panic.as_ref()))),
+            Err(panic) => (
+                Verdict::Failed,
+                format!("panic: {}", message(panic.as_ref())),
+            ),
         };
         self.record(name, verdict, started.elapsed(), &detail);
     }
@@ -121,10 +130,10 @@ mod tests {
     fn error_and_panic_fail_a_test_and_skip_skips_it() {
         let ctx = context();
         let mut run = Run::new(&ctx, "/nonexistent".into());
-        run.check("good", || Ok(()));
-        run.check("bad", || bail!("no"));
-        run.check("worse", || panic!("oh"));
-        run.check("elsewhere", || Err(Skip("not here".into()).into()));
+        run.check("good", |_| Ok(()));
+        run.check("bad", |_| bail!("no"));
+        run.check("worse", |_| panic!("oh"));
+        run.check("elsewhere", |_| Err(Skip("not here".into()).into()));
         assert_eq!(run.report().count(), "1 passed, 2 failed, 1 skipped");
     }
 

@@ -16,7 +16,9 @@ impl Selection {
 
     /// Whether a test is chosen.
     pub fn takes(&self, name: &str) -> bool {
-        self.text.as_ref().is_none_or(|text| name.contains(text.as_str()))
+        self.text
+            .as_ref()
+            .is_none_or(|text| name.contains(text.as_str()))
     }
 
     /// Whether a test of `stage` can be chosen, as far as that shows without its names: text that
@@ -35,7 +37,10 @@ impl Selection {
 pub const STAGES: &[&str] = &["lint", "docs", "unit", "doctest", "kernel", "e2e", "host"];
 
 fn begins_with_stage(text: &str, stage: &str) -> bool {
-    text == stage || text.strip_prefix(stage).is_some_and(|rest| rest.starts_with("::"))
+    text == stage
+        || text
+            .strip_prefix(stage)
+            .is_some_and(|rest| rest.starts_with("::"))
 }
 
 #[cfg(test)]

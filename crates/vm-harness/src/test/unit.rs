@@ -40,9 +40,16 @@ const DOC: &str = "unit::doc";
 pub fn cargo(ctx: &Context) -> Command {
     let mut command = Command::new("cargo");
     let target = ctx.cache.join("cargo").join(&ctx.toolbox).join("check");
-    command.current_dir(&ctx.repo).env("CARGO_TARGET_DIR", target);
+    command
+        .current_dir(&ctx.repo)
+        .env("CARGO_TARGET_DIR", target);
     // Whatever wraps the user's own compiler is not in the toolbox.
-    for name in ["RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS"] {
+    for name in [
+        "RUSTC",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTFLAGS",
+    ] {
         command.env_remove(name);
     }
     command
@@ -58,9 +65,18 @@ impl Stage for Unit {
         let mut names = Vec::new();
         for program in &mut self.programs {
             program.tests = list(program)?;
-            names.extend(program.tests.iter().map(|test| format!("{}::{test}", program.prefix)));
+            names.extend(
+                program
+                    .tests
+                    .iter()
+                    .map(|test| format!("{}::{test}", program.prefix)),
+            );
         }
-        names.extend(list_documentation(run)?.iter().map(|test| format!("{DOC}::{test}")));
+        names.extend(
+            list_documentation(run)?
+                .iter()
+                .map(|test| format!("{DOC}::{test}")),
+        );
         Ok(names)
     }
 
@@ -124,7 +140,12 @@ impl Message {
             true => format!("unit::{crate_name}"),
             false => format!("unit::{crate_name}::{}", message.target.name),
         };
-        Some(Program { prefix, path: message.executable?, folder, tests: Vec::new() })
+        Some(Program {
+            prefix,
+            path: message.executable?,
+            folder,
+            tests: Vec::new(),
+        })
     }
 }
 
@@ -132,9 +153,18 @@ fn build(run: &Run) -> Result<Vec<Program>> {
     let log = run.folder().join("unit-build.log");
     let mut command = cargo(run.ctx());
     command
-        .args(["test", "--workspace", "--all-targets", "--locked", "--no-run"])
+        .args([
+            "test",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--no-run",
+        ])
         .arg("--message-format=json-render-diagnostics");
-    let task = run.ctx().progress.task("building the unit tests", Some(&log));
+    let task = run
+        .ctx()
+        .progress
+        .task("building the unit tests", Some(&log));
     let mut programs = Vec::new();
     run_logged(&mut command, "building the unit tests", &log, |line| {
         if let Some(what) = line.trim_start().strip_prefix("Compiling ") {
@@ -157,7 +187,11 @@ fn list(program: &Program) -> Result<Vec<String>> {
         .output()
         .with_context(|| format!("cannot start {}", program.path.display()))?;
     if !output.status.success() {
-        bail!("{} cannot list its tests: {}", program.path.display(), output.status);
+        bail!(
+            "{} cannot list its tests: {}",
+            program.path.display(),
+            output.status
+        );
     }
     Ok(parse_list(&String::from_utf8_lossy(&output.stdout)))
 }
@@ -168,7 +202,9 @@ fn run_program(run: &mut Run, program: &Program, wanted: &[&str]) -> Result<()> 
     if wanted.len() < program.tests.len() {
         command.arg("--exact").args(wanted);
     }
-    let log = run.folder().join(format!("{}.log", program.prefix.replace("::", "-")));
+    let log = run
+        .folder()
+        .join(format!("{}.log", program.prefix.replace("::", "-")));
     let what = format!("running {}", program.prefix);
     let task = run.ctx().progress.task(&what, Some(&log));
     let (output, took) = output_of(&mut command, &what, &log);
@@ -199,10 +235,19 @@ fn record(run: &mut Run, prefix: &str, output: &str, took: Duration, log: &Path)
             Verdict::Skipped => line.reason.clone(),
             Verdict::Failed => failure_of(output, &line.name),
         };
-        run.record(&format!("{prefix}::{}", line.name), line.verdict, each, &detail);
+        run.record(
+            &format!("{prefix}::{}", line.name),
+            line.verdict,
+            each,
+            &detail,
+        );
     }
     if !said.is_consistent() {
-        bail!("{prefix} ended early: {}; log: {}", said.numbers(), log.display());
+        bail!(
+            "{prefix} ended early: {}; log: {}",
+            said.numbers(),
+            log.display()
+        );
     }
     Ok(())
 }
@@ -218,9 +263,14 @@ fn list_documentation(run: &Run) -> Result<Vec<String>> {
     let mut names = Vec::new();
     let mut command = documentation(run);
     command.args(["--", "--list", "--format", "terse"]);
-    run_logged(&mut command, "listing the documentation tests", &log, |line| {
-        names.extend(parse_list(line));
-    })?;
+    run_logged(
+        &mut command,
+        "listing the documentation tests",
+        &log,
+        |line| {
+            names.extend(parse_list(line));
+        },
+    )?;
     Ok(names)
 }
 
@@ -228,7 +278,11 @@ fn run_documentation(run: &mut Run, chosen: &[String]) -> Result<()> {
     let log = run.folder().join("unit-doc.log");
     let mut command = documentation(run);
     command.arg("--").arg("--exact");
-    command.args(chosen.iter().filter_map(|name| name.strip_prefix(&format!("{DOC}::"))));
+    command.args(
+        chosen
+            .iter()
+            .filter_map(|name| name.strip_prefix(&format!("{DOC}::"))),
+    );
     let (output, took) = output_of(&mut command, "running the documentation tests", &log);
     record(run, DOC, &output, took, &log)
 }
@@ -242,9 +296,15 @@ mod tests {
         let line = r#"{"reason":"compiler-artifact","manifest_path":"/r/crates/a/Cargo.toml",
             "target":{"name":"cdm_a","kind":["lib"]},"profile":{"test":true},"executable":"/t/a-1"}"#;
         let program = Message::program(line).expect("a program");
-        assert_eq!((program.prefix.as_str(), program.folder), ("unit::a", "/r/crates/a".into()));
+        assert_eq!(
+            (program.prefix.as_str(), program.folder),
+            ("unit::a", "/r/crates/a".into())
+        );
         let tool = line.replace(r#"["lib"]"#, r#"["bin"]"#);
-        assert_eq!(Message::program(&tool).expect("a program").prefix, "unit::a::cdm_a");
+        assert_eq!(
+            Message::program(&tool).expect("a program").prefix,
+            "unit::a::cdm_a"
+        );
     }
 
     #[test]

@@ -31,10 +31,24 @@ const COUNTER: Span = Span {
     bytes: 8,
 };
 
-/// How one side saw the other one's additions.
+/// How often each side found that the other one had gone on since it last looked.
 struct Seen {
     by_cpu: u64,
     by_device: u64,
+}
+
+/// What is not one's own, and how often it was found to have grown.
+#[derive(Default)]
+struct Progress {
+    last: u64,
+    times: u64,
+}
+
+impl Progress {
+    fn look(&mut self, foreign: u64) {
+        self.times += u64::from(foreign > self.last);
+        self.last = self.last.max(foreign);
+    }
 }
 
 /// Lets device and CPU add `ADDITIONS` ones each. No side gets more than one burst ahead, so that
@@ -56,31 +70,30 @@ fn count_together(
     };
     thread::scope(|scope| {
         let device = scope.spawn(|| -> Result<u64> {
-            let mut seen = 0;
+            let mut seen = Progress::default();
             let result = (0..BURSTS).try_for_each(|burst| {
                 wait_for(&cpu_bursts, burst);
                 let before = t.device.fetch_add(memory, span, 1, BURST as u32)?.ok()?;
-                // Alone it would have found its own additions and no more.
-                seen += u64::from(before + 1 > (burst + 1) * BURST);
+                seen.look(before + 1 - (burst + 1) * BURST);
                 device_bursts.fetch_add(1, SeqCst);
                 Ok(())
             });
             over.fetch_add(u64::from(result.is_err()), SeqCst);
-            result.map(|()| seen)
+            result.map(|()| seen.times)
         });
         let mut own = 0;
-        let mut seen = 0;
+        let mut seen = Progress::default();
         for burst in 0..BURSTS {
             wait_for(&device_bursts, burst);
             for _ in 0..BURST {
-                seen += u64::from(add() > own);
+                seen.look(add().saturating_sub(own));
                 own += 1;
             }
             cpu_bursts.fetch_add(1, SeqCst);
         }
         match device.join() {
             Ok(by_device) => Ok(Seen {
-                by_cpu: seen,
+                by_cpu: seen.times,
                 by_device: by_device?,
             }),
             Err(_) => bail!("the device's side panicked"),
@@ -94,7 +107,7 @@ fn check_together(t: &Fixture, memory: &Mapping) -> Result<()> {
     let seen = count_together(t, memory, COUNTER, || counter.fetch_add(1, SeqCst))?;
     let sum = counter.load(SeqCst);
     t.note(format!(
-        "{} of the CPU's additions and {} of the device's {BURSTS} commands found the other's",
+        "the CPU found the device's progress {} times, the device the CPU's in {} of {BURSTS} bursts",
         seen.by_cpu, seen.by_device
     ));
     ensure!(

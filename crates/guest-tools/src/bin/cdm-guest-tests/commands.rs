@@ -375,7 +375,7 @@ fn refused_command_gives_its_status_and_the_next_one_works(t: &Fixture) -> Resul
                 width: 1,
                 ..checksum
             },
-            Status::BAD_WIDTH,
+            Status::RESERVED_FIELD,
         ),
         (
             "CHECKSUM of more than the limit",

@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Device, Direction, Span, memory_type_name};
 use cdm_guest_tools::iomem;
+use cdm_guest_tools::memory::{Mapping, PAGE_BYTES};
 use cdm_guest_tools::uapi::{CDM_MEMORY_PUBLIC, CDM_UAPI_VERSION};
 
 use crate::fixture::{Fixture, move_patiently, skip};
@@ -139,7 +140,7 @@ fn sysfs_agrees_with_the_ioctl(t: &Fixture) -> Result<()> {
 
 /// A figure of the driver in debugfs.
 fn counter(name: &str) -> Result<u64> {
-    let path = format!("/sys/kernel/debug/cdm0/{name}");
+    let path = format!("/sys/kernel/debug/cdm/cdm0/{name}");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     text.trim()
         .parse()
@@ -147,33 +148,63 @@ fn counter(name: &str) -> Result<u64> {
 }
 
 fn debugfs_counts_what_moved_and_why_the_rest_did_not(t: &Fixture) -> Result<()> {
-    let read = || -> Result<[u64; 3]> {
-        Ok([
-            counter("pages_to_device")?,
-            counter("pages_to_system")?,
-            counter("failed_not_present")?,
-        ])
+    const NAMES: [&str; 6] = [
+        "pages_to_device",
+        "pages_to_system",
+        "to_device_not_present",
+        "to_device_unsupported",
+        "commands",
+        "commands_refused",
+    ];
+    let read = || {
+        NAMES
+            .iter()
+            .map(|name| counter(name))
+            .collect::<Result<Vec<u64>>>()
     };
     let before = read()?;
     let memory = t.resident_memory(40, 2)?;
     t.move_all(memory.page_range(0, 15), Direction::ToSystem)?;
-    let untouched = cdm_guest_tools::memory::Mapping::anonymous(7 * 4096)?;
+    let untouched = Mapping::anonymous(7 * PAGE_BYTES)?;
     let (migration, _) = move_patiently(&t.device, 0, untouched.range(), Direction::ToDevice)?;
     ensure!(migration.not_present == 7, "{migration:?}");
-    let after = read()?;
-    let grown = [
-        after[0] - before[0],
-        after[1] - before[1],
-        after[2] - before[2],
-    ];
+    let shared = Mapping::shared(3 * PAGE_BYTES)?;
+    shared.fill(1);
+    let (migration, _) = move_patiently(&t.device, 0, shared.range(), Direction::ToDevice)?;
+    ensure!(migration.unsupported == 3, "{migration:?}");
+    t.device.nop()?.ok()?;
+    let refused = t.device.fill(&memory, Span::all(&memory), 3, 0)?;
     ensure!(
-        grown == [40, 15, 7],
-        "the counters grew by {grown:?}, not [40, 15, 7]"
+        refused.ok().is_err(),
+        "a width of 3 was accepted: {refused:?}"
     );
+    let after = read()?;
+    let grown: Vec<u64> = after
+        .iter()
+        .zip(&before)
+        .map(|(after, before)| after - before)
+        .collect();
+    let expected = [40, 15, 7, 3, 2, 1];
+    ensure!(
+        grown == expected,
+        "{NAMES:?} grew by {grown:?}, not {expected:?}"
+    );
+
     let query = t.device.query()?;
     ensure!(
         [query.pages_to_device, query.pages_to_system] == after[..2],
         "debugfs says {after:?}, the ioctl {query:?}"
+    );
+    let (free, in_use) = (counter("pages_free")?, counter("pages_in_use")?);
+    ensure!(
+        free == query.bytes_free / PAGE_BYTES as u64,
+        "debugfs counts {free} free pages"
+    );
+    ensure!(in_use == 25, "debugfs counts {in_use} pages in use, 25 are");
+    let total = counter("pages_total")?;
+    ensure!(
+        total == free + in_use,
+        "{free} free and {in_use} in use are not {total}"
     );
     Ok(())
 }

@@ -164,8 +164,11 @@ fn unbind_brings_pages_home_and_an_open_node_is_dead(t: &Fixture) -> Result<()> 
         )?;
         expect_errno(t.device.nop(), Errno::ENODEV)
     })();
-    // Bound again whatever was found, for the tests behind this one.
-    fs::write(driver.join("bind"), &name).context("cannot bind the driver again")?;
+    // The number belongs to the device that is gone as long as its node is open.
+    without_node(t, || {
+        // Bound again whatever was found, for the tests behind this one.
+        fs::write(driver.join("bind"), &name).context("cannot bind the driver again")
+    })?;
     checked?;
     let again = Device::open(0).context("no node after the driver was bound again")?;
     let (migration, _) = move_patiently(&again, 0, memory.range(), Direction::ToDevice)?;
