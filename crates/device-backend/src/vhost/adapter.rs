@@ -148,6 +148,8 @@ impl Adapter {
         Ring::new(vring, &guest).notify();
         if let Err(Broken) = result {
             debug!(queue, "the driver's ring is inconsistent");
+            // Whatever is in it: the driver may mend it, and its next kick must come through.
+            let _ = Ring::new(vring, &guest).enable_kicks();
             self.shared.events.queue_error(queue, event, &guest);
         }
     }
@@ -309,5 +311,67 @@ impl VhostUserBackend for Adapter {
             1,
             &[self.shared.device.pool().size().bytes()],
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Link, LinkSpeed, Shape};
+
+    fn adapter(command_queues: u16) -> Adapter {
+        let shape = Shape {
+            memory: "256M".parse().unwrap(),
+            command_queues,
+            link: Link {
+                speed: LinkSpeed::Gt16,
+                width_lanes: 16,
+            },
+        };
+        Adapter::new(Arc::new(Device::new(&shape).unwrap()))
+    }
+
+    #[test]
+    fn config_space_beyond_its_end_is_answered_with_nothing() {
+        let adapter = adapter(1);
+        assert_eq!(adapter.get_config(0, 208).len(), 208);
+        for (offset, size) in [(0, 209), (208, 1), (200, 16), (u32::MAX, u32::MAX)] {
+            assert!(adapter.get_config(offset, size).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_write_to_the_config_space_changes_nothing_and_does_not_end_the_connection() {
+        let adapter = adapter(1);
+        let before = adapter.get_config(0, 208);
+        adapter.set_config(0, &[0; 8]).unwrap();
+        assert_eq!(adapter.get_config(0, 208), before);
+    }
+
+    #[test]
+    fn each_queue_is_kicked_at_the_worker_that_serves_it() {
+        for command_queues in 1..=8 {
+            let adapter = adapter(command_queues);
+            let masks = adapter.queues_per_thread();
+            let first = |queue: u16| masks.iter().position(|mask| mask >> queue & 1 == 1);
+            let kicked = first(QUEUE_CONTROL).unwrap();
+            assert!(matches!(adapter.role(kicked), Role::Control));
+            for index in 0..command_queues {
+                let kicked = first(QUEUE_FIRST_COMMAND + index).unwrap();
+                assert!(matches!(adapter.role(kicked), Role::Command(found) if found == index));
+            }
+        }
+    }
+
+    #[test]
+    fn features_that_break_qemu_are_not_offered() {
+        let offered = adapter(1).protocol_features();
+        for trap in [
+            VhostUserProtocolFeatures::STATUS,
+            VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
+            VhostUserProtocolFeatures::INFLIGHT_SHMFD,
+        ] {
+            assert!(!offered.contains(trap), "{trap:?}");
+        }
     }
 }

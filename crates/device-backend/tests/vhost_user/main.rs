@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The real program, driven as QEMU and a guest driver drive it: a vhost-user
+//! frontend with rings in shared memory.
+
+mod arguments;
+mod guest;
+mod hostile;
+mod lifetime;
+mod malformed;
+mod process;
+mod queue;
+mod reset;
+mod serving;
