@@ -36,7 +36,11 @@ struct BitTree {
 impl BitTree {
     /// Lays a tree of `bits` bits out from word `start` on; returns the word after it.
     fn place(bits: u32, start: usize) -> (Self, usize) {
-        let mut tree = Self { start: [0; LEVELS], levels: 0, bits };
+        let mut tree = Self {
+            start: [0; LEVELS],
+            levels: 0,
+            bits,
+        };
         let mut next = start;
         let mut count = bits as usize;
         loop {
@@ -109,7 +113,10 @@ impl BitTree {
     fn count(&self, words: &[u64]) -> u32 {
         let first = self.start[0];
         let last = first + (self.bits as usize).div_ceil(64);
-        words[first..last].iter().map(|word| word.count_ones()).sum()
+        words[first..last]
+            .iter()
+            .map(|word| word.count_ones())
+            .sum()
     }
 }
 
@@ -142,7 +149,11 @@ pub fn words_needed(pages: u32) -> usize {
 }
 
 fn lay_out(pages: u32) -> ([BitTree; ORDER_MAX as usize + 1], usize) {
-    let mut trees = [BitTree { start: [0; LEVELS], levels: 0, bits: 0 }; ORDER_MAX as usize + 1];
+    let mut trees = [BitTree {
+        start: [0; LEVELS],
+        levels: 0,
+        bits: 0,
+    }; ORDER_MAX as usize + 1];
     let mut next = 0;
     for (order, tree) in trees.iter_mut().enumerate() {
         (*tree, next) = BitTree::place(pages >> order, next);
@@ -159,7 +170,12 @@ impl<S: DerefMut<Target = [u64]>> PageAlloc<S> {
         if words.len() != needed || words.iter().any(|word| *word != 0) {
             return None;
         }
-        let mut this = Self { words, trees, pages, free: 0 };
+        let mut this = Self {
+            words,
+            trees,
+            pages,
+            free: 0,
+        };
         let mut page = 0;
         while page < pages {
             let fits = (pages - page).ilog2();
@@ -214,7 +230,7 @@ impl<S: DerefMut<Target = [u64]>> PageAlloc<S> {
 
     /// Takes a block back.
     pub fn free(&mut self, page: u32, order: u32) -> Result<(), FreeError> {
-        if order > ORDER_MAX || page % (1 << order) != 0 {
+        if order > ORDER_MAX || !page.is_multiple_of(1 << order) {
             return Err(FreeError::NoBlock);
         }
         let end = page.checked_add(1 << order).ok_or(FreeError::NoBlock)?;
@@ -276,10 +292,16 @@ mod tests {
     fn check(alloc: &PageAlloc<Vec<u64>>, used: &[bool]) {
         let free = used.iter().filter(|used| !**used).count() as u32;
         assert_eq!(alloc.free_pages(), free);
-        let covered: u32 = (0..=ORDER_MAX).map(|order| alloc.free_blocks(order) << order).sum();
+        let covered: u32 = (0..=ORDER_MAX)
+            .map(|order| alloc.free_blocks(order) << order)
+            .sum();
         assert_eq!(covered, free, "free blocks overlap or are lost");
         for (page, used) in used.iter().enumerate() {
-            assert_eq!(alloc.free_block_of(page as u32).is_none(), *used, "page {page}");
+            assert_eq!(
+                alloc.free_block_of(page as u32).is_none(),
+                *used,
+                "page {page}"
+            );
         }
         for order in 0..ORDER_MAX {
             let tree = &alloc.trees[order as usize];
@@ -455,9 +477,7 @@ mod tests {
                             prop_assert_eq!(result, Err(FreeError::AlreadyFree));
                         } else {
                             prop_assert_eq!(result, Ok(()));
-                            for page in page as usize..end as usize {
-                                used[page] = false;
-                            }
+                            used[page as usize..end as usize].fill(false);
                             // The blocks it came from are in pieces now; forget them and
                             // whatever part of them is still in use.
                             live.retain(|(first, order)| {

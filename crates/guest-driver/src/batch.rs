@@ -21,11 +21,15 @@ pub struct PageRange {
 impl PageRange {
     /// `length` bytes from `address` on; `None` if unaligned, empty, or wrapping.
     pub fn new(address: u64, length: u64) -> Option<Self> {
-        if length == 0 || address % PAGE_BYTES != 0 || length % PAGE_BYTES != 0 {
+        if length == 0 || !address.is_multiple_of(PAGE_BYTES) || !length.is_multiple_of(PAGE_BYTES)
+        {
             return None;
         }
         let end = address.checked_add(length)?;
-        Some(Self { start: address, end })
+        Some(Self {
+            start: address,
+            end,
+        })
     }
 
     /// First byte.
@@ -95,7 +99,10 @@ mod tests {
         assert_eq!(range.within(0, 0x10000), None);
         assert_eq!(range.within(0x20000, 0x30000), None);
         assert_eq!(range.within(0, 0x18000), PageRange::new(0x10000, 0x8000));
-        assert_eq!(range.within(0x18000, 0x99000), PageRange::new(0x18000, 0x8000));
+        assert_eq!(
+            range.within(0x18000, 0x99000),
+            PageRange::new(0x18000, 0x8000)
+        );
         assert_eq!(range.within(0, u64::MAX), Some(range));
     }
 

@@ -8,7 +8,7 @@
 //! device is done with it, whoever waits or not.
 
 use kernel::prelude::*;
-use kernel::sync::{new_mutex, Arc, Mutex};
+use kernel::sync::{Arc, Mutex, new_mutex};
 use zerocopy::IntoBytes;
 
 use crate::device::Device;
@@ -17,8 +17,8 @@ use crate::plan::{Answer, Job, Next, Request};
 use crate::sys;
 use crate::virtio::{self, Transport};
 use crate::wire::{
-    self, CommandHeader, Completion, ControlOpcode, ControlRequest, Range, Status, QUEUE_CONTROL,
-    QUEUE_FIRST_COMMAND, RANGES_MAX,
+    self, CommandHeader, Completion, ControlOpcode, ControlRequest, QUEUE_CONTROL,
+    QUEUE_FIRST_COMMAND, RANGES_MAX, Range, Status,
 };
 
 /// How long the device may take for a control request. It maps memory in less than a
@@ -80,7 +80,12 @@ impl Control {
         output.extend_from_slice(header.as_bytes(), GFP_KERNEL)?;
         let request = virtio::Request::new(output)?;
         let turn = self.turn.lock();
-        self.transport.queue(QUEUE_CONTROL.into())?.try_submit(&request)?;
+        if self.transport.is_gone() {
+            return Err(ENODEV);
+        }
+        self.transport
+            .queue(QUEUE_CONTROL.into())?
+            .try_submit(&request)?;
         if is_interruptible {
             request.wait_interruptible(&self.transport)?;
         } else {

@@ -22,21 +22,21 @@
 
 use kernel::debugfs::Dir;
 use kernel::prelude::*;
-use kernel::sync::aref::ARef;
 use kernel::sync::Arc;
+use kernel::sync::aref::ARef;
 
 use crate::chardev::Node;
 use crate::command::Control;
 use crate::evacuate::{self, Patience};
 use crate::events::EventSink;
 use crate::gate::Gate;
-use crate::identity::{identify, Identity, Refusal};
+use crate::identity::{Identity, Refusal, identify};
 use crate::number::Number;
-use crate::pagemap::{metadata_bytes, Layout, MemoryType, Region};
+use crate::pagemap::{Layout, MemoryType, Region, metadata_bytes};
 use crate::stats::{self, Counters, Files};
 use crate::virtio::{self, Driver, Transport, VirtioDevice};
 use crate::wire::{self, ControlOpcode};
-use crate::{sys, CdmModule};
+use crate::{CdmModule, sys};
 
 /// Buffers on the event queue.
 const EVENT_BUFFERS: usize = 16;
@@ -48,12 +48,19 @@ const MIB: u64 = 1 << 20;
 
 /// The queues by their index.
 const QUEUE_NAMES: [&CStr; 10] = [
-    c"control", c"event", c"command0", c"command1", c"command2", c"command3", c"command4",
-    c"command5", c"command6", c"command7",
+    c"control",
+    c"event",
+    c"command0",
+    c"command1",
+    c"command2",
+    c"command3",
+    c"command4",
+    c"command5",
+    c"command6",
+    c"command7",
 ];
-const _: () = assert!(
-    QUEUE_NAMES.len() == (wire::QUEUE_FIRST_COMMAND + wire::COMMAND_QUEUES_MAX) as usize
-);
+const _: () =
+    assert!(QUEUE_NAMES.len() == (wire::QUEUE_FIRST_COMMAND + wire::COMMAND_QUEUES_MAX) as usize);
 
 // The folder of all devices in debugfs; there while the module is.
 kernel::sync::global_lock! {
@@ -169,7 +176,11 @@ impl Driver for Bound {
             Err(bytes) => Err(Refusal::ConfigSpace(bytes)),
         };
         let identity = identity.map_err(|refusal| {
-            dev_err!(dev, "not a device for this driver: {}\n", format_args!("{refusal}"));
+            dev_err!(
+                dev,
+                "not a device for this driver: {}\n",
+                format_args!("{refusal}")
+            );
             ENODEV
         })?;
         let memory_type = memory_type()?;
@@ -216,7 +227,14 @@ impl Driver for Bound {
             Some(parent) => Some(stats::files(parent, &device)?),
             None => None,
         };
-        let mut bound = KBox::pin(Self { node: None, files, device }, GFP_KERNEL)?;
+        let mut bound = KBox::pin(
+            Self {
+                node: None,
+                files,
+                device,
+            },
+            GFP_KERNEL,
+        )?;
 
         // SAFETY: Takes values only.
         unsafe {
@@ -294,10 +312,16 @@ impl Live {
         let commands = u32::from(identity.num_command_queues).min(kernel::cpu::nr_cpu_ids());
         let queues = usize::from(wire::QUEUE_FIRST_COMMAND) + commands as usize;
         let transport = Transport::start(vdev, &QUEUE_NAMES[..queues], events.clone())?;
-        let this = Self { transport, events, is_kept: false };
+        let this = Self {
+            transport,
+            events,
+            is_kept: false,
+        };
         for _ in 0..EVENT_BUFFERS {
             let buffer = virtio::Request::new(KVec::new())?;
-            this.transport.queue(wire::QUEUE_EVENT.into())?.try_submit(&buffer)?;
+            this.transport
+                .queue(wire::QUEUE_EVENT.into())?
+                .try_submit(&buffer)?;
         }
         Ok(this)
     }
@@ -311,7 +335,10 @@ impl Live {
     /// take the whole machine down, so queues, buffers and code stay for good.
     fn leak(mut self, dev: &kernel::device::Device) {
         self.is_kept = true;
-        dev_err!(dev, "device does not answer; it stays unusable until the guest restarts\n");
+        dev_err!(
+            dev,
+            "device does not answer; it stays unusable until the guest restarts\n"
+        );
         // SAFETY: The module's code runs, so it has a reference to add to.
         unsafe { sys::__module_get(kernel::module::this_module::<CdmModule>().as_ptr()) };
     }
@@ -405,9 +432,11 @@ fn map_memory(
         }
     }
 
-    let mapped = control.call(ControlOpcode::MAP_MEMORY, 0, 0).inspect_err(|err| {
-        dev_err!(dev, "device cannot map its memory: {:?}\n", err);
-    })?;
+    let mapped = control
+        .call(ControlOpcode::MAP_MEMORY, 0, 0)
+        .inspect_err(|err| {
+            dev_err!(dev, "device cannot map its memory: {:?}\n", err);
+        })?;
     let region = vdev.shm_region(wire::SHMEM_REGION_ID);
     let base = match region {
         Some((base, length))
@@ -433,9 +462,17 @@ fn map_memory(
 
     let metadata_bytes = if is_altmap { metadata } else { 0 };
     if is_altmap {
-        control.call(ControlOpcode::SET_METADATA, 0, metadata_bytes).inspect_err(|err| {
-            dev_err!(dev, "device does not guard the struct pages: {:?}\n", err);
-        })?;
+        control
+            .call(ControlOpcode::SET_METADATA, 0, metadata_bytes)
+            .inspect_err(|err| {
+                dev_err!(dev, "device does not guard the struct pages: {:?}\n", err);
+            })?;
     }
-    Ok(Layout { memory_type, base, bytes, metadata_bytes, node })
+    Ok(Layout {
+        memory_type,
+        base,
+        bytes,
+        metadata_bytes,
+        node,
+    })
 }

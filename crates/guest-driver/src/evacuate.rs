@@ -114,7 +114,9 @@ fn batch(frames: &[usize], arrays: &mut Arrays) -> u64 {
         }
     }
     let committed = collected.commit();
-    (0..pages).filter(|index| committed.is_moved(*index) == Some(true)).count() as u64
+    (0..pages)
+        .filter(|index| committed.is_moved(*index) == Some(true))
+        .count() as u64
 }
 
 /// Says, once, what keeps the device from going away.

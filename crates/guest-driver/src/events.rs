@@ -26,7 +26,11 @@ pub(crate) struct EventSink {
 
 impl EventSink {
     pub(crate) fn new(dev: ARef<Device>, number: u32) -> Self {
-        Self { dev, number, queue_errors: Atomic::new(0) }
+        Self {
+            dev,
+            number,
+            queue_errors: Atomic::new(0),
+        }
     }
 
     /// Requests that the device dropped, as far as it said so.

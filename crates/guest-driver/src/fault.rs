@@ -9,9 +9,9 @@
 use kernel::mm::{MmWithUser, MmapReadGuard};
 use kernel::prelude::*;
 
-use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
+use crate::batch::{BATCH_PAGES, PAGE_BYTES, PageRange};
 use crate::notifier::{Mirror, ReadTicket};
-use crate::pagemap::{home_of, Home};
+use crate::pagemap::{Home, home_of};
 use crate::sys;
 
 /// What is mapped at an address.
@@ -181,12 +181,13 @@ pub(crate) struct Areas<'a> {
 }
 
 impl<'a> Areas<'a> {
-    pub(crate) fn new(
-        mm: &'a MmWithUser,
-        range: PageRange,
-        locked: &'a MmapReadGuard<'a>,
-    ) -> Self {
-        Self { mm, range, next: range.start(), _locked: locked }
+    pub(crate) fn new(mm: &'a MmWithUser, range: PageRange, locked: &'a MmapReadGuard<'a>) -> Self {
+        Self {
+            mm,
+            range,
+            next: range.start(),
+            _locked: locked,
+        }
     }
 }
 
@@ -204,8 +205,14 @@ impl<'a> Iterator for Areas<'a> {
         }
         // SAFETY: The area is valid while the mmap lock is held.
         let area = unsafe { kernel::mm::virt::VmaRef::from_raw(vma) };
-        let range = self.range.within(self.next.max(area.start() as u64), area.end() as u64)?;
+        let range = self
+            .range
+            .within(self.next.max(area.start() as u64), area.end() as u64)?;
         self.next = range.end();
-        Some(Area { vma, range, _locked: core::marker::PhantomData })
+        Some(Area {
+            vma,
+            range,
+            _locked: core::marker::PhantomData,
+        })
     }
 }

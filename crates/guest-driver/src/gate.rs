@@ -6,11 +6,11 @@
 //! inside may sleep. Lock order: outermost; taken before the mmap lock. Invariant:
 //! when [`Gate::wait`] returns after [`Gate::shut`], nobody is inside and nobody will be.
 
+use kernel::new_srcu;
 use kernel::prelude::*;
+use kernel::sync::Srcu;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::srcu::Guard;
-use kernel::new_srcu;
-use kernel::sync::Srcu;
 
 /// The gate of a device.
 #[pin_data]

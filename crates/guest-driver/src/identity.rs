@@ -98,7 +98,10 @@ impl fmt::Display for Refusal {
                 wire::COMMAND_QUEUES_MAX
             ),
             Self::Pools(found) => {
-                write!(f, "device has {found} memory pools; this driver handles exactly one")
+                write!(
+                    f,
+                    "device has {found} memory pools; this driver handles exactly one"
+                )
             }
             Self::Pool(base, bytes, kind) => write!(
                 f,
@@ -107,7 +110,11 @@ impl fmt::Display for Refusal {
                 PoolKind::GENERAL.get()
             ),
             Self::Agents(found) => {
-                write!(f, "device has {found} agents, expected at most {}", wire::AGENTS_MAX)
+                write!(
+                    f,
+                    "device has {found} agents, expected at most {}",
+                    wire::AGENTS_MAX
+                )
             }
             Self::Agent(id, kind) => write!(f, "agent {id} is of unknown kind {kind}"),
         }
@@ -146,7 +153,11 @@ pub fn identify(config: &Config) -> Result<Identity, Refusal> {
     }
     let pool = &config.pools[0];
     if pool.kind != PoolKind::GENERAL || pool.base.get() != 0 || pool.bytes.get() != memory_bytes {
-        return Err(Refusal::Pool(pool.base.get(), pool.bytes.get(), pool.kind.get()));
+        return Err(Refusal::Pool(
+            pool.base.get(),
+            pool.bytes.get(),
+            pool.kind.get(),
+        ));
     }
     if pool.reserved.iter().any(|field| field.get() != 0) {
         return Err(Refusal::Reserved("pools[0].reserved"));
@@ -230,35 +241,71 @@ mod tests {
     fn a_wrong_magic_is_refused_and_shown() {
         let (refusal, text) = refused(|config| config.magic = *b"notours\0");
         assert_eq!(refusal, Refusal::Magic(*b"notours\0"));
-        assert!(text.contains("notours\\x00") && text.contains("cdm-dev\\x00"), "{text}");
+        assert!(
+            text.contains("notours\\x00") && text.contains("cdm-dev\\x00"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_wrong_major_version_is_refused_and_shown() {
         let (refusal, text) = refused(|config| config.version_major.set(9));
         assert_eq!(refusal, Refusal::Version(9, 3));
-        assert!(text.contains("9.3") && text.contains("expected 1.x"), "{text}");
+        assert!(
+            text.contains("9.3") && text.contains("expected 1.x"),
+            "{text}"
+        );
     }
 
     #[test]
     fn each_spoilt_field_is_refused_for_its_own_reason() {
-        assert_eq!(refused(|c| c.config_bytes.set(200)).0, Refusal::ConfigBytes(200));
-        assert_eq!(refused(|c| c.reserved.set(1)).0, Refusal::Reserved("reserved"));
-        assert_eq!(refused(|c| c.memory_bytes.set(3 << 28)).0, Refusal::MemoryBytes(3 << 28));
-        assert_eq!(refused(|c| c.memory_bytes.set(1 << 27)).0, Refusal::MemoryBytes(1 << 27));
-        assert_eq!(refused(|c| c.memory_bytes.set(1 << 37)).0, Refusal::MemoryBytes(1 << 37));
-        assert_eq!(refused(|c| c.num_command_queues.set(0)).0, Refusal::CommandQueues(0));
-        assert_eq!(refused(|c| c.num_command_queues.set(9)).0, Refusal::CommandQueues(9));
+        assert_eq!(
+            refused(|c| c.config_bytes.set(200)).0,
+            Refusal::ConfigBytes(200)
+        );
+        assert_eq!(
+            refused(|c| c.reserved.set(1)).0,
+            Refusal::Reserved("reserved")
+        );
+        assert_eq!(
+            refused(|c| c.memory_bytes.set(3 << 28)).0,
+            Refusal::MemoryBytes(3 << 28)
+        );
+        assert_eq!(
+            refused(|c| c.memory_bytes.set(1 << 27)).0,
+            Refusal::MemoryBytes(1 << 27)
+        );
+        assert_eq!(
+            refused(|c| c.memory_bytes.set(1 << 37)).0,
+            Refusal::MemoryBytes(1 << 37)
+        );
+        assert_eq!(
+            refused(|c| c.num_command_queues.set(0)).0,
+            Refusal::CommandQueues(0)
+        );
+        assert_eq!(
+            refused(|c| c.num_command_queues.set(9)).0,
+            Refusal::CommandQueues(9)
+        );
         assert_eq!(refused(|c| c.num_pools.set(0)).0, Refusal::Pools(0));
         assert_eq!(refused(|c| c.num_pools.set(2)).0, Refusal::Pools(2));
-        assert_eq!(refused(|c| c.pools[0].base.set(4096)).0, Refusal::Pool(4096, 1 << 30, 1));
-        assert_eq!(refused(|c| c.pools[0].kind.0.set(7)).0, Refusal::Pool(0, 1 << 30, 7));
+        assert_eq!(
+            refused(|c| c.pools[0].base.set(4096)).0,
+            Refusal::Pool(4096, 1 << 30, 1)
+        );
+        assert_eq!(
+            refused(|c| c.pools[0].kind.0.set(7)).0,
+            Refusal::Pool(0, 1 << 30, 7)
+        );
         assert_eq!(
             refused(|c| c.pools[0].reserved[2].set(1)).0,
             Refusal::Reserved("pools[0].reserved")
         );
         assert_eq!(refused(|c| c.num_agents.set(9)).0, Refusal::Agents(9));
-        assert_eq!(refused(|c| c.agents[1].kind.0.set(4)).0, Refusal::Agent(0, 4));
+        assert_eq!(
+            refused(|c| c.agents[1].kind.0.set(4)).0,
+            Refusal::Agent(0, 4)
+        );
         assert_eq!(
             refused(|c| c.agents[2].reserved.set(1)).0,
             Refusal::Reserved("agents[].reserved")

@@ -125,7 +125,12 @@ impl<'a> Collected<'a> {
         if unsafe { sys::migrate_vma_setup(&mut args) } != 0 {
             return None;
         }
-        Some(Self(Batch { kind: Kind::Vma(args), arrays, pages, is_committed: false }))
+        Some(Self(Batch {
+            kind: Kind::Vma(args),
+            arrays,
+            pages,
+            is_committed: false,
+        }))
     }
 
     /// Collects page frames of device memory, of a region that stays mapped meanwhile.
@@ -137,7 +142,12 @@ impl<'a> Collected<'a> {
         arrays.dst[..pages].fill(0);
         // SAFETY: The frames have struct pages, as their region is mapped.
         unsafe { sys::migrate_device_pfns(arrays.src.as_mut_ptr(), pages) };
-        Self(Batch { kind: Kind::Frames, arrays, pages, is_committed: false })
+        Self(Batch {
+            kind: Kind::Frames,
+            arrays,
+            pages,
+            is_committed: false,
+        })
     }
 
     /// Pages of the batch.
@@ -154,9 +164,7 @@ impl<'a> Collected<'a> {
             Source::Empty
         } else {
             // SAFETY: The entry names a page that the kernel locked for us.
-            Source::Page(unsafe {
-                sys::cdm_pfn_to_page((entry >> sys::CDM_MPFN_SHIFT) as usize)
-            })
+            Source::Page(unsafe { sys::cdm_pfn_to_page((entry >> sys::CDM_MPFN_SHIFT) as usize) })
         }
     }
 
@@ -168,8 +176,7 @@ impl<'a> Collected<'a> {
     pub(crate) unsafe fn give(&mut self, index: usize, page: *mut sys::page) {
         // SAFETY: The page is valid.
         let pfn = unsafe { sys::cdm_page_to_pfn(page) } as u64;
-        self.0.arrays.dst[index] =
-            (pfn << sys::CDM_MPFN_SHIFT | sys::CDM_MPFN_VALID) as usize;
+        self.0.arrays.dst[index] = (pfn << sys::CDM_MPFN_SHIFT | sys::CDM_MPFN_VALID) as usize;
     }
 
     /// Lets the kernel put the destinations in the sources' place.

@@ -16,7 +16,7 @@
 use kernel::mm::{MmWithUser, MmapReadGuard};
 use kernel::prelude::*;
 
-use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
+use crate::batch::{BATCH_PAGES, PAGE_BYTES, PageRange};
 use crate::device::Device;
 use crate::fault::{Area, Areas, Mapped, Snapshot};
 use crate::migrate::{self, Arrays, Collected, Select, Source};
@@ -64,11 +64,7 @@ pub(crate) fn run(
         direction,
         arrays: Arrays::new()?,
         snapshot: Snapshot::new()?,
-        outcomes: KVec::from_elem(
-            Outcome::Failed(Reason::Busy),
-            BATCH_PAGES,
-            GFP_KERNEL,
-        )?,
+        outcomes: KVec::from_elem(Outcome::Failed(Reason::Busy), BATCH_PAGES, GFP_KERNEL)?,
         slots: KVec::from_elem(0, BATCH_PAGES, GFP_KERNEL)?,
     };
     let mirror = Mirror::watch(mm, range)?;
@@ -223,7 +219,10 @@ impl Mover<'_> {
         };
         (first..first + pages)
             .filter_map(|index| match self.snapshot.mapped(index) {
-                Mapped::Page { home: Home::Cdm(owner), .. } => Some(From::Device(owner)),
+                Mapped::Page {
+                    home: Home::Cdm(owner),
+                    ..
+                } => Some(From::Device(owner)),
                 _ => None,
             })
             .filter(|from| *from != here && key(*from) > key(after))
@@ -253,10 +252,23 @@ impl Mover<'_> {
             return false;
         }
         let select = match from {
-            From::System => Select { flags: sys::CDM_SELECT_SYSTEM, owner: core::ptr::null_mut() },
-            From::Device(owner) => Select { flags: owner.select, owner: owner.owner },
+            From::System => Select {
+                flags: sys::CDM_SELECT_SYSTEM,
+                owner: core::ptr::null_mut(),
+            },
+            From::Device(owner) => Select {
+                flags: owner.select,
+                owner: owner.owner,
+            },
         };
-        let Self { region, direction, arrays, snapshot, outcomes, slots } = self;
+        let Self {
+            region,
+            direction,
+            arrays,
+            snapshot,
+            outcomes,
+            slots,
+        } = self;
         let Some(mut collected) = Collected::of_area(area, select, arrays, locked) else {
             return false;
         };
@@ -344,7 +356,13 @@ impl Mover<'_> {
 fn is_movable(source: Source, mapped: Mapped) -> bool {
     match source {
         Source::Skipped => false,
-        Source::Empty => matches!(mapped, Mapped::Page { home: Home::System, .. }),
+        Source::Empty => matches!(
+            mapped,
+            Mapped::Page {
+                home: Home::System,
+                ..
+            }
+        ),
         // SAFETY: The kernel locked the page for us, so it is valid.
         Source::Page(page) => unsafe { sys::cdm_page_is_anon(page) },
     }

@@ -14,7 +14,7 @@
 
 use kernel::mm::MmWithUser;
 use kernel::prelude::*;
-use kernel::sync::{new_spinlock, SpinLock};
+use kernel::sync::{SpinLock, new_spinlock};
 use kernel::types::Opaque;
 
 use crate::batch::PageRange;
@@ -89,7 +89,9 @@ impl Mirror {
     /// Takes a ticket; waits for changes that are under way. Not under the mmap lock.
     pub(crate) fn read_begin(&self) -> ReadTicket {
         // SAFETY: Inserted by the type invariant.
-        ReadTicket { sequence: unsafe { sys::mmu_interval_read_begin(self.inner.get()) } }
+        ReadTicket {
+            sequence: unsafe { sys::mmu_interval_read_begin(self.inner.get()) },
+        }
     }
 
     /// Runs `with` if nothing changed since the ticket; no change starts before it ends.

@@ -39,7 +39,10 @@ impl Drop for Number {
     fn drop(&mut self) {
         loop {
             let before = IN_USE.load(Relaxed);
-            if IN_USE.cmpxchg(before, before & !(1 << self.0), Full).is_ok() {
+            if IN_USE
+                .cmpxchg(before, before & !(1 << self.0), Full)
+                .is_ok()
+            {
                 return;
             }
         }

@@ -18,10 +18,10 @@ use core::marker::PhantomPinned;
 
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Release};
-use kernel::sync::{new_spinlock_irq, SpinLockIrq};
+use kernel::sync::{SpinLockIrq, new_spinlock_irq};
 use kernel::types::Opaque;
 
-use crate::alloc::{words_needed, PageAlloc};
+use crate::alloc::{PageAlloc, words_needed};
 use crate::batch::PAGE_BYTES;
 use crate::sys;
 
@@ -174,8 +174,10 @@ impl Region {
             (*pgmap).ops = &OPS.0;
             (*pgmap).owner = owner;
             (*pgmap).nr_range = 1;
-            *(*pgmap).__bindgen_anon_1.range.as_mut() =
-                sys::range { start: layout.base, end: layout.base + layout.bytes - 1 };
+            *(*pgmap).__bindgen_anon_1.range.as_mut() = sys::range {
+                start: layout.base,
+                end: layout.base + layout.bytes - 1,
+            };
             if layout.metadata_bytes != 0 {
                 (*pgmap).flags = sys::CDM_PGMAP_ALTMAP_VALID;
                 (*pgmap).altmap.base_pfn = base_pfn;
@@ -296,7 +298,11 @@ unsafe extern "C" fn folio_free(folio: *mut sys::folio) {
     let (region, pfn, order) = unsafe {
         let pgmap = sys::cdm_folio_pgmap(folio);
         let region = &*(*pgmap).owner.cast::<Region>();
-        (region, sys::cdm_folio_pfn(folio), sys::cdm_folio_order(folio))
+        (
+            region,
+            sys::cdm_folio_pfn(folio),
+            sys::cdm_folio_order(folio),
+        )
     };
     region.free((pfn as u64 - region.first_pfn) as u32, order);
 }
@@ -327,6 +333,9 @@ pub(crate) unsafe fn home_of(page: *mut sys::page) -> Home {
         } else {
             sys::CDM_SELECT_PUBLIC
         };
-        Home::Cdm(Owner { owner: (*pgmap).owner, select })
+        Home::Cdm(Owner {
+            owner: (*pgmap).owner,
+            select,
+        })
     }
 }

@@ -45,7 +45,10 @@ impl Pages {
         let end = address.checked_add(length).ok_or(EINVAL)?;
         let count = (end - first).div_ceil(PAGE_BYTES) as usize;
         let flags = if is_written { sys::FOLL_WRITE } else { 0 };
-        let mut this = Self { pages: KVVec::with_capacity(count, GFP_KERNEL)?, is_written };
+        let mut this = Self {
+            pages: KVVec::with_capacity(count, GFP_KERNEL)?,
+            is_written,
+        };
         while this.pages.len() < count {
             if kernel::current!().signal_pending() {
                 return Err(EINTR);
@@ -109,16 +112,30 @@ impl Operand {
             let physical = pfn * PAGE_BYTES + offset;
             // The memory of another device is ordinary guest memory for this one.
             let segment = match region.offset_of(physical) {
-                Some(address) => Segment { space: Space::DEVICE, address, bytes },
-                None => Segment { space: Space::GUEST, address: physical, bytes },
+                Some(address) => Segment {
+                    space: Space::DEVICE,
+                    address,
+                    bytes,
+                },
+                None => Segment {
+                    space: Space::GUEST,
+                    address: physical,
+                    bytes,
+                },
             };
-            if !segments.last_mut().is_some_and(|last| last.absorb(&segment)) {
+            if !segments
+                .last_mut()
+                .is_some_and(|last| last.absorb(&segment))
+            {
                 segments.push(segment, GFP_KERNEL)?;
             }
             offset = 0;
             left -= bytes;
         }
-        Ok(Self { _pages: pages, segments })
+        Ok(Self {
+            _pages: pages,
+            segments,
+        })
     }
 }
 
@@ -135,20 +152,35 @@ impl Operands {
             if address == 0 {
                 return Ok(None);
             }
-            Ok(Some(Operand::new(address, request.length, is_written, region)?))
+            Ok(Some(Operand::new(
+                address,
+                request.length,
+                is_written,
+                region,
+            )?))
         };
         let source = operand(request.source, false)?;
         let destination = operand(request.destination, request.writes_destination())?;
-        Ok(Arc::new(Self { source, destination }, GFP_KERNEL)?)
+        Ok(Arc::new(
+            Self {
+                source,
+                destination,
+            },
+            GFP_KERNEL,
+        )?)
     }
 
     /// Source segments; empty if there is no source.
     pub(crate) fn source(&self) -> &[Segment] {
-        self.source.as_ref().map_or(&[], |operand| &operand.segments)
+        self.source
+            .as_ref()
+            .map_or(&[], |operand| &operand.segments)
     }
 
     /// Destination segments; empty if there is no destination.
     pub(crate) fn destination(&self) -> &[Segment] {
-        self.destination.as_ref().map_or(&[], |operand| &operand.segments)
+        self.destination
+            .as_ref()
+            .map_or(&[], |operand| &operand.segments)
     }
 }

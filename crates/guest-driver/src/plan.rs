@@ -61,7 +61,9 @@ impl Request {
             return self.length == 0;
         }
         self.length != 0
-            && operands.iter().all(|address| address.checked_add(self.length).is_some())
+            && operands
+                .iter()
+                .all(|address| address.checked_add(self.length).is_some())
     }
 
     /// Whether the device stores to the destination. An operation that the driver does
@@ -85,7 +87,11 @@ pub struct Answer {
 impl Answer {
     /// The answer that the device gives to a request with that fault.
     fn refusal(status: Status) -> Self {
-        Self { status, result: 0, bytes_done: 0 }
+        Self {
+            status,
+            result: 0,
+            bytes_done: 0,
+        }
     }
 }
 
@@ -99,14 +105,18 @@ struct Cursor {
 impl Cursor {
     /// Bytes from here to the end of the segment; zero at the end of the list.
     fn left(&self, list: &[Segment]) -> u64 {
-        list.get(self.index).map_or(0, |segment| segment.bytes - self.offset)
+        list.get(self.index)
+            .map_or(0, |segment| segment.bytes - self.offset)
     }
 
     /// Moves on within the segment, or to the start of the next one.
     fn advance(&mut self, list: &[Segment], bytes: u64) {
         self.offset += bytes;
         if self.offset == list[self.index].bytes {
-            *self = Self { index: self.index + 1, offset: 0 };
+            *self = Self {
+                index: self.index + 1,
+                offset: 0,
+            };
         }
     }
 
@@ -225,8 +235,10 @@ impl Job {
             // A command takes whole elements. If they do not come out even at the end,
             // the device would refuse the last command only, with the others done.
             let width = u64::from(self.width);
-            if self.length % width != 0 {
-                return Ok(Next::Done(*self.answer.insert(Answer::refusal(Status::MISALIGNED))));
+            if !self.length.is_multiple_of(width) {
+                return Ok(Next::Done(
+                    *self.answer.insert(Answer::refusal(Status::MISALIGNED)),
+                ));
             }
             bytes -= bytes % width;
         }
@@ -386,14 +398,20 @@ mod tests {
     }
 
     fn checksum(start: u64, bytes: &[u8]) -> u64 {
-        bytes.iter().fold(start, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte) + 1))
+        bytes.iter().fold(start, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(u64::from(*byte) + 1)
+        })
     }
 
     /// Cuts `[start, start + bytes)` of the flat memory into segments, in another order.
     fn segments(pieces: &[(u64, u64)]) -> Vec<Segment> {
         let mut list: Vec<Segment> = Vec::new();
         for (address, bytes) in pieces {
-            let next = Segment { space: Space::GUEST, address: *address, bytes: *bytes };
+            let next = Segment {
+                space: Space::GUEST,
+                address: *address,
+                bytes: *bytes,
+            };
             if !list.last_mut().is_some_and(|last| last.absorb(&next)) {
                 list.push(next);
             }
@@ -425,40 +443,87 @@ mod tests {
     }
 
     fn request(opcode: Opcode) -> Request {
-        Request { opcode: opcode.get().into(), ..Request::default() }
+        Request {
+            opcode: opcode.get().into(),
+            ..Request::default()
+        }
     }
 
     #[test]
     fn ranges_that_are_none_are_refused() {
-        let good = Request { source: 0x1000, length: 8, ..request(Opcode::CHECKSUM) };
+        let good = Request {
+            source: 0x1000,
+            length: 8,
+            ..request(Opcode::CHECKSUM)
+        };
         assert!(good.is_valid());
         assert!(request(Opcode::NOP).is_valid());
         assert!(!Request { length: 0, ..good }.is_valid());
         assert!(!Request { source: 0, ..good }.is_valid());
-        assert!(!Request { source: u64::MAX - 6, ..good }.is_valid());
-        assert!(!Request { destination: u64::MAX - 6, ..good }.is_valid());
+        assert!(
+            !Request {
+                source: u64::MAX - 6,
+                ..good
+            }
+            .is_valid()
+        );
+        assert!(
+            !Request {
+                destination: u64::MAX - 6,
+                ..good
+            }
+            .is_valid()
+        );
     }
 
     #[test]
     fn only_a_comparison_leaves_the_destination_alone() {
         assert!(!request(Opcode::COMPARE).writes_destination());
         assert!(request(Opcode::COPY).writes_destination());
-        assert!(Request { opcode: 99, ..Request::default() }.writes_destination());
+        assert!(
+            Request {
+                opcode: 99,
+                ..Request::default()
+            }
+            .writes_destination()
+        );
     }
 
     #[test]
     fn a_nop_is_one_command_without_ranges() {
-        let mut device = Model { memory: Vec::new(), commands: 0 };
+        let mut device = Model {
+            memory: Vec::new(),
+            commands: 0,
+        };
         let answer = play(&request(Opcode::NOP), &[], &[], &mut device);
-        assert_eq!(answer, Answer { status: Status::OK, result: 0, bytes_done: 0 });
+        assert_eq!(
+            answer,
+            Answer {
+                status: Status::OK,
+                result: 0,
+                bytes_done: 0
+            }
+        );
         assert_eq!(device.commands, 1);
     }
 
     #[test]
     fn what_the_wire_cannot_carry_is_answered_without_the_device() {
         let cases = [
-            (Request { opcode: 0x1_0001, ..Request::default() }, Status::UNKNOWN_OPCODE),
-            (Request { width: 0x1_0001, ..request(Opcode::FILL) }, Status::BAD_WIDTH),
+            (
+                Request {
+                    opcode: 0x1_0001,
+                    ..Request::default()
+                },
+                Status::UNKNOWN_OPCODE,
+            ),
+            (
+                Request {
+                    width: 0x1_0001,
+                    ..request(Opcode::FILL)
+                },
+                Status::BAD_WIDTH,
+            ),
             (
                 Request {
                     source: 1,
@@ -484,8 +549,14 @@ mod tests {
             width: 8,
             ..request(Opcode::FILL)
         };
-        let mut device = Model { memory: vec![7; 600 * 8192], commands: 0 };
-        assert_eq!(play(&request, &[], &list, &mut device), Answer::refusal(Status::MISALIGNED));
+        let mut device = Model {
+            memory: vec![7; 600 * 8192],
+            commands: 0,
+        };
+        assert_eq!(
+            play(&request, &[], &list, &mut device),
+            Answer::refusal(Status::MISALIGNED)
+        );
         assert_eq!(device.commands, 0);
     }
 
@@ -493,10 +564,19 @@ mod tests {
     fn an_error_of_a_later_command_ends_the_job_and_counts_the_earlier_ones() {
         let pieces: Vec<_> = (0..600).map(|page| (page * 8192, 4096)).collect();
         let list = segments(&pieces);
-        let request = Request { source: 0x1000, length: 600 * 4096, ..request(Opcode::CHECKSUM) };
+        let request = Request {
+            source: 0x1000,
+            length: 600 * 4096,
+            ..request(Opcode::CHECKSUM)
+        };
         let mut job = Job::new(&request);
-        let take = |job: &mut Job| job.next(&list, &[], |_| Ok::<(), ()>(())).expect("sink takes all");
-        let Next::Submit(first) = take(&mut job) else { panic!("the job has just begun") };
+        let take = |job: &mut Job| {
+            job.next(&list, &[], |_| Ok::<(), ()>(()))
+                .expect("sink takes all")
+        };
+        let Next::Submit(first) = take(&mut job) else {
+            panic!("the job has just begun")
+        };
         assert_eq!(first.bytes, 512 * 4096);
         let done = |status, bytes: u64| Completion {
             status,
@@ -506,10 +586,14 @@ mod tests {
             bytes_done: bytes.into(),
         };
         job.complete(&first, &done(Status::OK, first.bytes));
-        let Next::Submit(second) = take(&mut job) else { panic!("88 pages are left") };
+        let Next::Submit(second) = take(&mut job) else {
+            panic!("88 pages are left")
+        };
         assert_eq!(second.header.arg0.get(), 5);
         job.complete(&second, &done(Status::CANCELLED, 4096));
-        let Next::Done(answer) = take(&mut job) else { panic!("the device gave up") };
+        let Next::Done(answer) = take(&mut job) else {
+            panic!("the device gave up")
+        };
         assert_eq!(answer.status, Status::CANCELLED);
         assert_eq!(answer.bytes_done, 513 * 4096);
     }

@@ -11,7 +11,7 @@ use kernel::mm::MmWithUser;
 use kernel::prelude::*;
 use kernel::uaccess::UserSliceWriter;
 
-use crate::batch::{PageRange, BATCH_PAGES};
+use crate::batch::{BATCH_PAGES, PageRange};
 use crate::device::Device;
 use crate::fault::{Mapped, Snapshot};
 use crate::notifier::Mirror;
@@ -60,10 +60,13 @@ pub(crate) fn run(
 fn place(device: &Device, mapped: Mapped) -> u32 {
     match mapped {
         Mapped::Nothing => sys::cdm_place_CDM_PLACE_ABSENT,
-        Mapped::Page { home: Home::System, .. } => sys::cdm_place_CDM_PLACE_SYSTEM,
-        Mapped::Page { home: Home::Cdm(owner), .. } if owner == device.region().owner() => {
-            sys::cdm_place_CDM_PLACE_THIS_DEVICE
-        }
+        Mapped::Page {
+            home: Home::System, ..
+        } => sys::cdm_place_CDM_PLACE_SYSTEM,
+        Mapped::Page {
+            home: Home::Cdm(owner),
+            ..
+        } if owner == device.region().owner() => sys::cdm_place_CDM_PLACE_THIS_DEVICE,
         Mapped::Page { .. } => sys::cdm_place_CDM_PLACE_OTHER_DEVICE,
     }
 }

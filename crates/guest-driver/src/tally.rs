@@ -21,8 +21,12 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Reason; 4] =
-        [Reason::NotPresent, Reason::NoMemory, Reason::Busy, Reason::Unsupported];
+    pub const ALL: [Reason; 4] = [
+        Reason::NotPresent,
+        Reason::NoMemory,
+        Reason::Busy,
+        Reason::Unsupported,
+    ];
 
     /// Number of the reason on the ioctl interface.
     pub const fn index(self) -> usize {

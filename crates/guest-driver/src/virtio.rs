@@ -21,9 +21,9 @@ use core::ptr::NonNull;
 use kernel::device::Device;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
-use kernel::sync::{new_condvar, new_spinlock_irq, Arc, CondVar, SpinLockIrq};
+use kernel::sync::{Arc, CondVar, SpinLockIrq, new_condvar, new_spinlock_irq};
 use kernel::types::{ForeignOwnable, Opaque};
-use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
+use kernel::workqueue::{Work, WorkItem, impl_has_work, new_work};
 use zerocopy::FromBytes;
 
 use crate::done::{Done, Wait};
@@ -93,8 +93,7 @@ impl VirtioDevice {
     pub(crate) fn shm_region(self, id: u8) -> Option<(u64, u64)> {
         let (mut base, mut bytes) = (0, 0);
         // SAFETY: By the type invariant; both pointers are valid for writing.
-        let found =
-            unsafe { sys::cdm_vdev_shm_region(self.as_ptr(), id, &mut base, &mut bytes) };
+        let found = unsafe { sys::cdm_vdev_shm_region(self.as_ptr(), id, &mut base, &mut bytes) };
         found.then_some((base, bytes))
     }
 
@@ -142,8 +141,14 @@ impl<T: Driver> Registration<T> {
         // The second entry, all zero, ends the table.
         let ids = KBox::new(
             [
-                sys::virtio_device_id { device: id, vendor: u32::MAX },
-                sys::virtio_device_id { device: 0, vendor: 0 },
+                sys::virtio_device_id {
+                    device: id,
+                    vendor: u32::MAX,
+                },
+                sys::virtio_device_id {
+                    device: 0,
+                    vendor: 0,
+                },
             ],
             GFP_KERNEL,
         );
@@ -196,9 +201,8 @@ impl<T: Driver> Registration<T> {
     unsafe extern "C" fn shutdown(vdev: *mut sys::virtio_device) {
         // SAFETY: As for `remove`, except that the data stays where it is; the device
         // lock keeps `remove` away.
-        let data = unsafe {
-            <Pin<KBox<T>>>::borrow(sys::dev_get_drvdata(sys::cdm_vdev_device(vdev)))
-        };
+        let data =
+            unsafe { <Pin<KBox<T>>>::borrow(sys::dev_get_drvdata(sys::cdm_vdev_device(vdev))) };
         data.get_ref().shutdown();
     }
 }
@@ -417,7 +421,11 @@ impl Queue {
         // SAFETY: The ring did not take the token.
         drop(unsafe { Arc::<Request>::from_foreign(token) });
         let err = Error::from_errno(err);
-        Err(if err == ENOSPC { Refused::Full } else { Refused::Errno(err) })
+        Err(if err == ENOSPC {
+            Refused::Full
+        } else {
+            Refused::Errno(err)
+        })
     }
 
     /// Lends a request to the device; waits for a free descriptor, or a signal.
@@ -537,7 +545,12 @@ impl Transport {
             Ok(())
         });
         let this = wrapped.and_then(|()| {
-            let this = Self { vdev, queues, events, is_gone: Atomic::new(false) };
+            let this = Self {
+                vdev,
+                queues,
+                events,
+                is_gone: Atomic::new(false),
+            };
             Ok(Arc::new(this, GFP_KERNEL)?)
         });
         let this = match this {
@@ -629,13 +642,17 @@ impl Transport {
         let this = unsafe { Arc::<Self>::borrow(this) };
         // SAFETY: The queue is valid.
         let index = unsafe { sys::cdm_vq_index(vq) };
-        let Ok(queue) = this.queue(index as usize) else { return };
+        let Ok(queue) = this.queue(index as usize) else {
+            return;
+        };
         if index != u32::from(wire::QUEUE_EVENT) {
             queue.drain(|request, written| request.finish(written));
             return;
         }
         queue.drain(|request, written| {
-            request.written.store(written.min(INPUT_BYTES as u32), Release);
+            request
+                .written
+                .store(written.min(INPUT_BYTES as u32), Release);
             if let Some(event) = request.answer() {
                 this.events.take(&event);
             }
