@@ -9,6 +9,7 @@
 
 mod cargo_tests;
 mod docs;
+mod e2e;
 mod kernel;
 mod ktap;
 mod lint;
@@ -76,6 +77,7 @@ fn stages() -> Vec<Box<dyn Stage>> {
         Box::new(docs::Docs),
         Box::<unit::Unit>::default(),
         Box::new(kernel::KernelChecks),
+        Box::<e2e::EndToEnd>::default(),
     ]
 }
 

@@ -22,6 +22,8 @@ pub struct Run<'a> {
     ctx: &'a Context,
     folder: PathBuf,
     report: Report,
+    /// Whether results are printed as they come.
+    prints: bool,
 }
 
 impl<'a> Run<'a> {
@@ -31,6 +33,15 @@ impl<'a> Run<'a> {
             ctx,
             folder,
             report: Report::default(),
+            prints: true,
+        }
+    }
+
+    /// A run that prints nothing, for results that are part of a test.
+    pub fn quiet(ctx: &'a Context, folder: PathBuf) -> Self {
+        Self {
+            prints: false,
+            ..Self::new(ctx, folder)
         }
     }
 
@@ -69,7 +80,9 @@ impl<'a> Run<'a> {
             line.push_str(": ");
             line.push_str(result.detail.lines().next().unwrap_or_default());
         }
-        println!("{line}");
+        if self.prints {
+            println!("{line}");
+        }
     }
 
     /// Records a failure that no test function found.
@@ -81,6 +94,15 @@ impl<'a> Run<'a> {
     pub fn fail_missing(&mut self, why: String) {
         for name in self.report.missing() {
             self.fail(&name, &why);
+        }
+    }
+
+    /// Records a failure for those of `names` that were announced and have no result.
+    pub fn fail_missing_of(&mut self, names: &[String], why: &str) {
+        for name in self.report.missing() {
+            if names.contains(&name) {
+                self.fail(&name, why);
+            }
         }
     }
 

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The tool in the guest, as a person or a script uses it.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use super::{Session, follows_schema};
+use crate::vm::Output;
+
+/// The output of `cdmctl … --json` as a document that follows its schema.
+fn json(session: &mut Session, line: &str, schema: &str) -> Result<Value> {
+    let text = session.text(line)?;
+    follows_schema(session.ctx(), schema, text.as_bytes()).with_context(|| line.to_owned())
+}
+
+fn info(session: &mut Session) -> Result<Value> {
+    json(session, "cdmctl info --json", "cdmctl-info.schema.json")
+}
+
+/// `cdmctl info --json`.
+pub fn info_matches_schema(session: &mut Session) -> Result<()> {
+    let info = info(session)?;
+    let devices = info["devices"].as_array().context("no list of devices")?;
+    let spec = session.spec();
+    ensure!(devices.len() == usize::from(spec.devices), "{} devices", devices.len());
+    for (number, device) in devices.iter().enumerate() {
+        ensure!(device["device"] == number, "device {number} is called {}", device["device"]);
+        let bytes = |field: &str| device[field].as_u64().unwrap_or(0);
+        let whole = bytes("bytes_total") + bytes("bytes_metadata");
+        ensure!(whole == spec.device_memory.0, "total and metadata are {whole} together");
+        ensure!(bytes("bytes_free") <= bytes("bytes_total"), "more free than there is");
+        let queues = u64::from(spec.command_queues());
+        ensure!(bytes("command_queues") == queues, "{} queues", device["command_queues"]);
+    }
+    let table = session.text("cdmctl info")?;
+    ensure!(table.lines().count() == 1 + 2 * devices.len(), "the table is:\n{table}");
+    Ok(())
+}
+
+fn memory_type(session: &mut Session) -> Result<String> {
+    let info = info(session)?;
+    Ok(info["devices"][0]["memory_type"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Without a parameter the driver takes the best type.
+pub fn memory_type_is_public(session: &mut Session) -> Result<()> {
+    let found = memory_type(session)?;
+    ensure!(found == "public", "the memory type is {found}");
+    Ok(())
+}
+
+/// Without MEMORY_DEVICE_PUBLIC the driver takes MEMORY_DEVICE_COHERENT, and tells.
+pub fn falls_back_to_coherent(session: &mut Session) -> Result<()> {
+    let found = memory_type(session)?;
+    ensure!(found == "coherent", "the memory type is {found}");
+    let log = session.vm()?.kernel_log()?;
+    let told = log.lines().any(|line| line.contains("cdm") && line.contains("coherent"));
+    ensure!(told, "the driver does not say that it falls back:\n{log}");
+    Ok(())
+}
+
+/// A shell that keeps a megabyte in a variable, so that there is something to move.
+const VICTIM: &str = "sh -c 'x=$(head -c 1048576 /dev/zero | tr \"\\0\" x); \
+                      echo ready > /tmp/victim; while [ -e /tmp/victim ]; do sleep 0.1; done; \
+                      echo \"${#x}\" > /tmp/length'";
+
+/// `cdmctl migrate` and `cdmctl residency` on a process that knows nothing of it.
+pub fn migrates_a_process(session: &mut Session) -> Result<()> {
+    session.text(&format!(
+        "rm -f /tmp/victim /tmp/length; {VICTIM} >/dev/null 2>&1 & echo $! > /tmp/victim.pid; \
+         while [ ! -e /tmp/victim ]; do sleep 0.1; done"
+    ))?;
+    let pid = session.text("cat /tmp/victim.pid")?.trim().to_owned();
+    let residency = |session: &mut Session| -> Result<u64> {
+        let line = format!("cdmctl residency --pid {pid} --all --json");
+        let report = json(session, &line, "cdmctl-residency.schema.json")?;
+        let ranges = report["ranges"].as_array().cloned().unwrap_or_default();
+        Ok(ranges.iter().filter_map(|range| range["pages_this_device"].as_u64()).sum())
+    };
+    ensure!(residency(session)? == 0, "pages are in the device before anything moved");
+    let line = format!("cdmctl migrate --pid {pid} --all --to device --json");
+    let report = json(session, &line, "cdmctl-migrate.schema.json")?;
+    let moved = report["pages_moved"].as_u64().unwrap_or(0);
+    ensure!(moved >= 256, "only {moved} pages of over a megabyte moved: {report}");
+    let there = residency(session)?;
+    ensure!(there > 0 && there <= moved, "{there} of {moved} moved pages are in the device");
+    let table = session.text(&format!("cdmctl residency --pid {pid} --all"))?;
+    ensure!(table.lines().last().is_some_and(|line| line.starts_with("all")), "{table}");
+    let sentence = session.text(&format!("cdmctl migrate --pid {pid} --all --to system"))?;
+    ensure!(sentence.contains(" pages moved"), "{sentence}");
+    ensure!(residency(session)? == 0, "pages are still in the device");
+    session.text("rm /tmp/victim; while [ ! -s /tmp/length ]; do sleep 0.1; done")?;
+    let length = session.text("cat /tmp/length")?;
+    ensure!(length.trim() == "1048576", "the process lost its memory: length {length}");
+    Ok(())
+}
+
+/// `cdmctl run`, with a buffer in the device and one in system memory.
+pub fn runs_each_operation(session: &mut Session) -> Result<()> {
+    session.text("head -c 100000 /dev/urandom > /tmp/a; cp /tmp/a /tmp/b; printf x >> /tmp/b")?;
+    for place in ["device", "system"] {
+        let mut report = |arguments: &str| {
+            let line = format!("cdmctl run {arguments} --in {place} --json");
+            json(session, &line, "cdmctl-run.schema.json")
+        };
+        // The tool itself compares the device's checksum with the CPU's.
+        let sum = report("checksum --input /tmp/a")?;
+        let again = report("checksum --input /tmp/a")?;
+        ensure!(sum["crc32c"] == again["crc32c"], "{sum} and {again}");
+        ensure!(sum["bytes_done"] == 100_000, "{sum}");
+        report("copy --input /tmp/a --output /tmp/copy")?;
+        let equal = report("compare --input /tmp/a --with /tmp/copy")?;
+        ensure!(equal["equal"] == true, "{equal}");
+        let added = report("fetch-add --initial 7 --value 3 --times 10")?;
+        ensure!(added["before"] == 34 && added["after"] == 37, "{added}");
+        let swapped = report("compare-swap --initial 7 --expect 7 --store 9")?;
+        ensure!(swapped["before"] == 7 && swapped["after"] == 9, "{swapped}");
+        let filled = format!("cdmctl run fill --size 3 --value 0x61 --width 1 --output - --in {place}");
+        let text = session.text(&filled)?;
+        ensure!(text == "aaa", "the device filled '{text}'");
+    }
+    session.text("cmp /tmp/a /tmp/copy && cdmctl run nop && cdmctl reset")?;
+    let sum = session.text("printf 123456789 | cdmctl run checksum --input -")?;
+    // The check value of CRC-32C.
+    ensure!(sum.contains("0xe3069283"), "{sum}");
+    Ok(())
+}
+
+fn expect(output: &Output, code: i32, words: &[&str], line: &str) -> Result<()> {
+    let found = output.status.shell_code();
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    if found != code {
+        bail!("'{line}' exits with {found}, not {code}: {said}");
+    }
+    for word in words {
+        ensure!(said.contains(word), "'{line}' does not speak of '{word}': {said}");
+    }
+    Ok(())
+}
+
+/// Exit status 1: it ran, and the answer is no.
+pub fn failed_checks_exit_with_1(session: &mut Session) -> Result<()> {
+    session.text("printf aaaa > /tmp/a; printf aaba > /tmp/b")?;
+    let cases: [(&str, &[&str]); 2] = [
+        ("cdmctl run compare --input /tmp/a --with /tmp/b", &["differ at byte 2"]),
+        ("cdmctl run compare-swap --initial 1 --expect 2 --store 3", &["found 1, not 2"]),
+    ];
+    for (line, words) in cases {
+        expect(&session.exec(line)?, 1, words, line)?;
+    }
+    Ok(())
+}
+
+/// Exit status 2: it could not run, and says what, where and what to do.
+pub fn errors_exit_with_2(session: &mut Session) -> Result<()> {
+    let cases: [(&str, &[&str]); 8] = [
+        ("cdmctl run nop --device 9", &["/dev/cdm9", "devices here: 0, 1"]),
+        ("cdmctl migrate --pid 999999 --all --to device", &["999999"]),
+        ("cdmctl migrate --pid 1 --range 1000-1001 --to device", &["4096-byte pages"]),
+        ("cdmctl migrate --pid 1 --to device", &["--range", "--all"]),
+        ("cdmctl residency --pid 0 --all", &["--pid"]),
+        ("cdmctl run checksum --input /none", &["/none"]),
+        ("cdmctl run fill --value 1 --width 3", &["BAD_WIDTH", "docs/specs/device.md"]),
+        ("cdmctl run fetch-add --times 0", &["--times"]),
+    ];
+    for (line, words) in cases {
+        expect(&session.exec(line)?, 2, words, line)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Tests on real machines: stock QEMU, a real guest kernel, the real driver and
+//! a backend process for each device.
+//!
+//! A [`Suite`] is one machine with the tests that share it. Its groups run inside
+//! the guest (crates/guest-tools, `cdm-guest-tests`) and report KTAP; its checks
+//! run here and drive the guest from outside. After each group and each check the
+//! guest's kernel log is judged, which is a result of its own.
+
+mod cdmctl;
+mod group;
+mod identity;
+mod machine;
+mod memory;
+mod parameters;
+mod persistence;
+mod plan;
+mod proxy;
+mod session;
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Stage;
+use super::run::Run;
+use crate::build::{self, BuildKind, KernelChoice};
+use crate::context::Context;
+
+pub use session::Session;
+
+/// The stage `e2e`.
+#[derive(Debug, Default)]
+pub struct EndToEnd {
+    /// Names of the tests inside the guest, as `group::name`.
+    guest_tests: Vec<String>,
+}
+
+/// A test that drives a machine from outside.
+type Check = (&'static str, fn(&mut Session) -> Result<()>);
+
+/// One machine and the tests on it.
+struct Suite {
+    /// Begins the names of its tests: `e2e::public`, `e2e::public::identity`.
+    prefix: &'static str,
+    kernel: KernelChoice,
+    /// Changes the default machine.
+    shape: fn(&mut crate::vm::VmSpec),
+    /// Whether the tests inside the guest run on it.
+    has_groups: bool,
+    checks: &'static [Check],
+}
+
+/// Every machine, the main ones first.
+const SUITES: &[Suite] = &[
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::main_machine,
+        has_groups: true,
+        checks: &[
+            ("cdmctl::info_is_what_its_schema_says", cdmctl::info_matches_schema),
+            ("cdmctl::best_memory_type_of_the_kernel_is_public", cdmctl::memory_type_is_public),
+            ("cdmctl::migrates_a_process_and_tells_where_it_is", cdmctl::migrates_a_process),
+            ("cdmctl::runs_each_operation", cdmctl::runs_each_operation),
+            ("cdmctl::failed_checks_exit_with_1", cdmctl::failed_checks_exit_with_1),
+            ("cdmctl::what_cannot_run_exits_with_2_and_says_why", cdmctl::errors_exit_with_2),
+            ("machine::reset_guest_finds_the_device_working", machine::reboot_works),
+            ("machine::broken_streams_of_results_are_failures", machine::broken_streams_fail),
+            ("machine::planted_warning_fails_the_log_check", machine::planted_warning_is_found),
+        ],
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::main_machine,
+        has_groups: true,
+        checks: &[
+            ("cdmctl::info_is_what_its_schema_says", cdmctl::info_matches_schema),
+            ("cdmctl::driver_falls_back_to_coherent_and_says_so", cdmctl::falls_back_to_coherent),
+            ("parameters::public_memory_is_refused_with_one_line", parameters::public_is_refused),
+            ("machine::reset_guest_finds_the_device_working", machine::reboot_works),
+        ],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::large_device,
+        has_groups: false,
+        checks: &[
+            ("memory::backend_grows_with_touched_pages_only", memory::grows_with_touched_pages),
+            ("parameters::too_little_memory_without_altmap_is_refused", parameters::no_room_without_altmap),
+            ("parameters::unknown_memory_type_is_refused", parameters::unknown_type_is_refused),
+        ],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::two_impostors,
+        has_groups: false,
+        checks: &[
+            ("identity::wrong_magic_is_refused_with_one_line", identity::wrong_magic),
+            ("identity::wrong_version_is_refused_with_one_line", identity::wrong_version),
+        ],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::one_device,
+        has_groups: false,
+        checks: &[
+            ("persistence::second_guest_on_the_same_backend_works", persistence::second_guest),
+        ],
+    },
+];
+
+impl Suite {
+    fn names(&self, guest_tests: &[String]) -> Vec<String> {
+        let mut names = Vec::new();
+        if self.has_groups {
+            for group in plan::groups(guest_tests) {
+                let of_group = |test: &&String| plan::group_of(test) == group;
+                let tests = guest_tests.iter().filter(of_group);
+                names.extend(tests.map(|test| format!("{}::{test}", self.prefix)));
+                names.push(group::log_test(self.prefix, group));
+            }
+        }
+        names.extend(self.checks.iter().map(|(name, _)| format!("{}::{name}", self.prefix)));
+        names
+    }
+}
+
+impl Stage for EndToEnd {
+    fn name(&self) -> &'static str {
+        "e2e"
+    }
+
+    fn list(&mut self, run: &Run) -> Result<Vec<String>> {
+        self.guest_tests = list_guest_tests(run.ctx())?;
+        plan::check(&self.guest_tests)?;
+        Ok(SUITES.iter().flat_map(|suite| suite.names(&self.guest_tests)).collect())
+    }
+
+    fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
+        for (number, suite) in SUITES.iter().enumerate() {
+            let names = suite.names(&self.guest_tests);
+            let wanted: Vec<String> =
+                names.into_iter().filter(|name| chosen.contains(name)).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            if let Err(error) = run_suite(run, suite, number, &wanted, &self.guest_tests) {
+                let why = format!("its machine could not be had: {error:#}");
+                run.fail_missing_of(&wanted, &why);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn run_suite(
+    run: &mut Run,
+    suite: &Suite,
+    number: usize,
+    wanted: &[String],
+    guest_tests: &[String],
+) -> Result<()> {
+    let kernel = build::kernel(run.ctx(), &suite.kernel, BuildKind::Plain)?;
+    let mut spec = crate::vm::VmSpec::new(kernel);
+    (suite.shape)(&mut spec);
+    let logs = run.folder().join(format!("machine{number}-{}", suite.kernel));
+    let mut session = Session::new(run.ctx(), spec, logs);
+    if suite.has_groups {
+        for group in plan::groups(guest_tests) {
+            group::run(run, &mut session, suite.prefix, &suite.kernel, group, wanted);
+        }
+    }
+    for (short, check) in suite.checks {
+        let name = format!("{}::{short}", suite.prefix);
+        if wanted.contains(&name) {
+            run.check(&name, |_| session.check(check));
+        }
+    }
+    session.end()
+}
+
+/// The programs for the guest are static, so the names can be had without one.
+fn list_guest_tests(ctx: &Context) -> Result<Vec<String>> {
+    let program = build::guest_tools(ctx)?.join("cdm-guest-tests");
+    let output = Command::new(&program)
+        .arg("--list")
+        .output()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    if !output.status.success() {
+        bail!("{} cannot list its tests: {}", program.display(), output.status);
+    }
+    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+}
+
+/// A schema of docs/specs/, and a document that must follow it.
+fn follows_schema(ctx: &Context, schema: &str, document: &[u8]) -> Result<serde_json::Value> {
+    let path = ctx.repo.join("docs/specs").join(schema);
+    fs::metadata(&path).with_context(|| format!("no schema at {}", path.display()))?;
+    let value: serde_json::Value = serde_json::from_slice(document)
+        .with_context(|| format!("no JSON: {}", String::from_utf8_lossy(document)))?;
+    let mut schemas = boon::Schemas::new();
+    let index = boon::Compiler::new()
+        .compile(&path.display().to_string(), &mut schemas)
+        .map_err(|error| anyhow::anyhow!("{error:#}"))?;
+    if let Err(error) = schemas.validate(&value, index) {
+        bail!("{error}\nin {value:#}");
+    }
+    Ok(value)
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Parameters of the driver that it must refuse, each with one line.
+
+use anyhow::{Result, bail, ensure};
+
+use super::Session;
+
+const FILE: &str = "/lib/modules/cdm.ko";
+
+/// Loads the driver with parameters that it must refuse; what it said. Then loads it as it was.
+fn refused(session: &mut Session, parameters: &str) -> Result<Vec<String>> {
+    session.text("rmmod cdm")?;
+    session.new_log()?;
+    let output = session.exec(&format!("insmod {FILE} {parameters}"))?;
+    let bound = session.exec("test -e /dev/cdm0")?.status.success();
+    let log = session.new_log()?;
+    // The module may load and refuse its device, or not load at all.
+    session.exec("test -e /sys/module/cdm && rmmod cdm")?;
+    session.text(&format!("insmod {FILE} && cdmctl run checksum --size 1M"))?;
+    if bound {
+        bail!("the device was bound with {parameters} ({:?}):\n{log}", output.status);
+    }
+    Ok(log.lines().filter(|line| line.contains("cdm")).map(str::to_owned).collect())
+}
+
+fn one_line(lines: &[String], words: &[&str]) -> Result<()> {
+    let [line] = lines else { bail!("the driver says not one line but {lines:#?}") };
+    for word in words {
+        ensure!(line.contains(word), "'{line}' does not speak of '{word}'");
+    }
+    Ok(())
+}
+
+/// Struct pages for the whole device in a guest that has no room for them.
+pub fn no_room_without_altmap(session: &mut Session) -> Result<()> {
+    let lines = refused(session, "altmap=0")?;
+    one_line(&lines, &["altmap", "MiB"])
+}
+
+/// `memory_type=public` on a kernel without MEMORY_DEVICE_PUBLIC.
+pub fn public_is_refused(session: &mut Session) -> Result<()> {
+    let devices = usize::from(session.spec().devices);
+    let lines = refused(session, "memory_type=public")?;
+    ensure!(
+        (1..=devices).contains(&lines.len()),
+        "not one line for a device at most, but {lines:#?}"
+    );
+    lines.iter().try_for_each(|line| one_line(std::slice::from_ref(line), &["public"]))
+}
+
+/// A memory type that does not exist.
+pub fn unknown_type_is_refused(session: &mut Session) -> Result<()> {
+    let lines = refused(session, "memory_type=purple")?;
+    let own: Vec<String> = lines.into_iter().filter(|line| line.contains("purple")).collect();
+    ensure!(!own.is_empty(), "the driver does not name what it does not know");
+    ensure!(own.iter().any(|line| line.contains("public")), "{own:?} does not say what it knows");
+    Ok(())
+}

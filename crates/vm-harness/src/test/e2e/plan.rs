@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Which machines the tests run on, and what may be skipped where.
+
+use anyhow::{Result, bail};
+
+use crate::build::KernelChoice;
+use crate::vm::{ByteSize, VmSpec};
+
+/// Tests that a kernel cannot run, each with the reason. Any other skip is a failure: a test that
+/// is not run proves nothing.
+const SKIPS: &[(KernelChoice, &str, &str)] = &[(
+    KernelChoice::Vanilla,
+    "observability::region_has_a_name_of_its_own_in_iomem",
+    "the name comes with MEMORY_DEVICE_PUBLIC",
+)];
+
+/// Two small devices, which are filled quickly, and room in the guest for more than one holds.
+pub fn main_machine(spec: &mut VmSpec) {
+    spec.devices = 2;
+    spec.device_memory = ByteSize(256 << 20);
+    spec.memory = ByteSize(1 << 30);
+}
+
+/// A device that is many times larger than the guest: its struct pages (a 64th of it) have room in
+/// the device itself and none in the guest.
+pub fn large_device(spec: &mut VmSpec) {
+    spec.device_memory = ByteSize(32 << 30);
+    spec.memory = ByteSize(384 << 20);
+}
+
+/// Two devices whose identity is spoilt on the way (see `identity`).
+pub fn two_impostors(spec: &mut VmSpec) {
+    spec.devices = 2;
+    spec.device_memory = ByteSize(256 << 20);
+    spec.memory = ByteSize(512 << 20);
+}
+
+/// One small device.
+pub fn one_device(spec: &mut VmSpec) {
+    spec.device_memory = ByteSize(256 << 20);
+    spec.memory = ByteSize(512 << 20);
+}
+
+/// Group of a test inside the guest.
+pub fn group_of(test: &str) -> &str {
+    test.split("::").next().unwrap_or(test)
+}
+
+/// Groups in the order in which their first tests come.
+pub fn groups(tests: &[String]) -> Vec<&str> {
+    let mut groups: Vec<&str> = Vec::new();
+    for group in tests.iter().map(|test| group_of(test)) {
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
+    groups
+}
+
+/// Why a test may be skipped on a kernel, if it may.
+pub fn declared_skip(kernel: &KernelChoice, test: &str) -> Option<&'static str> {
+    SKIPS.iter().find(|(k, name, _)| k == kernel && *name == test).map(|(_, _, reason)| *reason)
+}
+
+/// Refuses a table that speaks of tests that are not there.
+pub fn check(tests: &[String]) -> Result<()> {
+    for (_, name, _) in SKIPS {
+        if !tests.iter().any(|test| test == name) {
+            bail!("the table of skips names '{name}', which is no test");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skip_is_allowed_only_where_the_table_says() {
+        let test = "observability::region_has_a_name_of_its_own_in_iomem";
+        assert!(declared_skip(&KernelChoice::Vanilla, test).is_some());
+        assert!(declared_skip(&KernelChoice::Public, test).is_none());
+        assert!(declared_skip(&KernelChoice::Vanilla, "fork::x").is_none());
+    }
+
+    #[test]
+    fn table_that_names_a_test_that_is_gone_is_refused() {
+        assert!(check(&["fork::x".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn groups_keep_their_order() {
+        let tests = ["b::x", "a::x", "b::y"].map(str::to_owned);
+        assert_eq!(groups(&tests), ["b", "a"]);
+    }
+}
