@@ -5,7 +5,6 @@
 //! By the time this runs, `ci/just` has made the toolbox: what it could not do
 //! without, it has told already.
 
-pub mod kvm;
 mod machine;
 mod tools;
 

@@ -40,8 +40,9 @@ pub struct Programs {
     pub inputs: &'static [&'static str],
 }
 
-/// The target folder for builds of one flavour: `host` (which `ci/just` uses for
-/// `cdm` itself), `guest`, or one for checks with flags of their own.
+/// The target folder for builds of one flavour: `host` and `guest` for programs
+/// that run there, `check` for the tests, and for `cdm` itself, which `ci/just`
+/// builds there because the tests need its dependencies anyway.
 pub fn target_dir(ctx: &Context, flavour: &str) -> PathBuf {
     ctx.cache.join("cargo").join(&ctx.toolbox).join(flavour)
 }

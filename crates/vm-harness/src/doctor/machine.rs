@@ -10,9 +10,9 @@ use std::path::Path;
 use std::thread;
 
 use super::Check;
-use super::kvm::Kvm;
 use crate::cache;
 use crate::context::Context;
+use crate::vm::accel::Evidence;
 
 /// Room for everything: toolbox, two kernels with their source, and cargo's
 /// target folders. `ci/just` refuses to set up below the same number.
@@ -27,7 +27,7 @@ pub fn checks(ctx: &Context) -> Vec<Check> {
     vec![
         processors(),
         memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
-        kvm(Kvm::probe()),
+        kvm(&Evidence::gather()),
         user(nix::unistd::geteuid().is_root()),
         toolbox_way(Path::new("/run/.containerenv").exists() || Path::new("/.dockerenv").exists()),
         disk(ctx),
@@ -67,31 +67,32 @@ fn memory(meminfo: &str) -> Check {
     }
 }
 
-fn kvm(kvm: Kvm) -> Check {
+/// Judges KVM by the same evidence as a boot does: a /dev/kvm that opens is no
+/// proof without the processor's extension.
+fn kvm(evidence: &Evidence) -> Check {
     let name = "kvm";
-    match kvm {
-        Kvm::Usable => Check::ok(name, kvm.reason()),
-        Kvm::Absent => Check::note(
+    match (&evidence.device, evidence.extension) {
+        (Ok(()), true) => Check::ok(name, "/dev/kvm opens, and the processor can"),
+        (Ok(()), false) => Check::note(
             name,
-            format!(
-                "{}: guests run under TCG, several times slower",
-                kvm.reason()
-            ),
-            "as root: modprobe kvm_intel || modprobe kvm_amd (in a virtual machine, its host must \
-             allow nested virtualisation)",
-        ),
-        Kvm::Forbidden => Check::note(
-            name,
-            format!(
-                "{}: guests run under TCG, several times slower",
-                kvm.reason()
-            ),
-            "as root: usermod --append --groups kvm USER, then log in anew",
-        ),
-        Kvm::Untrusted => Check::note(
-            name,
-            format!("{}; guests run under TCG", kvm.reason()),
+            "/dev/kvm opens, but the processor shows neither vmx nor svm, and a guest could hang: \
+             guests run under TCG, several times slower",
             "nothing here; to try it all the same: just run-vm --accel kvm",
+        ),
+        (Err(error), true) => Check::note(
+            name,
+            format!("/dev/kvm: {error}: guests run under TCG, several times slower"),
+            "as root: modprobe kvm_intel || modprobe kvm_amd; then usermod --append --groups kvm \
+             USER, and log in anew",
+        ),
+        (Err(error), false) => Check::note(
+            name,
+            format!(
+                "the processor shows neither vmx nor svm (/dev/kvm: {error}): guests run under \
+                 TCG, several times slower"
+            ),
+            "switch virtualisation on in the firmware; in a virtual machine, its host must allow \
+             nested virtualisation",
         ),
     }
 }
@@ -179,10 +180,23 @@ mod tests {
     }
 
     #[test]
-    fn every_verdict_on_kvm_but_usable_comes_with_advice() {
-        assert_eq!(kvm(Kvm::Usable).mend, None);
-        for verdict in [Kvm::Absent, Kvm::Forbidden, Kvm::Untrusted] {
-            assert!(kvm(verdict).mend.is_some(), "{verdict:?}");
+    fn kvm_is_fine_only_with_the_device_and_the_extension() {
+        let judge = |opens: bool, extension: bool| {
+            let device = if opens {
+                Ok(())
+            } else {
+                Err("Permission denied".to_owned())
+            };
+            kvm(&Evidence { extension, device })
+        };
+        assert_eq!(judge(true, true).status, Status::Ok);
+        for (opens, extension) in [(true, false), (false, true), (false, false)] {
+            let check = judge(opens, extension);
+            assert_eq!(check.status, Status::Note);
+            assert!(
+                check.mend.is_some() && check.found.contains("TCG"),
+                "{check:?}"
+            );
         }
     }
 
