@@ -10,6 +10,7 @@
 mod cargo_tests;
 mod docs;
 mod e2e;
+mod host;
 mod kernel;
 mod ktap;
 mod lint;
@@ -78,6 +79,7 @@ fn stages() -> Vec<Box<dyn Stage>> {
         Box::<unit::Unit>::default(),
         Box::new(kernel::KernelChecks),
         Box::<e2e::EndToEnd>::default(),
+        Box::new(host::Host),
     ]
 }
 

@@ -23,24 +23,48 @@ pub fn info_matches_schema(session: &mut Session) -> Result<()> {
     let info = info(session)?;
     let devices = info["devices"].as_array().context("no list of devices")?;
     let spec = session.spec();
-    ensure!(devices.len() == usize::from(spec.devices), "{} devices", devices.len());
+    ensure!(
+        devices.len() == usize::from(spec.devices),
+        "{} devices",
+        devices.len()
+    );
     for (number, device) in devices.iter().enumerate() {
-        ensure!(device["device"] == number, "device {number} is called {}", device["device"]);
+        ensure!(
+            device["device"] == number,
+            "device {number} is called {}",
+            device["device"]
+        );
         let bytes = |field: &str| device[field].as_u64().unwrap_or(0);
         let whole = bytes("bytes_total") + bytes("bytes_metadata");
-        ensure!(whole == spec.device_memory.0, "total and metadata are {whole} together");
-        ensure!(bytes("bytes_free") <= bytes("bytes_total"), "more free than there is");
+        ensure!(
+            whole == spec.device_memory.0,
+            "total and metadata are {whole} together"
+        );
+        ensure!(
+            bytes("bytes_free") <= bytes("bytes_total"),
+            "more free than there is"
+        );
         let queues = u64::from(spec.command_queues());
-        ensure!(bytes("command_queues") == queues, "{} queues", device["command_queues"]);
+        ensure!(
+            bytes("command_queues") == queues,
+            "{} queues",
+            device["command_queues"]
+        );
     }
     let table = session.text("cdmctl info")?;
-    ensure!(table.lines().count() == 1 + 2 * devices.len(), "the table is:\n{table}");
+    ensure!(
+        table.lines().count() == 1 + 2 * devices.len(),
+        "the table is:\n{table}"
+    );
     Ok(())
 }
 
 fn memory_type(session: &mut Session) -> Result<String> {
     let info = info(session)?;
-    Ok(info["devices"][0]["memory_type"].as_str().unwrap_or_default().to_owned())
+    Ok(info["devices"][0]["memory_type"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned())
 }
 
 /// Without a parameter the driver takes the best type.
@@ -55,7 +79,9 @@ pub fn falls_back_to_coherent(session: &mut Session) -> Result<()> {
     let found = memory_type(session)?;
     ensure!(found == "coherent", "the memory type is {found}");
     let log = session.vm()?.kernel_log()?;
-    let told = log.lines().any(|line| line.contains("cdm") && line.contains("coherent"));
+    let told = log
+        .lines()
+        .any(|line| line.contains("cdm") && line.contains("coherent"));
     ensure!(told, "the driver does not say that it falls back:\n{log}");
     Ok(())
 }
@@ -76,23 +102,44 @@ pub fn migrates_a_process(session: &mut Session) -> Result<()> {
         let line = format!("cdmctl residency --pid {pid} --all --json");
         let report = json(session, &line, "cdmctl-residency.schema.json")?;
         let ranges = report["ranges"].as_array().cloned().unwrap_or_default();
-        Ok(ranges.iter().filter_map(|range| range["pages_this_device"].as_u64()).sum())
+        Ok(ranges
+            .iter()
+            .filter_map(|range| range["pages_this_device"].as_u64())
+            .sum())
     };
-    ensure!(residency(session)? == 0, "pages are in the device before anything moved");
+    ensure!(
+        residency(session)? == 0,
+        "pages are in the device before anything moved"
+    );
     let line = format!("cdmctl migrate --pid {pid} --all --to device --json");
     let report = json(session, &line, "cdmctl-migrate.schema.json")?;
     let moved = report["pages_moved"].as_u64().unwrap_or(0);
-    ensure!(moved >= 256, "only {moved} pages of over a megabyte moved: {report}");
+    ensure!(
+        moved >= 256,
+        "only {moved} pages of over a megabyte moved: {report}"
+    );
     let there = residency(session)?;
-    ensure!(there > 0 && there <= moved, "{there} of {moved} moved pages are in the device");
+    ensure!(
+        there > 0 && there <= moved,
+        "{there} of {moved} moved pages are in the device"
+    );
     let table = session.text(&format!("cdmctl residency --pid {pid} --all"))?;
-    ensure!(table.lines().last().is_some_and(|line| line.starts_with("all")), "{table}");
+    ensure!(
+        table
+            .lines()
+            .last()
+            .is_some_and(|line| line.starts_with("all")),
+        "{table}"
+    );
     let sentence = session.text(&format!("cdmctl migrate --pid {pid} --all --to system"))?;
     ensure!(sentence.contains(" pages moved"), "{sentence}");
     ensure!(residency(session)? == 0, "pages are still in the device");
     session.text("rm /tmp/victim; while [ ! -s /tmp/length ]; do sleep 0.1; done")?;
     let length = session.text("cat /tmp/length")?;
-    ensure!(length.trim() == "1048576", "the process lost its memory: length {length}");
+    ensure!(
+        length.trim() == "1048576",
+        "the process lost its memory: length {length}"
+    );
     Ok(())
 }
 
@@ -116,7 +163,8 @@ pub fn runs_each_operation(session: &mut Session) -> Result<()> {
         ensure!(added["before"] == 34 && added["after"] == 37, "{added}");
         let swapped = report("compare-swap --initial 7 --expect 7 --store 9")?;
         ensure!(swapped["before"] == 7 && swapped["after"] == 9, "{swapped}");
-        let filled = format!("cdmctl run fill --size 3 --value 0x61 --width 1 --output - --in {place}");
+        let filled =
+            format!("cdmctl run fill --size 3 --value 0x61 --width 1 --output - --in {place}");
         let text = session.text(&filled)?;
         ensure!(text == "aaa", "the device filled '{text}'");
     }
@@ -138,7 +186,10 @@ fn expect(output: &Output, code: i32, words: &[&str], line: &str) -> Result<()> 
         bail!("'{line}' exits with {found}, not {code}: {said}");
     }
     for word in words {
-        ensure!(said.contains(word), "'{line}' does not speak of '{word}': {said}");
+        ensure!(
+            said.contains(word),
+            "'{line}' does not speak of '{word}': {said}"
+        );
     }
     Ok(())
 }
@@ -147,8 +198,14 @@ fn expect(output: &Output, code: i32, words: &[&str], line: &str) -> Result<()> 
 pub fn failed_checks_exit_with_1(session: &mut Session) -> Result<()> {
     session.text("printf aaaa > /tmp/a; printf aaba > /tmp/b")?;
     let cases: [(&str, &[&str]); 2] = [
-        ("cdmctl run compare --input /tmp/a --with /tmp/b", &["differ at byte 2"]),
-        ("cdmctl run compare-swap --initial 1 --expect 2 --store 3", &["found 1, not 2"]),
+        (
+            "cdmctl run compare --input /tmp/a --with /tmp/b",
+            &["differ at byte 2"],
+        ),
+        (
+            "cdmctl run compare-swap --initial 1 --expect 2 --store 3",
+            &["found 1, not 2"],
+        ),
     ];
     for (line, words) in cases {
         expect(&session.exec(line)?, 1, words, line)?;
@@ -159,13 +216,22 @@ pub fn failed_checks_exit_with_1(session: &mut Session) -> Result<()> {
 /// Exit status 2: it could not run, and says what, where and what to do.
 pub fn errors_exit_with_2(session: &mut Session) -> Result<()> {
     let cases: [(&str, &[&str]); 8] = [
-        ("cdmctl run nop --device 9", &["/dev/cdm9", "devices here: 0, 1"]),
+        (
+            "cdmctl run nop --device 9",
+            &["/dev/cdm9", "devices here: 0, 1"],
+        ),
         ("cdmctl migrate --pid 999999 --all --to device", &["999999"]),
-        ("cdmctl migrate --pid 1 --range 1000-1001 --to device", &["4096-byte pages"]),
+        (
+            "cdmctl migrate --pid 1 --range 1000-1001 --to device",
+            &["4096-byte pages"],
+        ),
         ("cdmctl migrate --pid 1 --to device", &["--range", "--all"]),
         ("cdmctl residency --pid 0 --all", &["--pid"]),
         ("cdmctl run checksum --input /none", &["/none"]),
-        ("cdmctl run fill --value 1 --width 3", &["BAD_WIDTH", "docs/specs/device.md"]),
+        (
+            "cdmctl run fill --value 1 --width 3",
+            &["BAD_WIDTH", "docs/specs/device.md"],
+        ),
         ("cdmctl run fetch-add --times 0", &["--times"]),
     ];
     for (line, words) in cases {

@@ -50,7 +50,9 @@ pub fn run(
     if log_wanted {
         // Without a guest there is no log to be clean.
         run.check(&log_name, |_| match &died {
-            Some(why) => session.judge_log().and_then(|()| bail!("the group broke off: {why}")),
+            Some(why) => session
+                .judge_log()
+                .and_then(|()| bail!("the group broke off: {why}")),
             None => session.judge_log(),
         });
     }
@@ -119,7 +121,10 @@ fn judge(kernel: &KernelChoice, outcome: &Outcome) -> (Verdict, String) {
     match plan::declared_skip(kernel, &outcome.name) {
         Some(reason) => (Verdict::Skipped, format!("{reason} ({})", outcome.reason)),
         None => {
-            let why = format!("skipped, but it must run on {kernel}: {}\n{notes}", outcome.reason);
+            let why = format!(
+                "skipped, but it must run on {kernel}: {}\n{notes}",
+                outcome.reason
+            );
             (Verdict::Failed, why)
         }
     }
@@ -149,8 +154,7 @@ mod tests {
     #[test]
     fn declared_skip_is_a_skip_with_both_reasons() {
         let name = "observability::region_has_a_name_of_its_own_in_iomem";
-        let (verdict, detail) =
-            judge(&KernelChoice::Vanilla, &outcome(name, Verdict::Skipped));
+        let (verdict, detail) = judge(&KernelChoice::Vanilla, &outcome(name, Verdict::Skipped));
         assert_eq!(verdict, Verdict::Skipped);
         assert!(detail.contains("MEMORY_DEVICE_PUBLIC") && detail.contains("no reason"));
     }

@@ -11,7 +11,12 @@ use crate::build::KernelChoice;
 
 /// A guest that reboots finds its device again: the backends stay, and so does QEMU.
 pub fn reboot_works(session: &mut Session) -> Result<()> {
-    let backends: Vec<u32> = session.vm()?.backends().iter().map(|backend| backend.pid()).collect();
+    let backends: Vec<u32> = session
+        .vm()?
+        .backends()
+        .iter()
+        .map(|backend| backend.pid())
+        .collect();
     let before = session.text("cat /proc/sys/kernel/random/boot_id")?;
     // With pages in the device, whose BAR the reset takes away.
     session.text(
@@ -24,15 +29,26 @@ pub fn reboot_works(session: &mut Session) -> Result<()> {
     session.vm()?.reboot()?;
     let after = session.text("cat /proc/sys/kernel/random/boot_id")?;
     ensure!(before != after, "the guest did not boot again");
-    let now: Vec<u32> = session.vm()?.backends().iter().map(|backend| backend.pid()).collect();
-    ensure!(backends == now, "the backends are others: {backends:?}, {now:?}");
+    let now: Vec<u32> = session
+        .vm()?
+        .backends()
+        .iter()
+        .map(|backend| backend.pid())
+        .collect();
+    ensure!(
+        backends == now,
+        "the backends are others: {backends:?}, {now:?}"
+    );
     for device in 0..session.spec().devices {
         session.text(&format!("cdmctl run checksum --size 8M --device {device}"))?;
     }
     let info = session.text("cdmctl info --json")?;
     let json: serde_json::Value = serde_json::from_str(&info)?;
     for device in json["devices"].as_array().into_iter().flatten() {
-        ensure!(device["bytes_free"] == device["bytes_total"], "pages are left over: {device}");
+        ensure!(
+            device["bytes_free"] == device["bytes_total"],
+            "pages are left over: {device}"
+        );
     }
     session.text("cdm-guest-tests --exact migration::contents_are_equal_after_a_round_trip")?;
     Ok(())
@@ -43,16 +59,33 @@ pub fn broken_streams_fail(session: &mut Session) -> Result<()> {
     let cases = [
         ("nothing", "true"),
         ("no plan", "echo 'KTAP version 1'"),
-        ("too few results", "printf 'KTAP version 1\\n1..2\\nok 1 a::b\\n'"),
-        ("too many results", "printf 'KTAP version 1\\n1..1\\nok 1 a::b\\nok 2 a::c\\n'"),
-        ("a program that dies", "printf 'KTAP version 1\\n1..1\\n'; kill -9 $$"),
-        ("a status that is no test's", "printf 'KTAP version 1\\n1..1\\nok 1 a::b\\n'; exit 3"),
+        (
+            "too few results",
+            "printf 'KTAP version 1\\n1..2\\nok 1 a::b\\n'",
+        ),
+        (
+            "too many results",
+            "printf 'KTAP version 1\\n1..1\\nok 1 a::b\\nok 2 a::c\\n'",
+        ),
+        (
+            "a program that dies",
+            "printf 'KTAP version 1\\n1..1\\n'; kill -9 $$",
+        ),
+        (
+            "a status that is no test's",
+            "printf 'KTAP version 1\\n1..1\\nok 1 a::b\\n'; exit 3",
+        ),
         ("a program that is not there", "cdm-guest-tests-gone"),
     ];
     for (what, line) in cases {
         let mut scratch = Run::quiet(session.ctx(), session.ctx().cache.clone());
-        let streamed =
-            group::stream(&mut scratch, session, "scratch", &KernelChoice::Public, line);
+        let streamed = group::stream(
+            &mut scratch,
+            session,
+            "scratch",
+            &KernelChoice::Public,
+            line,
+        );
         if streamed.is_ok() {
             bail!("{what} was taken for success: {}", scratch.report().count());
         }
@@ -60,7 +93,13 @@ pub fn broken_streams_fail(session: &mut Session) -> Result<()> {
     // The good one is good, so that each refusal above was for its fault.
     let mut scratch = Run::quiet(session.ctx(), session.ctx().cache.clone());
     let good = "printf 'KTAP version 1\\n1..2\\nok 1 a::b\\nnot ok 2 a::c\\n'; exit 1";
-    group::stream(&mut scratch, session, "scratch", &KernelChoice::Public, good)?;
+    group::stream(
+        &mut scratch,
+        session,
+        "scratch",
+        &KernelChoice::Public,
+        good,
+    )?;
     let count = scratch.report().count();
     ensure!(count == "1 passed, 1 failed, 0 skipped", "{count}");
     Ok(())

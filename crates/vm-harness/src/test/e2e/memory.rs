@@ -33,7 +33,13 @@ fn own_bytes(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     let kib = |field: &str| {
         text.lines()
-            .find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+            .find_map(|line| {
+                line.strip_prefix(field)?
+                    .trim()
+                    .strip_suffix(" kB")?
+                    .parse::<u64>()
+                    .ok()
+            })
             .with_context(|| format!("{path} has no {field}"))
     };
     Ok((kib("RssAnon:")? + kib("RssFile:")?) << 10)
@@ -47,7 +53,9 @@ pub fn grows_with_touched_pages(session: &mut Session) -> Result<()> {
     let whole = session.spec().device_memory.0;
     let pid = session.vm()?.backends()[0].pid();
     let info: serde_json::Value = serde_json::from_str(&session.text("cdmctl info --json")?)?;
-    let metadata = info["devices"][0]["bytes_metadata"].as_u64().context("no bytes_metadata")?;
+    let metadata = info["devices"][0]["bytes_metadata"]
+        .as_u64()
+        .context("no bytes_metadata")?;
     let before = touched_bytes(pid)?;
     ensure!(
         before <= metadata + SLACK,

@@ -61,15 +61,39 @@ const SUITES: &[Suite] = &[
         shape: plan::main_machine,
         has_groups: true,
         checks: &[
-            ("cdmctl::info_is_what_its_schema_says", cdmctl::info_matches_schema),
-            ("cdmctl::best_memory_type_of_the_kernel_is_public", cdmctl::memory_type_is_public),
-            ("cdmctl::migrates_a_process_and_tells_where_it_is", cdmctl::migrates_a_process),
+            (
+                "cdmctl::info_is_what_its_schema_says",
+                cdmctl::info_matches_schema,
+            ),
+            (
+                "cdmctl::best_memory_type_of_the_kernel_is_public",
+                cdmctl::memory_type_is_public,
+            ),
+            (
+                "cdmctl::migrates_a_process_and_tells_where_it_is",
+                cdmctl::migrates_a_process,
+            ),
             ("cdmctl::runs_each_operation", cdmctl::runs_each_operation),
-            ("cdmctl::failed_checks_exit_with_1", cdmctl::failed_checks_exit_with_1),
-            ("cdmctl::what_cannot_run_exits_with_2_and_says_why", cdmctl::errors_exit_with_2),
-            ("machine::reset_guest_finds_the_device_working", machine::reboot_works),
-            ("machine::broken_streams_of_results_are_failures", machine::broken_streams_fail),
-            ("machine::planted_warning_fails_the_log_check", machine::planted_warning_is_found),
+            (
+                "cdmctl::failed_checks_exit_with_1",
+                cdmctl::failed_checks_exit_with_1,
+            ),
+            (
+                "cdmctl::what_cannot_run_exits_with_2_and_says_why",
+                cdmctl::errors_exit_with_2,
+            ),
+            (
+                "machine::reset_guest_finds_the_device_working",
+                machine::reboot_works,
+            ),
+            (
+                "machine::broken_streams_of_results_are_failures",
+                machine::broken_streams_fail,
+            ),
+            (
+                "machine::planted_warning_fails_the_log_check",
+                machine::planted_warning_is_found,
+            ),
         ],
     },
     Suite {
@@ -78,10 +102,22 @@ const SUITES: &[Suite] = &[
         shape: plan::main_machine,
         has_groups: true,
         checks: &[
-            ("cdmctl::info_is_what_its_schema_says", cdmctl::info_matches_schema),
-            ("cdmctl::driver_falls_back_to_coherent_and_says_so", cdmctl::falls_back_to_coherent),
-            ("parameters::public_memory_is_refused_with_one_line", parameters::public_is_refused),
-            ("machine::reset_guest_finds_the_device_working", machine::reboot_works),
+            (
+                "cdmctl::info_is_what_its_schema_says",
+                cdmctl::info_matches_schema,
+            ),
+            (
+                "cdmctl::driver_falls_back_to_coherent_and_says_so",
+                cdmctl::falls_back_to_coherent,
+            ),
+            (
+                "parameters::public_memory_is_refused_with_one_line",
+                parameters::public_is_refused,
+            ),
+            (
+                "machine::reset_guest_finds_the_device_working",
+                machine::reboot_works,
+            ),
         ],
     },
     Suite {
@@ -90,9 +126,18 @@ const SUITES: &[Suite] = &[
         shape: plan::large_device,
         has_groups: false,
         checks: &[
-            ("memory::backend_grows_with_touched_pages_only", memory::grows_with_touched_pages),
-            ("parameters::too_little_memory_without_altmap_is_refused", parameters::no_room_without_altmap),
-            ("parameters::unknown_memory_type_is_refused", parameters::unknown_type_is_refused),
+            (
+                "memory::backend_grows_with_touched_pages_only",
+                memory::grows_with_touched_pages,
+            ),
+            (
+                "parameters::too_little_memory_without_altmap_is_refused",
+                parameters::no_room_without_altmap,
+            ),
+            (
+                "parameters::unknown_memory_type_is_refused",
+                parameters::unknown_type_is_refused,
+            ),
         ],
     },
     Suite {
@@ -101,8 +146,14 @@ const SUITES: &[Suite] = &[
         shape: plan::two_impostors,
         has_groups: false,
         checks: &[
-            ("identity::wrong_magic_is_refused_with_one_line", identity::wrong_magic),
-            ("identity::wrong_version_is_refused_with_one_line", identity::wrong_version),
+            (
+                "identity::wrong_magic_is_refused_with_one_line",
+                identity::wrong_magic,
+            ),
+            (
+                "identity::wrong_version_is_refused_with_one_line",
+                identity::wrong_version,
+            ),
         ],
     },
     Suite {
@@ -110,9 +161,10 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Public,
         shape: plan::one_device,
         has_groups: false,
-        checks: &[
-            ("persistence::second_guest_on_the_same_backend_works", persistence::second_guest),
-        ],
+        checks: &[(
+            "persistence::second_guest_on_the_same_backend_works",
+            persistence::second_guest,
+        )],
     },
 ];
 
@@ -127,7 +179,11 @@ impl Suite {
                 names.push(group::log_test(self.prefix, group));
             }
         }
-        names.extend(self.checks.iter().map(|(name, _)| format!("{}::{name}", self.prefix)));
+        names.extend(
+            self.checks
+                .iter()
+                .map(|(name, _)| format!("{}::{name}", self.prefix)),
+        );
         names
     }
 }
@@ -140,14 +196,19 @@ impl Stage for EndToEnd {
     fn list(&mut self, run: &Run) -> Result<Vec<String>> {
         self.guest_tests = list_guest_tests(run.ctx())?;
         plan::check(&self.guest_tests)?;
-        Ok(SUITES.iter().flat_map(|suite| suite.names(&self.guest_tests)).collect())
+        Ok(SUITES
+            .iter()
+            .flat_map(|suite| suite.names(&self.guest_tests))
+            .collect())
     }
 
     fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
         for (number, suite) in SUITES.iter().enumerate() {
             let names = suite.names(&self.guest_tests);
-            let wanted: Vec<String> =
-                names.into_iter().filter(|name| chosen.contains(name)).collect();
+            let wanted: Vec<String> = names
+                .into_iter()
+                .filter(|name| chosen.contains(name))
+                .collect();
             if wanted.is_empty() {
                 continue;
             }
@@ -170,11 +231,20 @@ fn run_suite(
     let kernel = build::kernel(run.ctx(), &suite.kernel, BuildKind::Plain)?;
     let mut spec = crate::vm::VmSpec::new(kernel);
     (suite.shape)(&mut spec);
-    let logs = run.folder().join(format!("machine{number}-{}", suite.kernel));
+    let logs = run
+        .folder()
+        .join(format!("machine{number}-{}", suite.kernel));
     let mut session = Session::new(run.ctx(), spec, logs);
     if suite.has_groups {
         for group in plan::groups(guest_tests) {
-            group::run(run, &mut session, suite.prefix, &suite.kernel, group, wanted);
+            group::run(
+                run,
+                &mut session,
+                suite.prefix,
+                &suite.kernel,
+                group,
+                wanted,
+            );
         }
     }
     for (short, check) in suite.checks {
@@ -194,9 +264,16 @@ fn list_guest_tests(ctx: &Context) -> Result<Vec<String>> {
         .output()
         .with_context(|| format!("cannot start {}", program.display()))?;
     if !output.status.success() {
-        bail!("{} cannot list its tests: {}", program.display(), output.status);
+        bail!(
+            "{} cannot list its tests: {}",
+            program.display(),
+            output.status
+        );
     }
-    Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+    Ok(String::from_utf8(output.stdout)?
+        .lines()
+        .map(str::to_owned)
+        .collect())
 }
 
 /// A schema of docs/specs/, and a document that must follow it.

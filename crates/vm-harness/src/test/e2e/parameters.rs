@@ -19,13 +19,22 @@ fn refused(session: &mut Session, parameters: &str) -> Result<Vec<String>> {
     session.exec("test -e /sys/module/cdm && rmmod cdm")?;
     session.text(&format!("insmod {FILE} && cdmctl run checksum --size 1M"))?;
     if bound {
-        bail!("the device was bound with {parameters} ({:?}):\n{log}", output.status);
+        bail!(
+            "the device was bound with {parameters} ({:?}):\n{log}",
+            output.status
+        );
     }
-    Ok(log.lines().filter(|line| line.contains("cdm")).map(str::to_owned).collect())
+    Ok(log
+        .lines()
+        .filter(|line| line.contains("cdm"))
+        .map(str::to_owned)
+        .collect())
 }
 
 fn one_line(lines: &[String], words: &[&str]) -> Result<()> {
-    let [line] = lines else { bail!("the driver says not one line but {lines:#?}") };
+    let [line] = lines else {
+        bail!("the driver says not one line but {lines:#?}")
+    };
     for word in words {
         ensure!(line.contains(word), "'{line}' does not speak of '{word}'");
     }
@@ -46,14 +55,25 @@ pub fn public_is_refused(session: &mut Session) -> Result<()> {
         (1..=devices).contains(&lines.len()),
         "not one line for a device at most, but {lines:#?}"
     );
-    lines.iter().try_for_each(|line| one_line(std::slice::from_ref(line), &["public"]))
+    lines
+        .iter()
+        .try_for_each(|line| one_line(std::slice::from_ref(line), &["public"]))
 }
 
 /// A memory type that does not exist.
 pub fn unknown_type_is_refused(session: &mut Session) -> Result<()> {
     let lines = refused(session, "memory_type=purple")?;
-    let own: Vec<String> = lines.into_iter().filter(|line| line.contains("purple")).collect();
-    ensure!(!own.is_empty(), "the driver does not name what it does not know");
-    ensure!(own.iter().any(|line| line.contains("public")), "{own:?} does not say what it knows");
+    let own: Vec<String> = lines
+        .into_iter()
+        .filter(|line| line.contains("purple"))
+        .collect();
+    ensure!(
+        !own.is_empty(),
+        "the driver does not name what it does not know"
+    );
+    ensure!(
+        own.iter().any(|line| line.contains("public")),
+        "{own:?} does not say what it knows"
+    );
     Ok(())
 }

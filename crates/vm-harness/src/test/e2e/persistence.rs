@@ -34,14 +34,20 @@ fn left_over(backend: &Backend) -> Result<usize> {
             return Ok(found);
         }
         let words = chunk[..bytes].as_chunks::<8>().0;
-        found += words.iter().filter(|word| **word == LEFT.to_le_bytes()).count() * 8;
+        found += words
+            .iter()
+            .filter(|word| **word == LEFT.to_le_bytes())
+            .count()
+            * 8;
         offset += bytes as u64;
     }
 }
 
 /// A second guest, in another QEMU, on the backend of the first one.
 pub fn second_guest(session: &mut Session) -> Result<()> {
-    session.text(&format!("cdmctl run fill --size {LEFT_BYTES} --value {LEFT:#x}"))?;
+    session.text(&format!(
+        "cdmctl run fill --size {LEFT_BYTES} --value {LEFT:#x}"
+    ))?;
     session.judge_log()?;
     let pid = session.vm()?.backends()[0].pid();
     let mut left = 0;
@@ -49,13 +55,20 @@ pub fn second_guest(session: &mut Session) -> Result<()> {
         left = left_over(&backends[0])?;
         Ok(())
     })?;
-    ensure!(left >= LEFT_BYTES, "only {left} of {LEFT_BYTES} bytes outlive the guest");
+    ensure!(
+        left >= LEFT_BYTES,
+        "only {left} of {LEFT_BYTES} bytes outlive the guest"
+    );
     let backend = &session.vm()?.backends()[0];
     ensure!(backend.pid() == pid, "it is another backend");
     let again = left_over(backend)?;
     // The driver lays its struct pages over the start of the memory, and over nothing else.
-    ensure!(again >= LEFT_BYTES, "the second guest finds {again} of {LEFT_BYTES} bytes");
+    ensure!(
+        again >= LEFT_BYTES,
+        "the second guest finds {again} of {LEFT_BYTES} bytes"
+    );
     session.text("cdmctl run checksum --size 16M")?;
-    session.text("cdm-guest-tests --exact migration::what_the_device_wrote_survives_the_way_back")?;
+    session
+        .text("cdm-guest-tests --exact migration::what_the_device_wrote_survives_the_way_back")?;
     Ok(())
 }

@@ -60,7 +60,10 @@ pub fn groups(tests: &[String]) -> Vec<&str> {
 
 /// Why a test may be skipped on a kernel, if it may.
 pub fn declared_skip(kernel: &KernelChoice, test: &str) -> Option<&'static str> {
-    SKIPS.iter().find(|(k, name, _)| k == kernel && *name == test).map(|(_, _, reason)| *reason)
+    SKIPS
+        .iter()
+        .find(|(k, name, _)| k == kernel && *name == test)
+        .map(|(_, _, reason)| *reason)
 }
 
 /// Refuses a table that speaks of tests that are not there.

@@ -7,16 +7,14 @@
 //! backend's.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread;
 
 use anyhow::{Context as _, Result};
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg,
-};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 
 /// VHOST_USER_GET_CONFIG.
 const GET_CONFIG: u32 = 24;
@@ -49,8 +47,12 @@ pub fn interpose(socket: &Path, spoil: Spoil) -> Result<()> {
     let listener = UnixListener::bind(socket)
         .with_context(|| format!("cannot listen at {}", socket.display()))?;
     thread::spawn(move || {
-        let Ok((front, _)) = listener.accept() else { return };
-        let Ok(back) = UnixStream::connect(&behind) else { return };
+        let Ok((front, _)) = listener.accept() else {
+            return;
+        };
+        let Ok(back) = UnixStream::connect(&behind) else {
+            return;
+        };
         let (Ok(front_reader), Ok(back_reader)) = (front.try_clone(), back.try_clone()) else {
             return;
         };
@@ -77,10 +79,14 @@ fn relay(from: &UnixStream, to: &UnixStream, spoil: Option<Spoil>) -> io::Result
 /// Changes a message if it is the config space on its way to QEMU.
 fn change(message: &mut [u8], spoil: Spoil) {
     let word = |at: usize| -> Option<u32> {
-        Some(u32::from_le_bytes(message.get(at..at + 4)?.try_into().ok()?))
+        Some(u32::from_le_bytes(
+            message.get(at..at + 4)?.try_into().ok()?,
+        ))
     };
     let is_config = word(0) == Some(GET_CONFIG) && word(4).is_some_and(|f| f & REPLY != 0);
-    let Some(first) = word(HEADER_BYTES).filter(|_| is_config) else { return };
+    let Some(first) = word(HEADER_BYTES).filter(|_| is_config) else {
+        return;
+    };
     for (index, byte) in spoil.bytes.iter().enumerate() {
         // QEMU may ask for a part that begins behind the byte or ends before it.
         let at = (spoil.offset + index).checked_sub(first as usize);
@@ -116,13 +122,15 @@ fn fill(from: &UnixStream, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Res
         let mut space = nix::cmsg_space!([RawFd; FDS_MAX]);
         let mut slices = [IoSliceMut::new(&mut buffer[done..])];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let received =
-            recvmsg::<UnixAddr>(from.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+        let received = recvmsg::<UnixAddr>(from.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
         for control in received.cmsgs()? {
             if let ControlMessageOwned::ScmRights(new) = control {
                 // SAFETY: the kernel has just made these descriptors for this process, and nobody
                 // else knows them.
-                fds.extend(new.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                fds.extend(
+                    new.into_iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                );
             }
         }
         match received.bytes {
@@ -155,13 +163,27 @@ mod tests {
 
     fn config_reply(offset: u32, bytes: &[u8]) -> Vec<u8> {
         let payload = CONFIG_HEADER_BYTES + bytes.len();
-        let words = [GET_CONFIG, 1 | REPLY, payload as u32, offset, bytes.len() as u32, 0];
-        words.iter().flat_map(|word| word.to_le_bytes()).chain(bytes.iter().copied()).collect()
+        let words = [
+            GET_CONFIG,
+            1 | REPLY,
+            payload as u32,
+            offset,
+            bytes.len() as u32,
+            0,
+        ];
+        words
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .chain(bytes.iter().copied())
+            .collect()
     }
 
     #[test]
     fn config_space_is_spoilt_at_its_offset() {
-        let spoil = Spoil { offset: 2, bytes: b"XY" };
+        let spoil = Spoil {
+            offset: 2,
+            bytes: b"XY",
+        };
         let mut whole = config_reply(0, b"abcdef");
         change(&mut whole, spoil);
         assert_eq!(&whole[24..], b"abXYef");
@@ -172,7 +194,10 @@ mod tests {
 
     #[test]
     fn other_messages_pass_as_they_are() {
-        let spoil = Spoil { offset: 0, bytes: b"XY" };
+        let spoil = Spoil {
+            offset: 0,
+            bytes: b"XY",
+        };
         let mut request = config_reply(0, b"abcdef");
         request[4] = 1;
         let before = request.clone();
@@ -184,7 +209,16 @@ mod tests {
     fn message_and_descriptor_come_through_the_relay() {
         let (client, front) = UnixStream::pair().expect("a pair");
         let (back, server) = UnixStream::pair().expect("a pair");
-        thread::spawn(move || relay(&front, &back, Some(Spoil { offset: 0, bytes: b"Z" })));
+        thread::spawn(move || {
+            relay(
+                &front,
+                &back,
+                Some(Spoil {
+                    offset: 0,
+                    bytes: b"Z",
+                }),
+            )
+        });
         let file: OwnedFd = tempfile::tempfile().expect("a file").into();
         send(&client, &config_reply(0, b"abc"), &[file]).expect("sent");
         let (message, fds) = receive(&server).expect("received").expect("a message");

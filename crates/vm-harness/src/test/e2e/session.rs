@@ -33,7 +33,14 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     /// A session with logs below `logs`, a folder for each machine that it takes.
     pub fn new(ctx: &'a Context, spec: VmSpec, logs: PathBuf) -> Self {
-        Self { ctx, spec, logs, machines: 0, vm: None, judged: 0 }
+        Self {
+            ctx,
+            spec,
+            logs,
+            machines: 0,
+            vm: None,
+            judged: 0,
+        }
     }
 
     /// Repository, cache, progress.
@@ -65,17 +72,16 @@ impl<'a> Session<'a> {
 
     /// The machine, whose backends stand behind `between`: it is given each backend before QEMU
     /// connects to it.
-    pub fn vm_behind(
-        &mut self,
-        between: impl FnOnce(&[Backend]) -> Result<()>,
-    ) -> Result<&mut Vm> {
+    pub fn vm_behind(&mut self, between: impl FnOnce(&[Backend]) -> Result<()>) -> Result<&mut Vm> {
         if self.vm.is_none() {
             let logs = self.new_logs()?;
             let parts = Parts::build(self.ctx, &self.spec.kernel)?;
             let dir = Arc::new(RunDir::create()?);
             let backends = Backend::start_all(&parts.backend, &self.spec, &dir, &logs)?;
             between(&backends)?;
-            self.vm = Some(Vm::boot_with(self.ctx, &self.spec, &parts, backends, &logs)?);
+            self.vm = Some(Vm::boot_with(
+                self.ctx, &self.spec, &parts, backends, &logs,
+            )?);
             self.judged = 0;
         }
         self.vm.as_mut().context("booted just now")
@@ -88,7 +94,9 @@ impl<'a> Session<'a> {
         meanwhile(&backends)?;
         let parts = Parts::build(self.ctx, &self.spec.kernel)?;
         let logs = self.new_logs()?;
-        self.vm = Some(Vm::boot_with(self.ctx, &self.spec, &parts, backends, &logs)?);
+        self.vm = Some(Vm::boot_with(
+            self.ctx, &self.spec, &parts, backends, &logs,
+        )?);
         self.judged = 0;
         Ok(())
     }
@@ -139,7 +147,10 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let lines: Vec<_> = found.iter().map(ToString::to_string).collect();
-        bail!("the guest's kernel reports:\n{}\nall of it:\n{log}", lines.join("\n"));
+        bail!(
+            "the guest's kernel reports:\n{}\nall of it:\n{log}",
+            lines.join("\n")
+        );
     }
 
     /// Runs a check, then judges the log. A guest that died is replaced.
