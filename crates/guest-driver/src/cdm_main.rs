@@ -16,7 +16,6 @@
 #[macro_use]
 extern crate zerocopy_derive;
 
-use kernel::debugfs::Dir;
 use kernel::prelude::*;
 
 #[allow(unreachable_pub)] // shared with lib.rs
@@ -62,13 +61,14 @@ module! {
 }
 
 /// The module, as long as it is loaded. Dropped in this order.
-#[pin_data(PinnedDrop)]
+#[pin_data]
 struct CdmModule {
     /// First the devices.
     #[pin]
     registration: virtio::Registration<device::Bound>,
     /// Then the queue that their last work is on.
     work: work::WorkQueue,
+    folder: device::Folder,
 }
 
 impl kernel::InPlaceModule for CdmModule {
@@ -76,21 +76,14 @@ impl kernel::InPlaceModule for CdmModule {
         pin_init::pin_init_scope(move || {
             // Before anything else, so that an impossible choice is refused at once.
             device::memory_type()?;
-            // SAFETY: Called once, before any device is probed.
-            unsafe { device::DEBUGFS.init() };
             let work = work::WorkQueue::new()?;
-            *device::DEBUGFS.lock() = Some(Dir::new(c"cdm"));
+            // SAFETY: A module is initialised once.
+            let folder = unsafe { device::Folder::new() };
             Ok(try_pin_init!(Self {
                 registration <- virtio::Registration::new(module, c"cdm", wire::VIRTIO_ID),
                 work,
+                folder,
             }? Error))
         })
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for CdmModule {
-    fn drop(self: Pin<&mut Self>) {
-        *device::DEBUGFS.lock() = None;
     }
 }

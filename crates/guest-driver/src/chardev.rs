@@ -146,6 +146,10 @@ unsafe extern "C" fn cdm_attribute(misc: *mut sys::miscdevice, id: u32) -> i64 {
 }
 
 /// `misc_open()` found the node. It holds the lock that deregistering takes.
+///
+/// # Safety
+///
+/// The kernel calls it as `open` of a node of this driver.
 unsafe extern "C" fn open(_inode: *mut sys::inode, file: *mut sys::file) -> c_int {
     // SAFETY: `misc_open()` left the miscdevice in `private_data`, and keeps it registered.
     let node = unsafe { Node::of((*file).private_data.cast()) };
@@ -155,12 +159,21 @@ unsafe extern "C" fn open(_inode: *mut sys::inode, file: *mut sys::file) -> c_in
 }
 
 /// The last reference to an open file is gone.
+///
+/// # Safety
+///
+/// The kernel calls it as `release` of a file that `open` opened.
 unsafe extern "C" fn release(_inode: *mut sys::inode, file: *mut sys::file) -> c_int {
     // SAFETY: `open` put the reference there, and no operation on the file follows.
     drop(unsafe { Arc::<Device>::from_foreign((*file).private_data) });
     0
 }
 
+/// A process asks for something.
+///
+/// # Safety
+///
+/// The kernel calls it as `unlocked_ioctl` of a file that `open` opened.
 unsafe extern "C" fn ioctl(file: *mut sys::file, cmd: c_uint, arg: c_ulong) -> c_long {
     // SAFETY: `open` put the reference there; it stays until `release`.
     let device = unsafe { Arc::<Device>::borrow((*file).private_data) };

@@ -117,6 +117,9 @@ pub(crate) fn run(device: &Device, request: &Request) -> Result<Answer> {
             Next::Submit(step) => step,
         };
         output[..size_of::<CommandHeader>()].copy_from_slice(step.header.as_bytes());
+        if device.gate().is_shut() {
+            return Err(ENODEV);
+        }
         let completion = submit(device, output, &step.header, step.bytes, &operands)?;
         if completion.status == Status::CANCELLED {
             device.counters().answered(false);

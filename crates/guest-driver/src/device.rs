@@ -62,10 +62,33 @@ const QUEUE_NAMES: [&CStr; 10] = [
 const _: () =
     assert!(QUEUE_NAMES.len() == (wire::QUEUE_FIRST_COMMAND + wire::COMMAND_QUEUES_MAX) as usize);
 
-// The folder of all devices in debugfs; there while the module is.
+// The folder of all devices in debugfs; `Folder` puts it there.
 kernel::sync::global_lock! {
-    // SAFETY: The module's init initialises it before the first device is probed.
-    pub(crate) unsafe(uninit) static DEBUGFS: Mutex<Option<Dir>> = None;
+    // SAFETY: `Folder::new` initialises it before the first device is probed.
+    unsafe(uninit) static DEBUGFS: Mutex<Option<Dir>> = None;
+}
+
+/// Owner of the folder of all devices in debugfs; the module holds it from load to unload.
+pub(crate) struct Folder(());
+
+impl Folder {
+    /// Makes the folder.
+    ///
+    /// # Safety
+    ///
+    /// Called once.
+    pub(crate) unsafe fn new() -> Self {
+        // SAFETY: Called once, by the function's contract, and before any other use.
+        unsafe { DEBUGFS.init() };
+        *DEBUGFS.lock() = Some(Dir::new(c"cdm"));
+        Self(())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        *DEBUGFS.lock() = None;
+    }
 }
 
 /// A device that works.
@@ -73,7 +96,7 @@ kernel::sync::global_lock! {
 pub(crate) struct Device {
     /// Dropped first, should it still be mapped: nothing may outlive the mapping.
     region: Pin<KBox<Region>>,
-    number: Number,
+    number: u32,
     identity: Identity,
     dev: ARef<kernel::device::Device>,
     counters: Counters,
@@ -87,7 +110,7 @@ pub(crate) struct Device {
 
 impl Device {
     pub(crate) fn number(&self) -> u32 {
-        self.number.get()
+        self.number
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -166,6 +189,8 @@ pub(crate) struct Bound {
     /// Then the files that show the device.
     files: Option<Pin<KBox<Files>>>,
     device: Arc<Device>,
+    /// Free again when the device is gone, even while an old node is still open.
+    _number: Number,
 }
 
 impl Driver for Bound {
@@ -185,9 +210,10 @@ impl Driver for Bound {
         })?;
         let memory_type = memory_type()?;
         let node = node(vdev)?;
-        let number = Number::take()?;
+        let reserved = Number::take()?;
+        let number = reserved.get();
 
-        let live = Live::start(vdev, &identity, number.get())?;
+        let live = Live::start(vdev, &identity, number)?;
         let control = KBox::pin_init(Control::new(live.transport.clone()), GFP_KERNEL)?;
         let layout = match map_memory(vdev, &control, &identity, memory_type, node) {
             Ok(layout) => layout,
@@ -201,10 +227,10 @@ impl Driver for Bound {
         let region = Region::map(layout).inspect_err(|err| {
             dev_err!(
                 dev,
-                "cannot hotplug {} MiB at {:#x}: {:?}\n",
+                "cannot hotplug {} MiB at {:#x}: error {}\n",
                 layout.bytes / MIB,
                 layout.base,
-                err
+                err.to_errno()
             );
         })?;
 
@@ -232,6 +258,7 @@ impl Driver for Bound {
                 node: None,
                 files,
                 device,
+                _number: reserved,
             },
             GFP_KERNEL,
         )?;
@@ -435,7 +462,11 @@ fn map_memory(
     let mapped = control
         .call(ControlOpcode::MAP_MEMORY, 0, 0)
         .inspect_err(|err| {
-            dev_err!(dev, "device cannot map its memory: {:?}\n", err);
+            dev_err!(
+                dev,
+                "device cannot map its memory: error {}\n",
+                err.to_errno()
+            );
         })?;
     let region = vdev.shm_region(wire::SHMEM_REGION_ID);
     let base = match region {
@@ -465,7 +496,11 @@ fn map_memory(
         control
             .call(ControlOpcode::SET_METADATA, 0, metadata_bytes)
             .inspect_err(|err| {
-                dev_err!(dev, "device does not guard the struct pages: {:?}\n", err);
+                dev_err!(
+                    dev,
+                    "device does not guard the struct pages: error {}\n",
+                    err.to_errno()
+                );
             })?;
     }
     Ok(Layout {

@@ -43,6 +43,11 @@ impl Gate {
         self.is_closed.xchg(true, Full);
     }
 
+    /// Whether whoever is inside should hurry out.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.is_closed.load(Relaxed)
+    }
+
     /// Waits until everybody who is inside has left.
     pub(crate) fn wait(&self) {
         self.inside.synchronize();

@@ -52,7 +52,10 @@ enum From {
     Device(Owner),
 }
 
-/// Moves the pages of `range`; what it got to before a signal, or EINTR if that is nothing.
+/// Moves the pages of `range`.
+///
+/// A signal, or the end of the device, stops it between batches; then it returns what
+/// it got to, or EINTR or ENODEV if that is nothing.
 pub(crate) fn run(
     device: &Device,
     mm: &MmWithUser,
@@ -70,8 +73,15 @@ pub(crate) fn run(
     let mirror = Mirror::watch(mm, range)?;
     let mut sum = Tally::default();
     for batch in range.batches() {
-        let Some((tally, tries)) = mover.batch(&mirror, mm, batch)? else {
+        if device.gate().is_shut() {
             break;
+        }
+        let (tally, tries) = match mover.batch(&mirror, mm, batch) {
+            Ok(Some(done)) => done,
+            Ok(None) => break,
+            // What moved before has moved, so the account of it comes first.
+            Err(_) if sum.asked() != 0 => break,
+            Err(err) => return Err(err),
         };
         device.counters().moved(direction, &tally);
         let failed = tally.failed().iter().sum();
@@ -90,10 +100,14 @@ pub(crate) fn run(
         };
         sum.merge(&tally);
     }
-    if sum.asked() == 0 {
-        return Err(EINTR);
+    if sum.asked() != 0 {
+        return Ok(sum);
     }
-    Ok(sum)
+    Err(if device.gate().is_shut() {
+        ENODEV
+    } else {
+        EINTR
+    })
 }
 
 struct Mover<'a> {
@@ -276,18 +290,19 @@ impl Mover<'_> {
         let pages = collected.pages();
         let outcomes = &mut outcomes[first..first + pages];
         let mut wanted = 0;
-        for index in 0..pages {
+        for (index, outcome) in outcomes.iter_mut().enumerate() {
+            let source = collected.source(index);
             let mapped = snapshot.mapped(first + index);
-            wanted += usize::from(is_movable(collected.source(index), mapped));
+            wanted += usize::from(is_movable(source, mapped));
             // Neither a page nor a hole: a page that somebody else is moving, or one
             // that is swapped out. Time tells them apart.
-            if collected.source(index) == Source::Skipped
+            if source == Source::Skipped
                 && mapped == Mapped::Nothing
-                && outcomes[index] == Outcome::Failed(Reason::NotPresent)
+                && *outcome == Outcome::Failed(Reason::NotPresent)
                 && area.is_anonymous()
                 && !is_last
             {
-                outcomes[index] = Outcome::Failed(Reason::Busy);
+                *outcome = Outcome::Failed(Reason::Busy);
             }
         }
         let mut slots = match direction {
@@ -298,11 +313,11 @@ impl Mover<'_> {
             Direction::ToSystem => &[],
         };
 
-        for index in 0..pages {
+        for (index, outcome) in outcomes.iter_mut().enumerate() {
             let source = collected.source(index);
             if !is_movable(source, snapshot.mapped(first + index)) {
                 if let Source::Page(_) = source {
-                    outcomes[index] = Outcome::Failed(Reason::Unsupported);
+                    *outcome = Outcome::Failed(Reason::Unsupported);
                 }
                 continue;
             }
@@ -314,7 +329,7 @@ impl Mover<'_> {
                 Direction::ToSystem => migrate::system_page(area, index),
             };
             let Some(page) = page else {
-                outcomes[index] = Outcome::Failed(Reason::NoMemory);
+                *outcome = Outcome::Failed(Reason::NoMemory);
                 continue;
             };
             let is_filled = match source {
@@ -329,12 +344,12 @@ impl Mover<'_> {
             if !is_filled {
                 // SAFETY: The page is locked, with a reference that is ours.
                 unsafe { sys::cdm_page_unlock_put(page) };
-                outcomes[index] = Outcome::Failed(Reason::Unsupported);
+                *outcome = Outcome::Failed(Reason::Unsupported);
                 continue;
             }
             // SAFETY: The page is locked, and its reference goes along.
             unsafe { collected.give(index, page) };
-            outcomes[index] = Outcome::Moved;
+            *outcome = Outcome::Moved;
         }
 
         for slot in slots {

@@ -89,9 +89,8 @@ impl Mirror {
     /// Takes a ticket; waits for changes that are under way. Not under the mmap lock.
     pub(crate) fn read_begin(&self) -> ReadTicket {
         // SAFETY: Inserted by the type invariant.
-        ReadTicket {
-            sequence: unsafe { sys::mmu_interval_read_begin(self.inner.get()) },
-        }
+        let sequence = unsafe { sys::mmu_interval_read_begin(self.inner.get()) };
+        ReadTicket { sequence }
     }
 
     /// Runs `with` if nothing changed since the ticket; no change starts before it ends.
@@ -112,6 +111,10 @@ impl PinnedDrop for Mirror {
 }
 
 /// The range, or a part of it, is about to change. Must not sleep.
+///
+/// # Safety
+///
+/// The kernel calls it for the notifier of a [`Mirror`].
 unsafe extern "C" fn invalidate(
     sub: *mut sys::mmu_interval_notifier,
     _range: *const sys::mmu_notifier_range,

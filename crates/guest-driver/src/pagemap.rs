@@ -292,6 +292,10 @@ impl PinnedDrop for Region {
 }
 
 /// The last reference to a folio is gone. Any context.
+///
+/// # Safety
+///
+/// The kernel calls it for a folio of a pagemap with the methods [`OPS`].
 unsafe extern "C" fn folio_free(folio: *mut sys::folio) {
     // SAFETY: The kernel passes a folio of a pagemap with these methods; its owner is
     // the region, which is mapped, because this folio was not home.

@@ -34,6 +34,9 @@ pub(crate) fn run(
     let mirror = Mirror::watch(mm, range)?;
     for batch in range.batches() {
         loop {
+            if device.gate().is_shut() {
+                return Err(ENODEV);
+            }
             if kernel::current!().signal_pending() {
                 return Err(EINTR);
             }

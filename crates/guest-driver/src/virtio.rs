@@ -178,6 +178,11 @@ impl<T: Driver> Registration<T> {
         })
     }
 
+    /// The bus found a device for the driver.
+    ///
+    /// # Safety
+    ///
+    /// The bus calls it with a device that is being bound to this driver.
     unsafe extern "C" fn probe(vdev: *mut sys::virtio_device) -> c_int {
         kernel::error::from_result(|| {
             // INVARIANT: The bus passes a device that is being bound.
@@ -189,6 +194,11 @@ impl<T: Driver> Registration<T> {
         })
     }
 
+    /// The device leaves the driver.
+    ///
+    /// # Safety
+    ///
+    /// The bus calls it with a device that `probe` accepted.
     unsafe extern "C" fn remove(vdev: *mut sys::virtio_device) {
         // SAFETY: The bus passes a device that this driver is bound to, so drvdata is
         // what `probe` put there, and nobody uses it after this call.
@@ -198,6 +208,11 @@ impl<T: Driver> Registration<T> {
         T::remove(data);
     }
 
+    /// The machine goes down.
+    ///
+    /// # Safety
+    ///
+    /// The bus calls it with a device that `probe` accepted, under the device lock.
     unsafe extern "C" fn shutdown(vdev: *mut sys::virtio_device) {
         // SAFETY: As for `remove`, except that the data stays where it is; the device
         // lock keeps `remove` away.
@@ -517,11 +532,18 @@ pub(crate) struct Transport {
 
 impl Transport {
     /// Sets up `names.len()` queues and tells the device that the driver is ready.
+    ///
+    /// EBUSY if an earlier transport was left running because the device did not answer;
+    /// see `Live::leak` in `device.rs`.
     pub(crate) fn start(
         vdev: VirtioDevice,
         names: &[&'static CStr],
         events: Arc<EventSink>,
     ) -> Result<Arc<Self>> {
+        // SAFETY: The device is valid.
+        if !unsafe { sys::cdm_vdev_priv(vdev.as_ptr()) }.is_null() {
+            return Err(EBUSY);
+        }
         let mut pointers = KVec::with_capacity(names.len(), GFP_KERNEL)?;
         let mut vqs: KVec<*mut sys::virtqueue> = KVec::with_capacity(names.len(), GFP_KERNEL)?;
         let mut queues = KVec::with_capacity(names.len(), GFP_KERNEL)?;
@@ -530,7 +552,7 @@ impl Transport {
             vqs.push(core::ptr::null_mut(), GFP_KERNEL)?;
         }
         // SAFETY: The device is valid; both arrays have as many entries as announced.
-        kernel::error::to_result(unsafe {
+        let err = unsafe {
             sys::cdm_vdev_find_vqs(
                 vdev.as_ptr(),
                 names.len() as u32,
@@ -538,7 +560,13 @@ impl Transport {
                 pointers.as_ptr(),
                 Some(Self::interrupt),
             )
-        })?;
+        };
+        if let Err(err) = kernel::error::to_result(err) {
+            // Some queues may be enabled already, and would be in the way of the next try.
+            // SAFETY: The device is valid, and maps nothing yet.
+            unsafe { sys::virtio_reset_device(vdev.as_ptr()) };
+            return Err(err);
+        }
         let wrapped = vqs.iter().try_for_each(|vq| -> Result {
             let queue = Queue::new(NonNull::new(*vq).ok_or(ENODEV)?);
             queues.push(KBox::pin_init(queue, GFP_KERNEL)?, GFP_KERNEL)?;
@@ -556,7 +584,9 @@ impl Transport {
         let this = match this {
             Ok(this) => this,
             Err(err) => {
-                // SAFETY: The queues were found, and the device does not use them yet.
+                // SAFETY: The device is valid, and maps nothing yet.
+                unsafe { sys::virtio_reset_device(vdev.as_ptr()) };
+                // SAFETY: The queues were found, and the device is reset.
                 unsafe { sys::cdm_vdev_del_vqs(vdev.as_ptr()) };
                 return Err(err);
             }
@@ -631,6 +661,10 @@ impl Transport {
     }
 
     /// A queue has used buffers. Hard interrupt context.
+    ///
+    /// # Safety
+    ///
+    /// The transport calls it with a queue that `start` found.
     unsafe extern "C" fn interrupt(vq: *mut sys::virtqueue) {
         // SAFETY: The callback gets a valid queue, whose device is valid.
         let this = unsafe { sys::cdm_vdev_priv(sys::cdm_vq_vdev(vq)) };
