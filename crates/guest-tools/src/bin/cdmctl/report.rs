@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! What cdmctl prints for programs: versioned JSON, documented in
-//! docs/reference-cdmctl.md and by the schemas beside docs/specs/device.md.
+//! docs/reference-cdmctl.md and by schemas in docs/specs/.
 
 use cdm_guest_tools::device::{Migration, Residency, memory_type_name};
 use cdm_guest_tools::range::AddressRange;
