@@ -27,7 +27,7 @@ use crate::batch::PageRange;
 use crate::device::Device;
 use crate::mover::{self, Direction};
 use crate::plan::Request;
-use crate::{CdmModule, command, process, residency, sys};
+use crate::{command, process, residency, sys, CdmModule};
 
 /// A registered node.
 ///

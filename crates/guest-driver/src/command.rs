@@ -8,7 +8,7 @@
 //! device is done with it, whoever waits or not.
 
 use kernel::prelude::*;
-use kernel::sync::{Arc, Mutex, new_mutex};
+use kernel::sync::{new_mutex, Arc, Mutex};
 use zerocopy::IntoBytes;
 
 use crate::device::Device;
@@ -17,8 +17,8 @@ use crate::plan::{Answer, Job, Next, Request};
 use crate::sys;
 use crate::virtio::{self, Transport};
 use crate::wire::{
-    self, CommandHeader, Completion, ControlOpcode, ControlRequest, QUEUE_CONTROL,
-    QUEUE_FIRST_COMMAND, RANGES_MAX, Range, Status,
+    self, CommandHeader, Completion, ControlOpcode, ControlRequest, Range, Status, QUEUE_CONTROL,
+    QUEUE_FIRST_COMMAND, RANGES_MAX,
 };
 
 /// How long the device may take for a control request. It maps memory in less than a

@@ -22,21 +22,21 @@
 
 use kernel::debugfs::Dir;
 use kernel::prelude::*;
-use kernel::sync::Arc;
 use kernel::sync::aref::ARef;
+use kernel::sync::Arc;
 
 use crate::chardev::Node;
 use crate::command::Control;
 use crate::evacuate::{self, Patience};
 use crate::events::EventSink;
 use crate::gate::Gate;
-use crate::identity::{Identity, Refusal, identify};
+use crate::identity::{identify, Identity, Refusal};
 use crate::number::Number;
-use crate::pagemap::{Layout, MemoryType, Region, metadata_bytes};
+use crate::pagemap::{metadata_bytes, Layout, MemoryType, Region};
 use crate::stats::{self, Counters, Files};
 use crate::virtio::{self, Driver, Transport, VirtioDevice};
 use crate::wire::{self, ControlOpcode};
-use crate::{CdmModule, sys};
+use crate::{sys, CdmModule};
 
 /// Buffers on the event queue.
 const EVENT_BUFFERS: usize = 16;

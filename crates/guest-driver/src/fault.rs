@@ -9,9 +9,9 @@
 use kernel::mm::{MmWithUser, MmapReadGuard};
 use kernel::prelude::*;
 
-use crate::batch::{BATCH_PAGES, PAGE_BYTES, PageRange};
+use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
 use crate::notifier::{Mirror, ReadTicket};
-use crate::pagemap::{Home, home_of};
+use crate::pagemap::{home_of, Home};
 use crate::sys;
 
 /// What is mapped at an address.

@@ -8,9 +8,9 @@
 
 use kernel::new_srcu;
 use kernel::prelude::*;
-use kernel::sync::Srcu;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::srcu::Guard;
+use kernel::sync::Srcu;
 
 /// The gate of a device.
 #[pin_data]

@@ -16,7 +16,7 @@
 use kernel::mm::{MmWithUser, MmapReadGuard};
 use kernel::prelude::*;
 
-use crate::batch::{BATCH_PAGES, PAGE_BYTES, PageRange};
+use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
 use crate::device::Device;
 use crate::fault::{Area, Areas, Mapped, Snapshot};
 use crate::migrate::{self, Arrays, Collected, Select, Source};

@@ -14,7 +14,7 @@
 
 use kernel::mm::MmWithUser;
 use kernel::prelude::*;
-use kernel::sync::{SpinLock, new_spinlock};
+use kernel::sync::{new_spinlock, SpinLock};
 use kernel::types::Opaque;
 
 use crate::batch::PageRange;

@@ -18,10 +18,10 @@ use core::marker::PhantomPinned;
 
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Release};
-use kernel::sync::{SpinLockIrq, new_spinlock_irq};
+use kernel::sync::{new_spinlock_irq, SpinLockIrq};
 use kernel::types::Opaque;
 
-use crate::alloc::{PageAlloc, words_needed};
+use crate::alloc::{words_needed, PageAlloc};
 use crate::batch::PAGE_BYTES;
 use crate::sys;
 

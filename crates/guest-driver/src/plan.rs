@@ -460,33 +460,28 @@ mod tests {
         assert!(request(Opcode::NOP).is_valid());
         assert!(!Request { length: 0, ..good }.is_valid());
         assert!(!Request { source: 0, ..good }.is_valid());
-        assert!(
-            !Request {
-                source: u64::MAX - 6,
-                ..good
-            }
-            .is_valid()
-        );
-        assert!(
-            !Request {
-                destination: u64::MAX - 6,
-                ..good
-            }
-            .is_valid()
-        );
+        let high = u64::MAX - 6;
+        let source = Request {
+            source: high,
+            ..good
+        };
+        assert!(!source.is_valid());
+        let destination = Request {
+            destination: high,
+            ..good
+        };
+        assert!(!destination.is_valid());
     }
 
     #[test]
     fn only_a_comparison_leaves_the_destination_alone() {
         assert!(!request(Opcode::COMPARE).writes_destination());
         assert!(request(Opcode::COPY).writes_destination());
-        assert!(
-            Request {
-                opcode: 99,
-                ..Request::default()
-            }
-            .writes_destination()
-        );
+        let unknown = Request {
+            opcode: 99,
+            ..Request::default()
+        };
+        assert!(unknown.writes_destination());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use kernel::mm::MmWithUser;
 use kernel::prelude::*;
 use kernel::uaccess::UserSliceWriter;
 
-use crate::batch::{BATCH_PAGES, PageRange};
+use crate::batch::{PageRange, BATCH_PAGES};
 use crate::device::Device;
 use crate::fault::{Mapped, Snapshot};
 use crate::notifier::Mirror;

@@ -11,8 +11,8 @@ use kernel::debugfs::{Dir, Scope, ScopedDir};
 use kernel::fmt;
 use kernel::prelude::*;
 use kernel::str::CString;
-use kernel::sync::Arc;
 use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::Arc;
 
 use crate::alloc::ORDER_MAX;
 use crate::device::Device;

@@ -21,9 +21,9 @@ use core::ptr::NonNull;
 use kernel::device::Device;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
-use kernel::sync::{Arc, CondVar, SpinLockIrq, new_condvar, new_spinlock_irq};
+use kernel::sync::{new_condvar, new_spinlock_irq, Arc, CondVar, SpinLockIrq};
 use kernel::types::{ForeignOwnable, Opaque};
-use kernel::workqueue::{Work, WorkItem, impl_has_work, new_work};
+use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 use zerocopy::FromBytes;
 
 use crate::done::{Done, Wait};
