@@ -2,6 +2,8 @@
 
 //! Golden bytes: what a peer written from the specification alone would send.
 
+mod spec;
+
 use crate::*;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -34,7 +36,9 @@ fn range_bytes_follow_the_specification() {
     };
     assert_eq!(
         range.as_bytes(),
-        [2, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0]
+        [
+            2, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0
+        ]
     );
 }
 
