@@ -141,7 +141,7 @@ fn too_little_disk_is_refused_before_anything_starts_with_both_numbers() {
         .command(&["--cdm", "doctor"])
         .output()
         .expect("starts");
-    assert_refused(&output, &["needs 9000 MiB", "2000 MiB free", "CDM_CACHE"]);
+    assert_refused(&output, &["needs 11000 MiB", "2000 MiB free", "CDM_CACHE"]);
     assert!(!machine.cache().join("started").exists());
 }
 

@@ -46,8 +46,13 @@ pub struct Kernel {
 /// In a build tree: everything was built, and this many steps it took.
 const FINISHED: &str = ".cdm-finished";
 
-/// Room that a kernel takes besides its source.
-const BUILD_MIB: u64 = 1800;
+/// Room that a kernel takes besides its source; with debug information, more.
+const fn build_mib(kind: BuildKind) -> u64 {
+    match kind {
+        BuildKind::Plain => 700,
+        BuildKind::Debug => 4000,
+    }
+}
 
 /// Part of every build tree's key; a new number makes all of them build anew.
 const RECIPE: &str = "1";
@@ -116,7 +121,7 @@ fn build(
     objects: &Path,
 ) -> Result<()> {
     if !objects.join("vmlinux").exists() {
-        cache::require_space(&ctx.cache, BUILD_MIB, "building the kernel")?;
+        cache::require_space(&ctx.cache, build_mib(kind), "building the kernel")?;
     }
     cache::create_folder(objects)?;
     let name = match choice {
