@@ -50,6 +50,8 @@ pub fn announcement(ending: Ending) -> u8 {
 
 /// Runs the agent as a child of process 1: announcements come on standard input.
 pub fn run() -> ExitCode {
+    // What ps(1) shows; a name that is too long or refused does no harm.
+    let _ = nix::sys::prctl::set_name(c"cdm-agent");
     let module = match std::env::var(MODULE_VARIABLE) {
         Err(_) => ModuleState::Loaded,
         Ok(value) if value == MODULE_NOT_WANTED => ModuleState::NotWanted,

@@ -88,12 +88,21 @@ struct Channel {
     input: Window,
 }
 
-/// Makes ready what a guest needs that goes in this way: it is let go afterwards.
-pub type OnGoodbye = Box<dyn FnMut(Ending) + Send>;
+/// What a guest's coming and going means for its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A guest has started.
+    Greeted,
+    /// The guest is about to go; it is let go when the listener returns.
+    Goodbye(Ending),
+}
+
+/// Who hears of it.
+pub type OnNotice = Box<dyn FnMut(Notice) + Send>;
 
 impl Agent {
     /// Takes a connected socket and listens on it.
-    pub fn new(socket: UnixStream, on_goodbye: OnGoodbye) -> Result<Self> {
+    pub fn new(socket: UnixStream, on_notice: OnNotice) -> Result<Self> {
         let reader = socket.try_clone()?;
         let agent = Self {
             shared: Arc::new(Shared {
@@ -113,7 +122,7 @@ impl Agent {
         let shared = Arc::clone(&agent.shared);
         thread::Builder::new()
             .name("agent".to_owned())
-            .spawn(move || shared.listen(reader, on_goodbye))?;
+            .spawn(move || shared.listen(reader, on_notice))?;
         Ok(agent)
     }
 
@@ -408,7 +417,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    fn listen(&self, mut socket: UnixStream, mut on_goodbye: OnGoodbye) {
+    fn listen(&self, mut socket: UnixStream, mut on_notice: OnNotice) {
         let mut decoder = Decoder::new();
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -424,21 +433,24 @@ impl Shared {
             while let Some(message) = decoder.next_message() {
                 // A frame that a reset cut off: the Hello that follows tells it.
                 if let Ok(message) = message {
-                    self.obey(message, &mut on_goodbye);
+                    self.obey(message, &mut on_notice);
                 }
             }
         }
     }
 
-    fn obey(&self, message: GuestMessage, on_goodbye: &mut OnGoodbye) {
+    fn obey(&self, message: GuestMessage, on_notice: &mut OnNotice) {
         match message {
             GuestMessage::Hello {
                 version,
                 instance,
                 module,
-            } => self.greeted(version, Greeting { instance, module }),
+            } => {
+                on_notice(Notice::Greeted);
+                self.greeted(version, Greeting { instance, module });
+            }
             GuestMessage::Goodbye(ending) => {
-                on_goodbye(ending);
+                on_notice(Notice::Goodbye(ending));
                 {
                     let mut state = self.state();
                     state.goodbye = Some(ending);

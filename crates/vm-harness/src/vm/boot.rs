@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use cdm_agent_protocol::{Command as GuestCommand, Ending, Exec, ExitStatus};
 use serde_json::json;
 
 use super::accel::{Accel, Evidence, judge};
-use super::agent::{Agent, Event, Greeting, Lost, Running};
+use super::agent::{Agent, Event, Greeting, Lost, Notice, Running};
 use super::backend::{self, Backend};
 use super::files;
 use super::kernel_log::tail;
@@ -533,13 +534,13 @@ impl Starting<'_> {
     fn connect(&self, run: &Path) -> Result<(Agent, Arc<Mutex<Qmp>>)> {
         let qmp = Qmp::connect(self.connect_to(&run.join("qmp.sock"))?)?;
         let qmp = Arc::new(Mutex::new(qmp));
-        let for_reboots = Arc::clone(&qmp);
+        let gate = RebootGate::new(Arc::clone(&qmp));
         let agent = Agent::new(
             self.connect_to(&run.join("agent.sock"))?,
-            Box::new(move |ending| {
-                if ending == Ending::Reboot {
-                    allow_one_reboot(&for_reboots);
-                }
+            Box::new(move |notice| match notice {
+                Notice::Greeted => gate.close(),
+                Notice::Goodbye(Ending::Reboot) => gate.open(),
+                Notice::Goodbye(Ending::PowerOff) => {}
             }),
         )?;
         Ok((agent, qmp))
@@ -639,22 +640,59 @@ impl Starting<'_> {
     }
 }
 
-/// Lets the guest reset the machine once. Everything else that resets it is a crash
-/// and ends QEMU.
-fn allow_one_reboot(qmp: &Arc<Mutex<Qmp>>) {
-    let set = |qmp: &mut Qmp, action: &str| qmp.execute("set-action", json!({ "reboot": action }));
-    if set(&mut lock(qmp), "reset").is_err() {
-        // QEMU is gone, and with it the guest.
-        return;
-    }
-    let qmp = Arc::clone(qmp);
-    thread::spawn(move || {
-        let mut qmp = lock(&qmp);
-        if qmp.wait_event("RESET", SILENT_GUEST_LIMIT).is_ok() {
-            // A QEMU that is gone resets nothing.
-            let _ = set(&mut qmp, "shutdown");
+/// Lets a guest reset the machine when it said that it would. Everything else that
+/// resets it is a crash and ends QEMU.
+struct RebootGate {
+    qmp: Arc<Mutex<Qmp>>,
+    open: Arc<AtomicBool>,
+}
+
+impl RebootGate {
+    /// Resets of one reboot: the kernel's, and a second one by the firmware, which
+    /// makes sure of it. More would be a guest that crashes while it boots.
+    const RESETS: u32 = 2;
+    /// How long others wait for the control channel.
+    const TURN: Duration = Duration::from_millis(50);
+
+    fn new(qmp: Arc<Mutex<Qmp>>) -> Self {
+        Self {
+            qmp,
+            open: Arc::default(),
         }
-    });
+    }
+
+    /// Resets are allowed until [`Self::close`], or until there were enough.
+    fn open(&self) {
+        if set_reboot_action(&mut lock(&self.qmp), "reset").is_err() {
+            // QEMU is gone, and with it the guest.
+            return;
+        }
+        self.open.store(true, Ordering::Release);
+        let (qmp, open) = (Arc::clone(&self.qmp), Arc::clone(&self.open));
+        thread::spawn(move || {
+            let mut resets = 0;
+            while resets < Self::RESETS && open.load(Ordering::Acquire) {
+                match lock(&qmp).wait_event("RESET", Self::TURN) {
+                    Ok(Some(_)) => resets += 1,
+                    Ok(None) => {}
+                    Err(_) => return,
+                }
+                // Whoever else waits for the channel gets it now.
+                thread::yield_now();
+            }
+            open.store(false, Ordering::Release);
+            // A QEMU that is gone resets nothing.
+            let _ = set_reboot_action(&mut lock(&qmp), "shutdown");
+        });
+    }
+
+    fn close(&self) {
+        self.open.store(false, Ordering::Release);
+    }
+}
+
+fn set_reboot_action(qmp: &mut Qmp, action: &str) -> Result<serde_json::Value> {
+    qmp.execute("set-action", json!({ "reboot": action }))
 }
 
 /// Has a silent guest write to its console what its CPUs and blocked tasks do.

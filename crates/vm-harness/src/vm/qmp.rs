@@ -3,12 +3,12 @@
 //! The machine's control channel: QEMU's QMP, as far as the harness uses it.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
 
 /// QEMU answers from its main loop, which nothing holds for long; beyond this it
@@ -19,6 +19,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Qmp {
     reader: BufReader<UnixStream>,
+    /// The start of a line whose end had not come when a wait was over.
+    partial: Vec<u8>,
     events: VecDeque<Value>,
 }
 
@@ -28,6 +30,7 @@ impl Qmp {
         socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         let mut qmp = Self {
             reader: BufReader::new(socket),
+            partial: Vec::new(),
             events: VecDeque::new(),
         };
         let greeting = qmp.read()?;
@@ -64,39 +67,57 @@ impl Qmp {
         }
     }
 
-    /// Waits for an event of this name and gives its data.
-    pub fn wait_event(&mut self, name: &str, timeout: Duration) -> Result<Value> {
+    /// Waits for an event of this name and gives its data; `None` when it did not come
+    /// in time.
+    pub fn wait_event(&mut self, name: &str, timeout: Duration) -> Result<Option<Value>> {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
                 let mut event = self.events.remove(at).unwrap_or_default();
-                return Ok(event["data"].take());
+                return Ok(Some(event["data"].take()));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                bail!("QEMU reported no {name} within {} s", timeout.as_secs());
+                return Ok(None);
             }
             self.reader.get_ref().set_read_timeout(Some(left))?;
-            let event = self.read();
+            let line = self.read_line();
             self.reader
                 .get_ref()
                 .set_read_timeout(Some(ANSWER_TIMEOUT))?;
-            self.events
-                .push_back(event.with_context(|| format!("waiting for {name}"))?);
+            match line {
+                Ok(event) => self.events.push_back(event),
+                Err(error) if timed_out(&error) => return Ok(None),
+                Err(error) => return Err(error).with_context(|| format!("waiting for {name}")),
+            }
         }
     }
 
     fn read(&mut self) -> Result<Value> {
-        let mut line = String::new();
+        self.read_line().map_err(|error| match timed_out(&error) {
+            true => anyhow!("QEMU hangs: no answer in {} s", ANSWER_TIMEOUT.as_secs()),
+            false => error,
+        })
+    }
+
+    fn read_line(&mut self) -> Result<Value> {
         let length = self
             .reader
-            .read_line(&mut line)
+            .read_until(b'\n', &mut self.partial)
             .context("cannot read from QEMU")?;
         if length == 0 {
             bail!("QEMU closed its control channel");
         }
-        serde_json::from_str(&line).with_context(|| format!("QEMU said '{}'", line.trim_end()))
+        let line = std::mem::take(&mut self.partial);
+        serde_json::from_slice(&line)
+            .with_context(|| format!("QEMU said '{}'", String::from_utf8_lossy(&line).trim_end()))
     }
+}
+
+fn timed_out(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 /// Sends a SysRq key to the guest's serial console: a break, then the key.
@@ -145,7 +166,33 @@ mod tests {
         let data = qmp
             .wait_event("RESET", Duration::from_secs(1))
             .expect("kept");
-        assert_eq!(data, json!({"guest": true}));
+        assert_eq!(data, Some(json!({"guest": true})));
+    }
+
+    #[test]
+    fn an_event_that_comes_in_pieces_over_two_waits_is_whole() {
+        let (ours, mut theirs) = UnixStream::pair().expect("socket pair");
+        let qemu = thread::spawn(move || {
+            let mut reader = BufReader::new(theirs.try_clone().expect("dup"));
+            let mut request = String::new();
+            let answers = format!("{GREETING}\n{{\"return\": {{}}}}\n{{\"event\": ");
+            theirs
+                .write_all(answers.as_bytes())
+                .expect("the test reads");
+            reader.read_line(&mut request).expect("the test writes");
+            theirs
+        });
+        let mut qmp = Qmp::connect(ours).expect("connected");
+        let mut theirs = qemu.join().expect("no panic");
+        let wait = |qmp: &mut Qmp, ms| {
+            qmp.wait_event("RESET", Duration::from_millis(ms))
+                .expect("connected")
+        };
+        assert_eq!(wait(&mut qmp, 20), None);
+        theirs
+            .write_all(b"\"RESET\", \"data\": 7}\n")
+            .expect("the test reads");
+        assert_eq!(wait(&mut qmp, 20_000), Some(json!(7)));
     }
 
     #[test]
