@@ -2,10 +2,12 @@
 
 //! The socket of `--socket-path`.
 
-use std::fs;
+use nix::fcntl::{RenameFlags, renameat2};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use vhost::vhost_user::Listener;
 
@@ -47,19 +49,50 @@ fn advice(error: &io::Error) -> &'static str {
 }
 
 /// Listens at `path`. A socket file that nobody listens at any more is replaced.
+///
+/// The file appears at `path` only when connections are taken, so who waits for it to
+/// exist can connect at once: it is made under another name in the same folder.
 pub fn listen(path: &Path) -> Result<(Listener, SocketFile), PathSocketError> {
     let bind_error = |source| PathSocketError::Bind {
         path: path.to_owned(),
         source,
     };
+    // Who connects uses the whole path, so its length matters, if not to us.
+    SocketAddr::from_pathname(path).map_err(bind_error)?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| bind_error(ErrorKind::NotFound.into()))?;
     clear(path)?;
-    let listener = UnixListener::bind(path).map_err(bind_error)?;
-    let metadata = fs::symlink_metadata(path).map_err(bind_error)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        identity: (metadata.dev(), metadata.ino()),
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     };
-    Ok((Listener::from(listener), file))
+    let folder = File::open(folder).map_err(bind_error)?;
+    let temporary = format!(".cdm-backend-{}", std::process::id());
+    // By way of /proc, a folder's name of any length leaves room for ours.
+    let bound = Path::new("/proc/self/fd")
+        .join(folder.as_raw_fd().to_string())
+        .join(&temporary);
+    let listener = UnixListener::bind(&bound).map_err(bind_error)?;
+    let published = fs::symlink_metadata(&bound).and_then(|metadata| {
+        let flags = RenameFlags::RENAME_NOREPLACE;
+        renameat2(&folder, temporary.as_str(), &folder, name, flags)?;
+        Ok((metadata.dev(), metadata.ino()))
+    });
+    match published {
+        Ok(identity) => {
+            let path = path.to_owned();
+            Ok((Listener::from(listener), SocketFile { path, identity }))
+        }
+        Err(error) => {
+            let _ = fs::remove_file(&bound);
+            if error.kind() == ErrorKind::AlreadyExists {
+                // Somebody has started between our look and now.
+                return Err(PathSocketError::InUse(path.to_owned()));
+            }
+            Err(bind_error(error))
+        }
+    }
 }
 
 /// Makes way for a new socket, if what is there is a dead one.

@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -87,20 +87,31 @@ fn print_capabilities() -> ExitCode {
 /// Starts and serves; the outer error is one of starting.
 fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
     let setup = |what| move |source| StartError::Setup { what, source };
-    // The socket first: a frontend that connects now waits in the backlog, and no descriptor
-    // of our own can yet have the number of --fd.
+    // First of all, while no descriptor of our own can have the number of --fd.
+    let handed = match arguments.fd {
+        // SAFETY: the descriptor was inherited for us by the caller's word (--fd), and nothing in
+        // this process has opened a descriptor yet.
+        Some(fd) => Some(unsafe { HandedSocket::adopt(fd) }?),
+        None => None,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(setup("the async runtime"))?;
+    // Before the socket shows that we are there: from then on a signal must find us ready.
+    let signals = {
+        let _context = runtime.enter();
+        Signals::new().map_err(setup("signal handlers"))?
+    };
+    // Before the memory: a frontend that connects now waits in the backlog.
     let mut _socket_file = None;
-    let source = match (&arguments.socket_path, arguments.fd) {
-        (Some(path), _) => {
+    let source = match (&arguments.socket_path, handed) {
+        (_, Some(socket)) => Source::Handed(socket),
+        (Some(path), None) => {
             let (listener, file) = path_socket::listen(path)?;
             // Kept here and not with the listener: it goes even if a worker does not end.
             _socket_file = Some(file);
             Source::Path(listener)
-        }
-        (None, Some(fd)) => {
-            // SAFETY: the descriptor was inherited for us by the caller's word (--fd), and
-            // nothing in this process has opened a descriptor yet.
-            Source::Handed(unsafe { HandedSocket::adopt(fd) }?)
         }
         // clap's group allows nothing else but --print-capabilities, which is done.
         (None, None) => return Ok(Ok(())),
@@ -111,12 +122,32 @@ fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
         command_queues = arguments.command_queues,
         "the device is ready"
     );
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(setup("the async runtime"))?;
     let stop = Arc::new(Stop::new().map_err(setup("an eventfd"))?);
-    runtime.block_on(supervise(device, source, stop))
+    runtime.block_on(supervise(device, source, stop, signals))
+}
+
+/// The signals that end the program.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Handles them from now on.
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for one, and names it.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 /// Watches for signals while a thread serves.
@@ -124,10 +155,9 @@ async fn supervise(
     device: Arc<Device>,
     source: Source,
     stop: Arc<Stop>,
+    mut signals: Signals,
 ) -> Result<Result<(), ServeError>, StartError> {
     let setup = |what| move |source| StartError::Setup { what, source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(setup("SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(setup("SIGINT"))?;
     let (done, mut served) = oneshot::channel();
     let server_stop = stop.clone();
     thread::Builder::new()
@@ -140,8 +170,7 @@ async fn supervise(
 
     let name = tokio::select! {
         result = &mut served => return Ok(result.unwrap_or_else(|_| server_panicked())),
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+        name = signals.next() => name,
     };
     info!(signal = name, "ending");
     stop.request();

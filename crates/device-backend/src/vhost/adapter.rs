@@ -57,6 +57,10 @@ impl Shared {
             .clone()
     }
 
+    fn set_guest(&self, view: Arc<GuestView>) {
+        *self.guest.write().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
     fn own_file(&self) -> FileIdentity {
         self.device.pool().identity()
     }
@@ -71,6 +75,12 @@ pub struct Adapter {
     exit_fds: Mutex<Vec<RawFd>>,
 }
 
+/// A guest without memory, in which no ring can be found.
+fn no_memory(device: &Device) -> Arc<GuestView> {
+    let empty = Arc::new(GuestMemoryMmap::new());
+    Arc::new(GuestView::new(empty, device.pool().identity()))
+}
+
 /// Which queues a worker serves.
 enum Role {
     Control,
@@ -81,14 +91,14 @@ impl Adapter {
     /// A backend for one guest.
     pub fn new(device: Arc<Device>) -> Self {
         let num_queues = usize::from(QUEUE_FIRST_COMMAND) + device.queues().len();
-        let no_memory = GuestView::new(Arc::new(GuestMemoryMmap::new()), device.pool().identity());
+        let no_memory = no_memory(&device);
         Self {
             shared: Shared {
                 device,
                 turns: (0..num_queues).map(|_| Turn::default()).collect(),
                 events: Events::default(),
                 mapper: Mapper::default(),
-                guest: RwLock::new(Arc::new(no_memory)),
+                guest: RwLock::new(no_memory),
             },
             is_starting: AtomicBool::new(false),
             exit_fds: Mutex::default(),
@@ -98,6 +108,15 @@ impl Adapter {
     /// The device that is served.
     pub fn device(&self) -> &Arc<Device> {
         &self.shared.device
+    }
+
+    /// Brings every worker to rest after its guest has gone: what runs is cancelled, and what
+    /// the rings still hold, or feed to themselves, is out of reach.
+    pub fn hang_up(&self) {
+        self.shared.set_guest(no_memory(&self.shared.device));
+        for queue in self.shared.device.queues() {
+            queue.cancel_all();
+        }
     }
 
     /// The descriptors behind the exit events handed out so far.
@@ -178,6 +197,7 @@ impl VhostUserBackend for Adapter {
         // Comes whenever the device starts: after a virtio reset, which took the guest's mapping
         // away, or after a pause of the machine, which did not. The memory table tells.
         self.is_starting.store(true, Ordering::Release);
+        self.shared.mapper.end_stop();
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -221,11 +241,7 @@ impl VhostUserBackend for Adapter {
         if self.is_starting.swap(false, Ordering::AcqRel) && !view.has_own_window() {
             self.shared.device.unplug();
         }
-        *self
-            .shared
-            .guest
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = view;
+        self.shared.set_guest(view);
         Ok(())
     }
 
@@ -263,8 +279,7 @@ impl VhostUserBackend for Adapter {
         let Some(turn) = self.shared.turns.get(queue as usize) else {
             return Ok(());
         };
-        if queue == u32::from(QUEUE_CONTROL) && self.shared.mapper.is_waiting() {
-            // The frontend would wait for us and we for it.
+        if queue == u32::from(QUEUE_CONTROL) && self.shared.mapper.begin_stop() {
             warn!("the guest stopped the control queue while its memory was being mapped");
             return Ok(());
         }

@@ -117,13 +117,13 @@ impl Chain {
 
     /// Writes an answer where [`Self::has_room`] found room for it.
     pub fn answer(&self, mut bytes: &[u8], guest: &GuestView) {
-        for piece in Pieces::new(&self.writable, guest).flatten() {
-            if bytes.is_empty() {
-                return;
-            }
+        for piece in Pieces::new(&self.writable, guest).map_while(Result::ok) {
             let count = piece.len().min(bytes.len());
             piece.copy_from(&bytes[..count]);
             bytes = &bytes[count..];
+            if bytes.is_empty() {
+                return;
+            }
         }
     }
 
@@ -133,7 +133,7 @@ impl Chain {
     }
 }
 
-/// Walks buffers in stretches of guest memory.
+/// Walks buffers in stretches of guest memory; ends at the first place that is none.
 struct Pieces<'a> {
     buffers: std::slice::Iter<'a, Buffer>,
     current: Buffer,
@@ -162,6 +162,8 @@ impl<'a> Iterator for Pieces<'a> {
         }
         let Buffer { address, bytes } = self.current;
         let Some(piece) = self.guest.stretch(address, bytes.into()) else {
+            self.buffers = [].iter();
+            self.current.bytes = 0;
             return Some(Err(Malformed));
         };
         // A stretch is at most as long as asked for, so it fits in 32 bits.

@@ -59,9 +59,7 @@ impl Connection {
             Err(error) => Err(ConnectionError::Protocol(error)),
         };
         let device = self.adapter.device().clone();
-        for queue in device.queues() {
-            queue.cancel_all();
-        }
+        self.adapter.hang_up();
         // Waits for the workers.
         drop(self.daemon);
         for fd in self.adapter.take_exit_fds() {

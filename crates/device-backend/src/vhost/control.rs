@@ -6,6 +6,7 @@ use super::adapter::Shared;
 use super::chain::{Chain, Malformed};
 use super::command::{self, CommandRings, with_status};
 use super::guest_view::GuestView;
+use super::mapper::MapError;
 use super::ring::{Broken, Ring};
 use crate::model::{ControlStep, Line, Request};
 use cdm_protocol::{Completion, QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, Status};
@@ -28,33 +29,37 @@ pub fn serve_one(shared: &Shared, vrings: &[VringMutex]) -> Result<bool, Broken>
         shared.events.queue_error(QUEUE_CONTROL, event, &guest);
         return given_back.map(|()| true);
     }
-    let completion = carry_out(shared, &chain, &guest, vrings);
+    let Some(completion) = carry_out(shared, &chain, &guest, vrings) else {
+        return Ok(false);
+    };
     chain.complete(&completion, &guest);
     ring.push_used(&chain, size_of::<Completion>() as u32)?;
     Ok(true)
 }
 
+/// The completion; none if the guest has stopped the queue meanwhile and has its memory back.
 fn carry_out(
     shared: &Shared,
     chain: &Chain,
     guest: &GuestView,
     vrings: &[VringMutex],
-) -> Completion {
+) -> Option<Completion> {
     let request = match chain.request(guest) {
         Ok(request) => request,
-        Err(Malformed) => return with_status(Status::MALFORMED),
+        Err(Malformed) => return Some(with_status(Status::MALFORMED)),
     };
     let device = &shared.device;
     match device.control(&Request::new(&request.bytes, request.total)) {
-        ControlStep::Complete(completion) => completion,
+        ControlStep::Complete(completion) => Some(completion),
         ControlStep::MapMemory => {
             let result = shared.mapper.map(device.pool());
             if let Err(error) = &result {
-                warn!(%error, "the frontend did not map the device memory");
+                warn!(%error, "MAP_MEMORY failed");
             }
-            device.finish_map(result.is_ok())
+            let completion = device.finish_map(result.is_ok());
+            (!matches!(result, Err(MapError::Stopped))).then_some(completion)
         }
-        ControlStep::CancelCommands => device.finish_reset(cancel_commands(shared, vrings)),
+        ControlStep::CancelCommands => Some(device.finish_reset(cancel_commands(shared, vrings))),
     }
 }
 

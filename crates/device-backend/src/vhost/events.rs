@@ -5,7 +5,7 @@
 use super::chain::Chain;
 use super::guest_view::GuestView;
 use super::ring::{Broken, Ring};
-use cdm_protocol::{Event, EventKind};
+use cdm_protocol::{Event, EventKind, QUEUE_SIZE};
 use std::sync::{Mutex, PoisonError};
 use vhost_user_backend::VringMutex;
 use zerocopy::IntoBytes;
@@ -40,7 +40,11 @@ impl Events {
 
     /// Writes the event into the first buffer that is large enough; false if there is none.
     fn deliver(ring: &Ring<'_>, event: &Event, guest: &GuestView) -> Result<bool, Broken> {
-        while let Some((chain, ())) = ring.pop(|| ())? {
+        // No more than a ring holds: rings laid over each other refill themselves for ever.
+        for _ in 0..QUEUE_SIZE {
+            let Some((chain, ())) = ring.pop(|| ())? else {
+                break;
+            };
             let fits = Chain::has_room(&chain, size_of::<Event>(), guest);
             if fits {
                 chain.answer(event.as_bytes(), guest);

@@ -15,6 +15,18 @@ use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
 pub struct Mapper {
     channel: Mutex<Option<Backend>>,
     is_waiting: AtomicBool,
+    is_stopping: AtomicBool,
+}
+
+/// Why the memory is not mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// The guest has stopped the control queue meanwhile; nobody waits for an answer.
+    #[error("the guest stopped the control queue")]
+    Stopped,
+    /// The frontend did not do it.
+    #[error("the frontend did not map the device memory: {0}")]
+    Frontend(#[from] io::Error),
 }
 
 impl Mapper {
@@ -23,16 +35,26 @@ impl Mapper {
         *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel);
     }
 
-    /// Whether a request is on its way. Whoever handles a frontend's message must not wait for
-    /// the answer: the frontend gives it only after ours.
-    pub fn is_waiting(&self) -> bool {
-        self.is_waiting.load(Ordering::Acquire)
+    /// Announces that the control queue is being stopped; true if a request is on its way.
+    ///
+    /// Then whoever handles the frontend's message must not wait for the control worker: the
+    /// frontend answers the request only after it got its own answer. A request that is about
+    /// to be sent sees the announcement and is not sent: each side writes its flag before it
+    /// reads the other's.
+    pub fn begin_stop(&self) -> bool {
+        self.is_stopping.store(true, Ordering::SeqCst);
+        self.is_waiting.load(Ordering::SeqCst)
+    }
+
+    /// The control queue may start again.
+    pub fn end_stop(&self) {
+        self.is_stopping.store(false, Ordering::SeqCst);
     }
 
     /// Maps all of the pool into its shared memory region and waits for the answer.
     ///
     /// No lock is held meanwhile: before it answers, the frontend sends a new memory table.
-    pub fn map(&self, pool: &Pool) -> io::Result<()> {
+    pub fn map(&self, pool: &Pool) -> Result<(), MapError> {
         let channel = self
             .channel
             .lock()
@@ -47,9 +69,19 @@ impl Mapper {
             flags: VhostUserMMapFlags::WRITABLE.bits(),
             ..VhostUserMMap::default()
         };
-        self.is_waiting.store(true, Ordering::Release);
-        let result = channel.shmem_map(&request, pool.file());
-        self.is_waiting.store(false, Ordering::Release);
-        result.map(|_| ())
+        self.is_waiting.store(true, Ordering::SeqCst);
+        let result = if self.is_stopping.load(Ordering::SeqCst) {
+            Err(MapError::Stopped)
+        } else {
+            channel
+                .shmem_map(&request, pool.file())
+                .map(|_| ())
+                .map_err(MapError::Frontend)
+        };
+        self.is_waiting.store(false, Ordering::SeqCst);
+        if self.is_stopping.load(Ordering::SeqCst) {
+            return Err(MapError::Stopped);
+        }
+        result
     }
 }

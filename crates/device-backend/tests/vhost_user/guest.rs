@@ -9,7 +9,7 @@ use cdm_protocol::{
 };
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -83,8 +83,9 @@ impl VhostUserFrontendReqHandler for Channel {
         }
         assert_eq!({ request.shmid }, cdm_protocol::SHMEM_REGION_ID);
         assert_eq!({ request.flags }, 1);
-        // SAFETY: the handler lends an open descriptor for the call; the copy is ours.
-        let file = unsafe { File::from_raw_fd(libc::dup(fd.as_raw_fd())) };
+        // SAFETY: the handler lends an open descriptor for the call.
+        let lent = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+        let file = File::from(lent.try_clone_to_owned().unwrap());
         let offset = FileOffset::new(file, request.fd_offset);
         let mapping = MmapRegion::from_file(offset, { request.len } as usize).unwrap();
         let address = GuestAddress(BAR_BASE + { request.shm_offset });
@@ -154,7 +155,7 @@ impl Guest {
         let mut server = FrontendReqHandler::new(channel).unwrap();
         server.set_reply_ack_flag(true);
         // SAFETY: the server owns the descriptor and lives to the end of the call below.
-        let sender = unsafe { OwnedFd::from_raw_fd(libc::dup(server.get_tx_raw_fd())) };
+        let sender = unsafe { BorrowedFd::borrow_raw(server.get_tx_raw_fd()) };
         frontend.set_backend_request_fd(&sender).unwrap();
         thread::Builder::new()
             .name("channel".to_owned())
@@ -226,14 +227,31 @@ impl Guest {
         }
     }
 
+    /// Restarts a queue with its used ring laid over its available ring and one chain ahead of
+    /// the other, so that each chain given back makes one more available.
+    pub fn lay_rings_over_each_other(&mut self, index: usize) {
+        self.frontend.get_vring_base(index).unwrap();
+        let base = self.queues[index].descriptors();
+        self.queues[index] = DriverQueue::new(self.memory.clone(), base);
+        let queue = &mut self.queues[index];
+        queue.set_avail_index(1);
+        let used = queue.avail();
+        self.start_queue_at(index, 0, used);
+    }
+
     fn start_queue(&mut self, index: usize, base: u16) {
+        let used = self.queues[index].used();
+        self.start_queue_at(index, base, used);
+    }
+
+    fn start_queue_at(&mut self, index: usize, base: u16, used: u64) {
         let queue = &self.queues[index];
         let addresses = VringConfigData {
             queue_max_size: SIZE,
             queue_size: SIZE,
             flags: 0,
             desc_table_addr: USER_OFFSET + queue.descriptors(),
-            used_ring_addr: USER_OFFSET + queue.used(),
+            used_ring_addr: USER_OFFSET + used,
             avail_ring_addr: USER_OFFSET + queue.avail(),
             log_addr: None,
         };

@@ -114,6 +114,8 @@ fn random_rings_never_end_the_backend_nor_the_connection() {
     let mut runner = TestRunner::new(RunnerConfig {
         cases: 60,
         failure_persistence: None,
+        // A failure is a wait that times out: shrinking would take hours.
+        max_shrink_iters: 0,
         ..RunnerConfig::default()
     });
     let script = prop::collection::vec(any_mischief(), 1..120);
@@ -161,6 +163,25 @@ fn a_guest_that_dies_in_the_middle_of_everything_leaves_no_thread_and_no_descrip
         backend.descriptors() == descriptors
     });
     assert!(backend.is_alive());
+}
+
+#[test]
+fn rings_that_refill_themselves_stop_with_the_guest_and_keep_no_other_out() {
+    let backend = Backend::start();
+    for queue in 0..4 {
+        let mut guest = Guest::connect(&backend.socket_path());
+        guest.map();
+        guest.lay_rings_over_each_other(queue);
+        guest.queues[queue].kick.write(1).unwrap();
+        if queue == usize::from(QUEUE_EVENT) {
+            // An event that looks for a buffer in it.
+            let queue = &mut guest.queues[usize::from(QUEUE_FIRST_COMMAND)];
+            queue.submit(&[]);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        drop(guest);
+        Guest::connect(&backend.socket_path()).map();
+    }
 }
 
 #[test]

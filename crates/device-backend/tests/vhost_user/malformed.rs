@@ -197,6 +197,20 @@ fn a_completion_outside_guest_memory_is_no_room_and_the_command_is_not_begun() {
 }
 
 #[test]
+fn a_bad_descriptor_behind_the_completion_does_no_harm() {
+    let mut setup = setup();
+    let request = setup.guest.place(&nop());
+    let completion = setup.guest.allocate(24);
+    let buffers = [
+        readable(request, 32),
+        writable(completion, 24),
+        writable(LOW_BYTES, 100),
+    ];
+    assert_eq!(setup.status_of_chain(COMMAND, &buffers), Status::OK);
+    setup.assert_serves();
+}
+
+#[test]
 fn events_without_a_buffer_are_counted_in_the_next_one() {
     let mut setup = setup();
     let request = setup.guest.place(&nop());
