@@ -607,12 +607,15 @@ impl Starting<'_> {
             (Some(reason), _) => reason,
             (None, Some(panic)) => format!("its kernel panicked: {panic}"),
             (None, None) => match self.qemu.wait(QEMU_END_TIMEOUT) {
-                Some(status) if status.success() => "it reset or turned itself off".to_owned(),
+                Some(status) if status.success() => match lost {
+                    Lost::Ended(_) => lost.to_string(),
+                    Lost::Broken(_) => "it reset the machine without a word".to_owned(),
+                },
                 Some(status) => format!("{} {}", qemu::PROGRAM, describe(status)),
                 None => lost.to_string(),
             },
         };
-        self.error(&format!("the guest died while it {doing}: {reason}"))
+        self.error(&format!("the guest ended while it {doing}: {reason}"))
     }
 
     /// One message: what happened, QEMU's last words, the console's last lines, and
