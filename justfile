@@ -17,6 +17,11 @@ _default:
 run-vm *ARGS:
     @{{ cdm }} run-vm "$@"
 
+# Measure the time to a command in a guest, against a bare QEMU boot
+[no-cd, no-exit-message]
+boot-time *ARGS:
+    @{{ cdm }} boot-time "$@"
+
 # Run all checks and tests; the last line counts them
 [no-cd, no-exit-message]
 test *ARGS:

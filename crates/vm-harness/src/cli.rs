@@ -27,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Boot a guest with the device and open a shell in it
     RunVm(vm::RunVmArgs),
+    /// Measure how long it takes to a command in a guest, against a bare QEMU boot
+    BootTime(vm::BootTimeArgs),
     /// Run all checks and tests; the last line counts them
     Test(test::TestArgs),
     /// Tell what this machine has and lacks, and how to mend it
@@ -45,6 +47,7 @@ impl Command {
     pub fn run(self, ctx: &Context) -> Result<ExitCode> {
         match self {
             Self::RunVm(args) => vm::run_vm(ctx, args),
+            Self::BootTime(args) => vm::boot_time(ctx, &args),
             Self::Test(args) => test::run(ctx, args),
             Self::Doctor(args) => doctor::run(ctx, &args),
             Self::Build(args) => build::run(ctx, &args),

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `cdm boot-time`: what the whole way to a command in a guest costs, against a bare
+//! QEMU that boots the same kernel and turns itself off.
+
+use std::env;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+
+use super::accel::Accel;
+use super::boot::{Parts, accelerator};
+use super::qemu;
+use super::spec::VmSpec;
+use crate::build::{self, KernelOptions};
+use crate::context::Context;
+
+/// Arguments of `cdm boot-time`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  just boot-time --runs 9")]
+pub struct BootTimeArgs {
+    #[command(flatten)]
+    kernel: KernelOptions,
+
+    /// Boot NUM times each way, in turn
+    #[arg(long, value_name = "NUM", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+}
+
+/// `cdm boot-time`: prints both times and their ratio.
+pub fn boot_time(ctx: &Context, args: &BootTimeArgs) -> Result<ExitCode> {
+    let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
+    let spec = VmSpec::new(kernel);
+    let parts = Parts::build(ctx, &spec.kernel)?;
+    let accel = accelerator(ctx, &spec)?;
+    let bare_arguments = bare_arguments(&spec, &parts, accel);
+    let kernel_name = args.kernel.kernel.to_string();
+    let ours_arguments = [
+        "run-vm",
+        "--exec",
+        "true",
+        "--kernel",
+        &kernel_name,
+        "--build",
+        &args.kernel.build.to_string(),
+        "--accel",
+        &accel.to_string(),
+    ]
+    .map(str::to_owned);
+    let this = env::current_exe().context("cannot tell where this program is")?;
+
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    // Once each way unmeasured: files come into the page cache.
+    for run in 0..=args.runs {
+        let bare_time = time(Command::new(qemu::PROGRAM).args(&bare_arguments))?;
+        let ours_time = time(Command::new(&this).args(&ours_arguments))?;
+        if run > 0 {
+            bare.push(bare_time);
+            ours.push(ours_time);
+        }
+    }
+    let (bare, ours) = (median(bare), median(ours));
+    println!("accelerator          {accel}");
+    println!("bare QEMU            {:.2} s", bare.as_secs_f64());
+    println!("run-vm --exec true   {:.2} s", ours.as_secs_f64());
+    println!(
+        "ratio                {:.2}",
+        ours.as_secs_f64() / bare.as_secs_f64()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The same kernel, first file system and accelerator, and nothing else: the first
+/// process turns the machine off.
+fn bare_arguments(spec: &VmSpec, parts: &Parts, accel: Accel) -> Vec<String> {
+    let accel = match accel {
+        Accel::Kvm => "kvm",
+        Accel::Tcg => "tcg,thread=multi",
+    };
+    [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-machine",
+        "q35",
+        "-accel",
+        accel,
+        "-cpu",
+        "max",
+        "-smp",
+        &spec.smp.to_string(),
+        "-m",
+        &spec.memory.to_string(),
+        "-no-reboot",
+        "-kernel",
+        &spec.kernel.image.display().to_string(),
+        "-initrd",
+        &parts.initramfs.display().to_string(),
+        "-append",
+        "quiet panic=-1 rdinit=/bin/poweroff -- -f",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+fn time(command: &mut Command) -> Result<Duration> {
+    let program = command.get_program().display().to_string();
+    let started = Instant::now();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {program}"))?;
+    let elapsed = started.elapsed();
+    ensure!(
+        output.status.success(),
+        "{program} failed: {}",
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(elapsed)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_of_what_was_measured() {
+        let times = [9, 1, 5].map(Duration::from_secs).to_vec();
+        assert_eq!(median(times), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_program_that_fails_is_no_measurement() {
+        let error =
+            time(Command::new("sh").args(["-c", "echo no >&2; exit 1"])).expect_err("failed");
+        assert!(error.to_string().contains("no"), "{error}");
+    }
+}
