@@ -75,8 +75,16 @@ impl<'a> Ring<'a> {
     }
 
     /// Gives a chain back with `bytes` of answer in it.
+    ///
+    /// One whose head is outside the descriptor table has no name to be given back by, and
+    /// is left.
     pub fn push_used(&self, chain: &Chain, bytes: u32) -> Result<(), Broken> {
-        self.with_queue(|queue, guest| queue.add_used(guest.memory().as_ref(), chain.head(), bytes))
+        self.with_queue(|queue, guest| {
+            if chain.head() >= queue.size() {
+                return Ok(());
+            }
+            queue.add_used(guest.memory().as_ref(), chain.head(), bytes)
+        })
     }
 
     /// Interrupts the driver if it wants to hear of the chains given back since the last time.

@@ -146,7 +146,10 @@ fn random_rings_never_end_the_backend_nor_the_connection() {
 #[test]
 fn a_guest_that_dies_in_the_middle_of_everything_leaves_no_thread_and_no_descriptor() {
     let mut backend = Backend::start();
-    let (threads, descriptors) = (backend.threads(), backend.descriptors());
+    // The one that watches for signals and the one that serves.
+    let threads = 2;
+    wait_until("the backend serves", || backend.threads() == threads);
+    let descriptors = backend.descriptors();
     for _ in 0..20 {
         let mut guest = Guest::connect(&backend.socket_path());
         guest.map();

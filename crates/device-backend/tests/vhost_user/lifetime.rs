@@ -23,13 +23,15 @@ fn start_with_fd(socket: &impl AsRawFd) -> Child {
         "--command-queues",
         "2",
     ]);
-    // SAFETY: dup2 is async-signal-safe, and its copy is not closed on exec.
-    unsafe {
-        command.pre_exec(move || match libc::dup2(fd, 9) {
+    let hand_over = move || {
+        // SAFETY: no memory is involved, and the descriptor replaced is none of the child's.
+        match unsafe { libc::dup2(fd, 9) } {
             9 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
-        });
-    }
+        }
+    };
+    // SAFETY: dup2 is async-signal-safe, and reading errno is too.
+    unsafe { command.pre_exec(hand_over) };
     command.spawn().unwrap()
 }
 

@@ -193,7 +193,14 @@ impl DriverQueue {
             let left = TIMEOUT.saturating_sub(start.elapsed());
             let timeout = PollTimeout::try_from(left).unwrap();
             let ready = poll(&mut fds, timeout).unwrap();
-            assert!(ready > 0, "no interrupt for a used chain");
+            assert!(
+                ready > 0,
+                "no interrupt: available {}, device asks for a kick at {}; used {}, driver asks for an interrupt at {}",
+                self.load(self.avail() + 2),
+                self.load(self.used() + 4 + 8 * u64::from(SIZE)),
+                self.load(self.used() + 2),
+                self.load(self.avail() + 4 + 2 * u64::from(SIZE)),
+            );
             let _ = self.call.read();
         }
     }
