@@ -523,3 +523,262 @@ impl Shared {
         self.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdm_agent_protocol::{Command, WINDOW_BYTES};
+
+    /// Everything here is local and takes milliseconds.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A guest that the test plays.
+    struct Guest {
+        socket: UnixStream,
+        decoder: Decoder<HostMessage>,
+    }
+
+    impl Guest {
+        fn send(&mut self, message: &GuestMessage) {
+            let mut bytes = Vec::new();
+            encode(message, &mut bytes).expect("fits");
+            self.socket.write_all(&bytes).expect("the host reads");
+        }
+
+        fn next(&mut self) -> HostMessage {
+            loop {
+                if let Some(message) = self.decoder.next_message() {
+                    return message.expect("the host sends whole frames");
+                }
+                let mut buffer = [0; 4096];
+                let length = self.socket.read(&mut buffer).expect("the host writes");
+                assert_ne!(length, 0, "the host closed the channel");
+                self.decoder.push(&buffer[..length]);
+            }
+        }
+
+        fn hello(&mut self, instance: u64) {
+            self.send(&GuestMessage::Hello {
+                version: VERSION,
+                instance,
+                module: ModuleState::Loaded,
+            });
+        }
+    }
+
+    fn connect() -> (Agent, Guest, Receiver<Notice>) {
+        let (ours, socket) = UnixStream::pair().expect("socket pair");
+        socket
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a socket takes timeouts");
+        let (said, notices) = channel();
+        // A test that has ended needs no notice.
+        let listener: OnNotice = Box::new(move |notice| {
+            let _ = said.send(notice);
+        });
+        let agent = Agent::new(ours, listener).expect("a thread");
+        let guest = Guest {
+            socket,
+            decoder: Decoder::new(),
+        };
+        (agent, guest, notices)
+    }
+
+    fn greeted() -> (Agent, Guest, Receiver<Notice>) {
+        let (agent, mut guest, notices) = connect();
+        guest.hello(7);
+        assert!(matches!(
+            guest.next(),
+            HostMessage::Welcome { instance: 7, .. }
+        ));
+        assert_eq!(notices.recv_timeout(PATIENCE), Ok(Notice::Greeted));
+        agent
+            .greeting(1, PATIENCE)
+            .expect("in time")
+            .expect("not lost");
+        (agent, guest, notices)
+    }
+
+    fn shell(line: &str) -> Exec {
+        Exec {
+            command: Command::Shell(line.to_owned()),
+            tty: None,
+            env: Vec::new(),
+            cwd: None,
+        }
+    }
+
+    fn start(agent: &Agent, guest: &mut Guest) -> (Running, ChannelId) {
+        let running = agent.start(shell("x")).expect("connected");
+        match guest.next() {
+            HostMessage::Exec { channel, .. } => (running, channel),
+            other => panic!("expected Exec, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_runs_before_the_guest_has_greeted() {
+        let (agent, _guest, _) = connect();
+        assert_eq!(agent.greeting(1, Duration::from_millis(10)), None);
+        let error = agent.start(shell("x")).expect_err("nobody is there");
+        assert!(error.to_string().contains("not there"), "{error}");
+    }
+
+    #[test]
+    fn output_and_exit_arrive_in_order() {
+        let (agent, mut guest, _) = greeted();
+        let (mut running, channel) = start(&agent, &mut guest);
+        guest.send(&GuestMessage::Stdout {
+            channel,
+            data: b"out".to_vec(),
+        });
+        guest.send(&GuestMessage::Exit {
+            channel,
+            status: ExitStatus::Code(3),
+        });
+        assert_eq!(
+            running.next_event(PATIENCE),
+            Some(Event::Stdout(b"out".to_vec()))
+        );
+        assert_eq!(
+            running.next_event(PATIENCE),
+            Some(Event::Exit(ExitStatus::Code(3)))
+        );
+    }
+
+    #[test]
+    fn credit_goes_back_for_what_was_taken_and_not_before() {
+        let (agent, mut guest, _) = greeted();
+        let (mut running, channel) = start(&agent, &mut guest);
+        let half = vec![0; DATA_BYTES_MAX];
+        for _ in 0..WINDOW_BYTES as usize / 2 / DATA_BYTES_MAX {
+            guest.send(&GuestMessage::Stdout {
+                channel,
+                data: half.clone(),
+            });
+        }
+        agent.ping().expect("connected");
+        assert_eq!(
+            guest.next(),
+            HostMessage::Ping,
+            "credit for what nobody took"
+        );
+        for _ in 0..WINDOW_BYTES as usize / 2 / DATA_BYTES_MAX {
+            running.next_event(PATIENCE).expect("output");
+        }
+        let bytes = WINDOW_BYTES / 2;
+        assert_eq!(guest.next(), HostMessage::Credit { channel, bytes });
+    }
+
+    #[test]
+    fn input_waits_for_the_window_and_ends_with_the_command() {
+        let (agent, mut guest, _) = greeted();
+        let (running, channel) = start(&agent, &mut guest);
+        let input = running.input();
+        let sender = thread::spawn(move || input.send(&vec![1; WINDOW_BYTES as usize + 1]));
+        let mut received = 0;
+        while received < WINDOW_BYTES as usize {
+            match guest.next() {
+                HostMessage::Stdin { data, .. } => received += data.len(),
+                other => panic!("expected input, got {other:?}"),
+            }
+        }
+        assert_eq!(received, WINDOW_BYTES as usize);
+        assert!(!sender.is_finished(), "sent beyond the window");
+        guest.send(&GuestMessage::Exit {
+            channel,
+            status: ExitStatus::Code(0),
+        });
+        assert!(!sender.join().expect("no panic"), "nobody read the rest");
+    }
+
+    #[test]
+    fn a_machine_that_goes_ends_its_commands_with_the_first_reason() {
+        let (agent, mut guest, _) = greeted();
+        let (mut running, _) = start(&agent, &mut guest);
+        agent.break_off("the backend died");
+        drop(guest);
+        let lost = Lost::Broken("the backend died".into());
+        assert_eq!(
+            running.next_event(PATIENCE),
+            Some(Event::Lost(lost.clone()))
+        );
+        assert_eq!(agent.lost(), Some(lost));
+        assert!(agent.start(shell("x")).is_err());
+    }
+
+    #[test]
+    fn a_guest_that_turns_itself_off_is_let_go_and_is_no_crash() {
+        let (agent, mut guest, notices) = greeted();
+        let (mut running, _) = start(&agent, &mut guest);
+        guest.send(&GuestMessage::Goodbye(Ending::PowerOff));
+        assert_eq!(guest.next(), HostMessage::Farewell);
+        assert_eq!(
+            notices.recv_timeout(PATIENCE),
+            Ok(Notice::Goodbye(Ending::PowerOff))
+        );
+        drop(guest);
+        let lost = Lost::Ended(Ending::PowerOff);
+        assert_eq!(
+            running.next_event(PATIENCE),
+            Some(Event::Lost(lost.clone()))
+        );
+        assert_eq!(agent.lost(), Some(lost));
+    }
+
+    #[test]
+    fn a_reboot_ends_the_commands_and_the_next_guest_is_greeted() {
+        let (agent, mut guest, _) = greeted();
+        let (mut running, _) = start(&agent, &mut guest);
+        guest.send(&GuestMessage::Goodbye(Ending::Reboot));
+        assert_eq!(guest.next(), HostMessage::Farewell);
+        assert_eq!(
+            running.next_event(PATIENCE),
+            Some(Event::Lost(Lost::Ended(Ending::Reboot)))
+        );
+        assert!(
+            agent.start(shell("x")).is_err(),
+            "nobody is there to run it"
+        );
+        // What the reset cut off, then the new guest.
+        guest
+            .socket
+            .write_all(&[9, 1, 2, 0])
+            .expect("the host reads");
+        guest.hello(8);
+        let greeting = agent.greeting(2, PATIENCE).expect("in time");
+        assert_eq!(greeting.expect("not lost").instance, 8);
+        assert!(matches!(
+            guest.next(),
+            HostMessage::Welcome { instance: 8, .. }
+        ));
+        start(&agent, &mut guest);
+    }
+
+    #[test]
+    fn an_agent_that_was_started_again_has_lost_its_commands() {
+        let (agent, mut guest, _) = greeted();
+        let (mut running, _) = start(&agent, &mut guest);
+        guest.hello(8);
+        match running.next_event(PATIENCE) {
+            Some(Event::Lost(Lost::Broken(reason))) => {
+                assert!(reason.contains("started again"), "{reason}");
+            }
+            other => panic!("expected Lost, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_guest_of_another_version_is_refused() {
+        let (agent, mut guest, _) = connect();
+        guest.send(&GuestMessage::Hello {
+            version: VERSION + 1,
+            instance: 1,
+            module: ModuleState::Loaded,
+        });
+        match agent.greeting(1, PATIENCE) {
+            Some(Err(Lost::Broken(reason))) => assert!(reason.contains("version"), "{reason}"),
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+}
