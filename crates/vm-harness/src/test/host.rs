@@ -27,14 +27,32 @@ type Check = (&'static str, fn(&Run) -> Result<()>);
 const CHECKS: &[Check] = &[
     ("host::dry_run_prints_commands_and_starts_nothing", dry_run),
     ("host::exec_gives_output_and_status_and_nothing_else", exec),
-    ("host::killed_backend_is_named_and_nothing_is_left", killed_backend),
-    ("host::killed_qemu_is_named_and_nothing_is_left", killed_qemu),
-    ("host::panic_of_the_guest_is_told_and_nothing_is_left", panicked_guest),
+    (
+        "host::killed_backend_is_named_and_nothing_is_left",
+        killed_backend,
+    ),
+    (
+        "host::killed_qemu_is_named_and_nothing_is_left",
+        killed_qemu,
+    ),
+    (
+        "host::panic_of_the_guest_is_told_and_nothing_is_left",
+        panicked_guest,
+    ),
     ("host::ctrl_c_leaves_nothing", interrupted),
     ("host::killed_cdm_leaves_nothing", killed),
-    ("host::public_memory_on_vanilla_is_refused_before_a_boot", public_on_vanilla),
-    ("host::wrong_arguments_are_refused_with_the_next_step", wrong_arguments),
-    ("host::too_little_disk_is_told_before_anything_starts", too_little_disk),
+    (
+        "host::public_memory_on_vanilla_is_refused_before_a_boot",
+        public_on_vanilla,
+    ),
+    (
+        "host::wrong_arguments_are_refused_with_the_next_step",
+        wrong_arguments,
+    ),
+    (
+        "host::too_little_disk_is_told_before_anything_starts",
+        too_little_disk,
+    ),
     ("host::selection_of_no_test_is_a_failure", empty_selection),
 ];
 
@@ -48,7 +66,10 @@ impl Stage for Host {
     }
 
     fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
-        for (name, check) in CHECKS.iter().filter(|(name, _)| chosen.iter().any(|c| c == name)) {
+        for (name, check) in CHECKS
+            .iter()
+            .filter(|(name, _)| chosen.iter().any(|c| c == name))
+        {
             run.check(name, |run| check(run));
         }
         Ok(())
@@ -66,9 +87,21 @@ fn dry_run(run: &Run) -> Result<()> {
     let left = Leftovers::watch()?;
     let ended = Subject::start(run, &left, &["run-vm", "--dry-run", "--devices", "2"])?.finish()?;
     ensure!(ended.code == Some(0), "{ended}");
-    let lines = |word: &str| ended.stdout.lines().filter(|line| line.contains(word)).count();
-    ensure!(lines("--socket-path") == 2, "two devices have two backends:\n{ended}");
-    ensure!(lines("vhost-user-test-device-pci") == 1, "one line starts QEMU:\n{ended}");
+    let lines = |word: &str| {
+        ended
+            .stdout
+            .lines()
+            .filter(|line| line.contains(word))
+            .count()
+    };
+    ensure!(
+        lines("--socket-path") == 2,
+        "two devices have two backends:\n{ended}"
+    );
+    ensure!(
+        lines("vhost-user-test-device-pci") == 1,
+        "one line starts QEMU:\n{ended}"
+    );
     left.expect_none()
 }
 
@@ -85,9 +118,15 @@ fn exec(run: &Run) -> Result<()> {
     let mut subject = Subject::start(run, &left, &arguments)?;
     subject.write("from stdin\n")?;
     let ended = subject.finish()?;
-    ensure!(ended.code == Some(7), "the status is not the command's: {ended}");
+    ensure!(
+        ended.code == Some(7),
+        "the status is not the command's: {ended}"
+    );
     let expected = "from the share\nfrom the file\nfrom stdin\n";
-    ensure!(ended.stdout == expected, "stdout is not the command's alone: {ended}");
+    ensure!(
+        ended.stdout == expected,
+        "stdout is not the command's alone: {ended}"
+    );
     ensure!(ended.stderr.contains("to stderr\n"), "{ended}");
     left.expect_none()
 }
@@ -102,9 +141,15 @@ fn running<'a>(run: &Run, left: &'a Leftovers, line: &str) -> Result<Subject<'a>
 
 /// What an error must be: one that the user can act on, with exit code 2.
 fn told(ended: &Ended, words: &[&str]) -> Result<()> {
-    ensure!(ended.code == Some(2), "it ran into an error and does not exit with 2: {ended}");
+    ensure!(
+        ended.code == Some(2),
+        "it ran into an error and does not exit with 2: {ended}"
+    );
     for word in words {
-        ensure!(ended.stderr.contains(word), "the message lacks '{word}': {ended}");
+        ensure!(
+            ended.stderr.contains(word),
+            "the message lacks '{word}': {ended}"
+        );
     }
     Ok(())
 }
@@ -113,7 +158,10 @@ fn killed_backend(run: &Run) -> Result<()> {
     let left = Leftovers::watch()?;
     let subject = running(run, &left, "sleep 600")?;
     left.kill("cdm-backend", Signal::SIGKILL)?;
-    told(&subject.finish()?, &["cdm-backend of device 0", "SIGKILL", "logs"])?;
+    told(
+        &subject.finish()?,
+        &["cdm-backend of device 0", "SIGKILL", "logs"],
+    )?;
     left.expect_none()
 }
 
@@ -121,14 +169,20 @@ fn killed_qemu(run: &Run) -> Result<()> {
     let left = Leftovers::watch()?;
     let subject = running(run, &left, "sleep 600")?;
     left.kill("qemu-system-x86", Signal::SIGKILL)?;
-    told(&subject.finish()?, &["qemu-system-x86_64", "SIGKILL", "logs"])?;
+    told(
+        &subject.finish()?,
+        &["qemu-system-x86_64", "SIGKILL", "logs"],
+    )?;
     left.expect_none()
 }
 
 fn panicked_guest(run: &Run) -> Result<()> {
     let left = Leftovers::watch()?;
     let subject = running(run, &left, "echo c > /proc/sysrq-trigger; sleep 600")?;
-    told(&subject.finish()?, &["panicked", "sysrq triggered crash", "logs"])?;
+    told(
+        &subject.finish()?,
+        &["panicked", "sysrq triggered crash", "logs"],
+    )?;
     left.expect_none()
 }
 
@@ -158,15 +212,29 @@ fn killed(run: &Run) -> Result<()> {
 
 fn public_on_vanilla(run: &Run) -> Result<()> {
     let left = Leftovers::watch()?;
-    let arguments = ["run-vm", "--kernel", "vanilla", "--memory-type", "public", "--exec", "true"];
+    let arguments = [
+        "run-vm",
+        "--kernel",
+        "vanilla",
+        "--memory-type",
+        "public",
+        "--exec",
+        "true",
+    ];
     let ended = Subject::start(run, &left, &arguments)?.finish()?;
-    told(&ended, &["vanilla", "MEMORY_DEVICE_PUBLIC", "--memory-type coherent"])?;
+    told(
+        &ended,
+        &["vanilla", "MEMORY_DEVICE_PUBLIC", "--memory-type coherent"],
+    )?;
     left.expect_none()
 }
 
 fn wrong_arguments(run: &Run) -> Result<()> {
     let cases: [(&[&str], &[&str]); 6] = [
-        (&["run-vm", "--device-memory", "192M"], &["power of two", "256M"]),
+        (
+            &["run-vm", "--device-memory", "192M"],
+            &["power of two", "256M"],
+        ),
         (&["run-vm", "--devices", "5"], &["--devices"]),
         (&["run-vm", "--kernel", "publik"], &["'publik'", "./publik"]),
         (&["run-vm", "--kernel", "/none/linux"], &["/none/linux"]),

@@ -82,6 +82,13 @@ impl<'a> Run<'a> {
         }
         if self.prints {
             println!("{line}");
+            if result.verdict == Verdict::Failed {
+                // Said at once, as the run may not come to its end.
+                result
+                    .detail
+                    .lines()
+                    .for_each(|text| println!("        {text}"));
+            }
         }
     }
 

@@ -26,6 +26,8 @@ pub struct Session<'a> {
     logs: PathBuf,
     machines: u32,
     vm: Option<Vm>,
+    /// Why no machine could be had, in a row.
+    failures: Vec<String>,
     /// Bytes of the kernel log that were judged already.
     judged: usize,
 }
@@ -39,6 +41,7 @@ impl<'a> Session<'a> {
             logs,
             machines: 0,
             vm: None,
+            failures: Vec::new(),
             judged: 0,
         }
     }
@@ -63,8 +66,19 @@ impl<'a> Session<'a> {
     /// The machine.
     pub fn vm(&mut self) -> Result<&mut Vm> {
         if self.vm.is_none() {
+            // Where no machine boots, every test would wait for one in vain.
+            if let [_, last] = &self.failures[..] {
+                bail!("given up after two machines that did not boot: {last}");
+            }
             let logs = self.new_logs()?;
-            self.vm = Some(Vm::boot(self.ctx, &self.spec, &logs)?);
+            match Vm::boot(self.ctx, &self.spec, &logs) {
+                Ok(vm) => self.vm = Some(vm),
+                Err(error) => {
+                    self.failures.push(format!("{error:#}"));
+                    return Err(error);
+                }
+            }
+            self.failures.clear();
             self.judged = 0;
         }
         self.vm.as_mut().context("booted just now")

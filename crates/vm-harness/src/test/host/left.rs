@@ -28,7 +28,10 @@ impl Leftovers {
     pub fn watch() -> Result<Self> {
         // Short, since a socket's path is.
         let folder = tempfile::Builder::new().prefix("cdmt").tempdir_in("/tmp")?;
-        Ok(Self { folder, mounts: mounts()? })
+        Ok(Self {
+            folder,
+            mounts: mounts()?,
+        })
     }
 
     /// Where temporary files go.
@@ -42,13 +45,18 @@ impl Leftovers {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").context("cannot list /proc")? {
             let path = entry?.path();
-            let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok())
+            let Some(pid) = path
+                .file_name()
+                .and_then(|name| name.to_str()?.parse::<i32>().ok())
             else {
                 continue;
             };
             // A process may go while it is looked at; a zombie has no environment.
             let environment = fs::read(path.join("environ")).unwrap_or_default();
-            if environment.split(|byte| *byte == 0).any(|word| word == mark.as_bytes()) {
+            if environment
+                .split(|byte| *byte == 0)
+                .any(|word| word == mark.as_bytes())
+            {
                 let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
                 found.push((Pid::from_raw(pid), name.trim_end().to_owned()));
             }
@@ -87,7 +95,11 @@ impl Leftovers {
             .collect::<Result<_>>()?;
         ensure!(left.is_empty(), "files are left: {left:?}");
         let mounts = mounts()?;
-        ensure!(mounts == self.mounts, "mounts changed:\n{}\nnow:\n{mounts}", self.mounts);
+        ensure!(
+            mounts == self.mounts,
+            "mounts changed:\n{}\nnow:\n{mounts}",
+            self.mounts
+        );
         Ok(())
     }
 }

@@ -45,8 +45,15 @@ pub struct Ended {
 
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { code, stdout, stderr } = self;
-        write!(f, "exit code {code:?}\nstdout:\n{stdout}\nstderr:\n{stderr}")
+        let Self {
+            code,
+            stdout,
+            stderr,
+        } = self;
+        write!(
+            f,
+            "exit code {code:?}\nstdout:\n{stdout}\nstderr:\n{stderr}"
+        )
     }
 }
 
@@ -136,7 +143,9 @@ impl<'a> Subject<'a> {
     /// Writes to its standard input.
     pub fn write(&mut self, text: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("stdin is closed")?;
-        stdin.write_all(text.as_bytes()).context("cannot write to cdm")
+        stdin
+            .write_all(text.as_bytes())
+            .context("cannot write to cdm")
     }
 
     /// Waits until it prints a line.
@@ -173,13 +182,25 @@ impl<'a> Subject<'a> {
             if let Some(status) = self.child.try_wait()? {
                 break status;
             }
-            ensure!(Instant::now() < deadline, "it still runs after {} s", limit.as_secs());
+            ensure!(
+                Instant::now() < deadline,
+                "it still runs after {} s",
+                limit.as_secs()
+            );
             thread::sleep(LOOK_INTERVAL);
         };
         let mut stdout = std::mem::take(&mut self.said);
         self.stdout.read_to_string(&mut stdout)?;
-        let stderr = self.stderr.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
-        Ok(Ended { code: status.code(), stdout, stderr })
+        let stderr = self
+            .stderr
+            .take()
+            .and_then(|reader| reader.join().ok())
+            .unwrap_or_default();
+        Ok(Ended {
+            code: status.code(),
+            stdout,
+            stderr,
+        })
     }
 }
 
