@@ -238,7 +238,10 @@ impl VhostUserBackend for Adapter {
     fn update_memory(&self, memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
         let table = memory.memory().into_inner();
         let view = Arc::new(GuestView::new(table, self.shared.own_file()));
-        if self.is_starting.swap(false, Ordering::AcqRel) && !view.has_own_window() {
+        let is_visible = view.has_own_window();
+        let is_starting = self.is_starting.swap(false, Ordering::AcqRel);
+        debug!(is_starting, is_visible, "a new memory table");
+        if is_starting && !is_visible {
             self.shared.device.unplug();
         }
         self.shared.set_guest(view);
