@@ -156,12 +156,14 @@ impl Backend {
     }
 
     /// Has `listener` told of its end from now on. One that has ended already is
-    /// told of at once.
+    /// told of at once, perhaps twice.
     pub fn tell(&self, listener: impl Fn(String) + Send + 'static) {
+        let mut slot = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        // First the listener, then the look: an end in between is not missed.
+        let listener = slot.insert(Box::new(listener));
         if let Some(status) = self.process.status() {
             listener(format!("{} {}", self.process.name(), describe(status)));
         }
-        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(listener));
     }
 
     /// Nobody is to be told of its end any more.
