@@ -8,7 +8,7 @@
 //! worker serves the control queue, and one each command queue. Locks, none of
 //! which is held while another thread is waited for, except where it says so:
 //!
-//! - a [`turn`] per queue, held from taking a chain to completing it;
+//! - a turn per queue, held from taking a chain to completing it;
 //! - the vring's own lock, held for one operation on the ring;
 //! - the model's state, held for a look or a change.
 
