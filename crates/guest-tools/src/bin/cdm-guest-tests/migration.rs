@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -327,38 +327,51 @@ fn places_tell_each_page_of_a_mixed_range(t: &Fixture) -> Result<()> {
 
 /// Two threads move the same memory to and fro while a third one counts in it.
 fn concurrent_migrations_and_stores_lose_nothing(t: &Fixture) -> Result<()> {
-    const ROUNDS: u64 = 200;
+    /// Counting goes on until so many pages moved meanwhile.
+    const ENOUGH_MOVED: u64 = 2048;
+    const PATIENCE: Duration = Duration::from_secs(60);
     let memory = t.system_memory(256, 14)?;
     for page in 0..memory.pages() {
         memory.word(page * PAGE_BYTES).store(0, Relaxed);
     }
     let done = AtomicBool::new(false);
-    let mover = |first: Direction, second: Direction| -> Result<u64> {
-        let mut moved = 0;
+    let moved = AtomicU64::new(0);
+    let mover = |first: Direction, second: Direction| -> Result<()> {
         while !done.load(SeqCst) {
-            moved += t.device.migrate(0, memory.range(), first)?.moved;
-            moved += t.device.migrate(0, memory.range(), second)?.moved;
+            for direction in [first, second] {
+                let migration = t.device.migrate(0, memory.range(), direction)?;
+                moved.fetch_add(migration.moved, SeqCst);
+            }
         }
-        Ok(moved)
+        Ok(())
     };
+    let deadline = Instant::now() + PATIENCE;
+    let mut rounds = 0;
     let (a, b) = thread::scope(|scope| {
         let a = scope.spawn(|| mover(Direction::ToDevice, Direction::ToSystem));
         let b = scope.spawn(|| mover(Direction::ToSystem, Direction::ToDevice));
-        for _ in 0..ROUNDS {
+        while moved.load(SeqCst) < ENOUGH_MOVED && Instant::now() < deadline {
             for page in 0..memory.pages() {
                 memory.word(page * PAGE_BYTES).fetch_add(1, Relaxed);
             }
+            rounds += 1;
         }
         done.store(true, SeqCst);
         (a.join(), b.join())
     });
     let panicked = |_| anyhow::anyhow!("a mover panicked");
-    let moved = a.map_err(panicked)?? + b.map_err(panicked)??;
-    t.note(format!("{moved} pages moved meanwhile"));
-    ensure!(moved > 0, "no page moved: the test tried nothing");
+    a.map_err(panicked)??;
+    b.map_err(panicked)??;
+    let moved = moved.load(SeqCst);
+    t.note(format!("{moved} pages moved in {rounds} rounds"));
+    ensure!(
+        moved >= ENOUGH_MOVED,
+        "only {moved} pages moved in {} s",
+        PATIENCE.as_secs()
+    );
     for page in 0..memory.pages() {
         let count = memory.word(page * PAGE_BYTES).load(Relaxed);
-        ensure!(count == ROUNDS, "page {page} counts {count}, not {ROUNDS}");
+        ensure!(count == rounds, "page {page} counts {count}, not {rounds}");
         let index = page * PAGE_BYTES / 8 + 1;
         let found = memory.words()[index].load(Relaxed);
         ensure!(
