@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -211,7 +212,7 @@ impl Machine<'_> {
             env: Vec::new(),
             cwd: None,
         })?;
-        feed_standard_input(running.input());
+        StandardInput::new(false).connect(running.input());
         let status = match forward(&vm, &mut running)? {
             Outcome::Exit(status) => status,
             Outcome::Lost(lost) => return Err(vm.broken(&lost, &format!("ran '{line}'"))),
@@ -224,13 +225,14 @@ impl Machine<'_> {
     fn shell(&self) -> Result<ExitCode> {
         let mut vm = self.boot()?;
         let interactive = terminal::is_interactive();
+        let keys = StandardInput::new(interactive);
         loop {
             let greetings = vm.boots();
             let outcome = match interactive {
-                true => interactive_shell(&vm)?,
+                true => interactive_shell(&vm, &keys)?,
                 false => {
                     let mut running = vm.start(login_shell(None))?;
-                    feed_standard_input(running.input());
+                    keys.connect(running.input());
                     forward(&vm, &mut running)?
                 }
             };
@@ -280,57 +282,86 @@ fn login_shell(tty: Option<cdm_agent_protocol::TtySize>) -> Exec {
     }
 }
 
-fn interactive_shell(vm: &Vm) -> Result<Outcome> {
+fn interactive_shell(vm: &Vm, keys: &StandardInput) -> Result<Outcome> {
     let mut running = vm.start(login_shell(Some(terminal::size())))?;
     eprintln!(
         "cdm: a shell in the guest. 'exit' or Ctrl-D turns it off, Ctrl-] ends it at once. \
          Logs: {}",
         vm.logs().display()
     );
-    let input = running.input();
     let resizer = running.input();
     let terminal = RawTerminal::enter(move || resizer.resize(terminal::size()))?;
-    thread::spawn(move || {
-        let mut buffer = vec![0; INPUT_BYTES];
-        loop {
-            let length = match io::stdin().read(&mut buffer) {
-                Ok(0) | Err(_) => return input.end(),
-                Ok(length) => length,
-            };
-            let keys = &buffer[..length];
-            if keys.contains(&terminal::LEAVE) {
-                return input.give_up(LEFT);
-            }
-            if !input.send(keys) {
-                return;
-            }
-        }
-    });
+    keys.connect(running.input());
     let outcome = forward(vm, &mut running);
     drop(terminal);
     eprintln!();
     outcome
 }
 
-/// Hands standard input on from a thread of its own, which goes with the process.
-/// A terminal is left alone: its keys belong to whoever started this.
-fn feed_standard_input(input: Input) {
-    if io::stdin().is_terminal() {
-        return input.end();
-    }
-    thread::spawn(move || {
-        let mut buffer = vec![0; INPUT_BYTES];
-        loop {
-            match io::stdin().read(&mut buffer) {
-                Ok(0) | Err(_) => return input.end(),
-                Ok(length) => {
-                    if !input.send(&buffer[..length]) {
-                        return;
-                    }
-                }
-            }
+/// Standard input, read by one thread that goes with the process. A guest's shell
+/// may follow another one, so who gets the bytes changes.
+struct StandardInput {
+    shared: Arc<Mutex<Reader>>,
+    interactive: bool,
+}
+
+#[derive(Default)]
+struct Reader {
+    target: Option<Input>,
+    started: bool,
+    ended: bool,
+}
+
+impl StandardInput {
+    fn new(interactive: bool) -> Self {
+        Self {
+            shared: Arc::default(),
+            interactive,
         }
-    });
+    }
+
+    /// Hands on to `input` from now on. Without a shell of its own a terminal is left
+    /// alone: its keys belong to whoever started this.
+    fn connect(&self, input: Input) {
+        let mut reader = lock(&self.shared);
+        if reader.ended || (!self.interactive && io::stdin().is_terminal()) {
+            return input.end();
+        }
+        reader.target = Some(input);
+        if !std::mem::replace(&mut reader.started, true) {
+            let (shared, interactive) = (Arc::clone(&self.shared), self.interactive);
+            thread::spawn(move || read_standard_input(&shared, interactive));
+        }
+    }
+}
+
+fn read_standard_input(shared: &Mutex<Reader>, interactive: bool) {
+    let mut buffer = vec![0; INPUT_BYTES];
+    loop {
+        let length = io::stdin().read(&mut buffer).unwrap_or(0);
+        let target = {
+            let mut reader = lock(shared);
+            reader.ended = length == 0;
+            reader.target.clone()
+        };
+        let Some(input) = target else {
+            return;
+        };
+        if length == 0 {
+            return input.end();
+        }
+        let bytes = &buffer[..length];
+        if interactive && bytes.contains(&terminal::LEAVE) {
+            return input.give_up(LEFT);
+        }
+        // What came for a shell that is gone is nobody's.
+        input.send(bytes);
+    }
+}
+
+fn lock(reader: &Mutex<Reader>) -> MutexGuard<'_, Reader> {
+    // Plain data: a panic elsewhere cannot have left it half changed.
+    reader.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes what the command writes, to where it writes it.
