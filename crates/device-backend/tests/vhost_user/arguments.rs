@@ -50,7 +50,7 @@ fn without_a_socket_it_says_which_arguments_it_needs() {
 
 #[test]
 fn two_sockets_are_refused() {
-    let (code, text) = refusal(&["--socket-path", "/tmp/x", "--fd", "3"]);
+    let (code, text) = refusal(&["--socket-path", "/tmp/socket", "--fd", "3"]);
     assert_eq!(code, 2);
     assert!(text.contains("cannot be used with"), "{text}");
 }
@@ -58,7 +58,7 @@ fn two_sockets_are_refused() {
 #[test]
 fn a_memory_size_that_qemu_cannot_map_is_refused_with_the_nearest_that_it_can() {
     for (size, expected) in [("192M", "256M"), ("1000M", "1G"), ("128G", "64G")] {
-        let (code, text) = refusal(&["--socket-path", "/tmp/x", "--memory-size", size]);
+        let (code, text) = refusal(&["--socket-path", "/tmp/socket", "--memory-size", size]);
         assert_eq!(code, 2);
         assert!(
             text.contains(size) && text.contains(&format!("the nearest that is: {expected}")),
@@ -75,7 +75,7 @@ fn numbers_out_of_range_are_refused_with_the_range() {
         ("--link-speed", "32", "16, 25"),
         ("--link-width", "3", "1, 2, 4, 8, 16"),
     ] {
-        let (code, text) = refusal(&["--socket-path", "/tmp/x", option, value]);
+        let (code, text) = refusal(&["--socket-path", "/tmp/socket", option, value]);
         assert_eq!(code, 2);
         assert!(text.contains(value) && text.contains(expected), "{text}");
     }
@@ -130,7 +130,7 @@ fn an_fd_that_is_no_socket_is_refused() {
 fn a_log_filter_that_cannot_be_read_is_refused() {
     let output = program()
         .env("CDM_LOG", "cdm_backend=loud")
-        .args(["--socket-path", "/tmp/x"])
+        .args(["--socket-path", "/tmp/socket"])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(2));
