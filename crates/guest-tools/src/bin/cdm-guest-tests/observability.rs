@@ -260,7 +260,12 @@ fn normal_use_writes_nothing_to_the_log(t: &Fixture) -> Result<()> {
     Device::open(0)?.query()?;
     t.move_all(memory.range(), Direction::ToSystem)?;
     drop(memory);
-    let said = drain();
-    ensure!(said.is_empty(), "the kernel said {said:#?}");
+    // Lines of others come when they like, and whether they are harmless is for the check of the
+    // whole log to say.
+    let said: Vec<_> = drain()
+        .into_iter()
+        .filter(|record| record.contains("cdm"))
+        .collect();
+    ensure!(said.is_empty(), "the driver said {said:#?}");
     Ok(())
 }
