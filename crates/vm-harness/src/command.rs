@@ -6,10 +6,16 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::cache;
 
@@ -23,6 +29,28 @@ pub fn run_logged(
     command: &mut Command,
     what: &str,
     log: &Path,
+    on_line: impl FnMut(&str),
+) -> Result<()> {
+    run(command, what, log, None, on_line)
+}
+
+/// [`run_logged`] for a program that may hang: after `limit` it is killed with all that it
+/// started, which is a failure that says so.
+pub fn run_logged_within(
+    limit: Duration,
+    command: &mut Command,
+    what: &str,
+    log: &Path,
+    on_line: impl FnMut(&str),
+) -> Result<()> {
+    run(command, what, log, Some(limit), on_line)
+}
+
+fn run(
+    command: &mut Command,
+    what: &str,
+    log: &Path,
+    limit: Option<Duration>,
     mut on_line: impl FnMut(&str),
 ) -> Result<()> {
     if let Some(folder) = log.parent() {
@@ -38,12 +66,16 @@ pub fn run_logged(
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer);
+    if limit.is_some() {
+        command.process_group(0);
+    }
     let mut child = command.spawn().with_context(|| {
         format!("cannot start {program}, which the toolbox should have; see 'just doctor'")
     })?;
     // The command holds copies of the pipe's writing end; without this the
     // reader below would never see the end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
+    let watchdog = limit.map(|limit| Watchdog::start(limit, &child));
 
     let mut reader = BufReader::new(reader);
     let mut tail = Tail::default();
@@ -60,6 +92,14 @@ pub fn run_logged(
     let status = child
         .wait()
         .with_context(|| format!("cannot wait for {program}"))?;
+    if let (Some(limit), true) = (limit, watchdog.is_some_and(Watchdog::stop)) {
+        bail!(
+            "{what} was killed after {} s; its last lines:\n{}\nlog: {}",
+            limit.as_secs(),
+            tail.text(),
+            log.display()
+        );
+    }
     if !status.success() {
         bail!(
             "{what} failed ({program}: {status}):\n{}\nlog: {}",
@@ -68,6 +108,35 @@ pub fn run_logged(
         );
     }
     Ok(())
+}
+
+/// Kills a process group that takes too long.
+struct Watchdog {
+    done: Sender<()>,
+    thread: JoinHandle<bool>,
+}
+
+impl Watchdog {
+    /// Watches `child`, which leads a process group.
+    fn start(limit: Duration, child: &Child) -> Self {
+        let group = Pid::from_raw(child.id() as i32);
+        let (done, stopped) = channel();
+        let thread = thread::spawn(move || {
+            let late = stopped.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            if late {
+                // Fails only when nobody of the group is left.
+                let _ = killpg(group, Signal::SIGKILL);
+            }
+            late
+        });
+        Self { done, thread }
+    }
+
+    /// Whether it had to kill.
+    fn stop(self) -> bool {
+        drop(self.done);
+        self.thread.join().unwrap_or(false)
+    }
 }
 
 /// Keeps the lines of a long output that are worth repeating: those that speak
@@ -166,6 +235,26 @@ mod tests {
         )
         .expect_err("fails");
         assert!(error.to_string().contains("  100\n"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_killed_with_its_children_and_its_last_words_are_shown() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        // The background child keeps the pipe open: killing the shell alone would not do.
+        let mut command = shell("echo here; sleep 1000 & wait");
+        let limit = Duration::from_millis(200);
+        let error = run_logged_within(limit, &mut command, "x", &dir.path().join("l"), |_| {})
+            .expect_err("killed");
+        let text = error.to_string();
+        assert!(text.contains("killed after") && text.contains("here"), "{text}");
+    }
+
+    #[test]
+    fn a_program_that_ends_in_time_is_not_called_late() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let limit = Duration::from_secs(600);
+        run_logged_within(limit, &mut shell("true"), "x", &dir.path().join("l"), |_| {})
+            .expect("in time");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::Stage;
 use super::cargo_tests::{Said, failure_of, parse_list};
 use super::report::Verdict;
 use super::run::Run;
-use crate::command::run_logged;
+use crate::command::{run_logged, run_logged_within};
 use crate::context::Context;
 
 /// The stage `unit`; documentation tests are its `unit::doc`.
@@ -33,6 +33,9 @@ struct Program {
     folder: PathBuf,
     tests: Vec<String>,
 }
+
+/// Longest that one test program may take, its building apart: the longest takes seconds.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(600);
 
 const DOC: &str = "unit::doc";
 
@@ -216,7 +219,7 @@ fn run_program(run: &mut Run, program: &Program, wanted: &[&str]) -> Result<()> 
 fn output_of(command: &mut Command, what: &str, log: &Path) -> (String, Duration) {
     let started = Instant::now();
     let mut output = String::new();
-    let result = run_logged(command, what, log, |line| {
+    let result = run_logged_within(PROGRAM_LIMIT, command, what, log, |line| {
         output.push_str(line);
         output.push('\n');
     });
@@ -244,12 +247,18 @@ fn record(run: &mut Run, prefix: &str, output: &str, took: Duration, log: &Path)
     }
     if !said.is_consistent() {
         bail!(
-            "{prefix} ended early: {}; log: {}",
+            "{prefix} ended early: {}; its end:\n{}\nlog: {}",
             said.numbers(),
+            last_lines(output),
             log.display()
         );
     }
     Ok(())
+}
+
+fn last_lines(output: &str) -> String {
+    let lines: Vec<&str> = output.lines().collect();
+    lines[lines.len().saturating_sub(5)..].join("\n")
 }
 
 fn documentation(run: &Run) -> Command {

@@ -63,13 +63,13 @@ impl Child {
     /// Waits until the child calls [`Parent::arrive`].
     pub fn wait_for_arrival(&mut self) -> Result<()> {
         let mut byte = [0];
-        match self.from.read(&mut byte)? {
-            1 if byte[0] == ARRIVED => Ok(()),
-            // What follows is the message of a child that failed.
-            _ => self
-                .end()
-                .and_then(|()| bail!("the child ended before it was ready")),
+        let read = self.from.read(&mut byte)?;
+        if byte[..read] == [ARRIVED] {
+            return Ok(());
         }
+        // It begins the message of a child that failed.
+        self.end(&byte[..read])?;
+        bail!("the child ended before it was ready")
     }
 
     /// Lets a child that waits in [`Parent::await_release`] go on.
@@ -83,13 +83,15 @@ impl Child {
 
     /// Waits for the end of the child; its error is this call's.
     pub fn finish(mut self) -> Result<()> {
-        self.end()
+        self.end(&[])
     }
 
-    fn end(&mut self) -> Result<()> {
+    /// Waits for the end of the child, of whose message `begun` was read already.
+    fn end(&mut self, begun: &[u8]) -> Result<()> {
         self.to = None;
-        let mut message = String::new();
-        self.from.read_to_string(&mut message)?;
+        let mut message = begun.to_vec();
+        self.from.read_to_end(&mut message)?;
+        let message = String::from_utf8_lossy(&message);
         let message = message.trim_matches(ARRIVED as char);
         match self.wait()? {
             WaitStatus::Exited(_, 0) => Ok(()),
@@ -183,54 +185,83 @@ pub fn pipe_files() -> Result<(File, File)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use anyhow::ensure;
+    use std::process::Command;
+    use std::thread;
+
+    /// Says in the copy that it is one.
+    const ALONE: &str = "CDM_TEST_ALONE";
+
+    /// Runs the calling test again as the only one of a process, and `body` there. Beside other
+    /// tests a fork could copy a lock that another thread holds, or an end of a pipe whose closing
+    /// another test waits for, and wait for ever. Here the one other thread waits for the test.
+    pub fn alone(body: impl FnOnce()) {
+        if std::env::var_os(ALONE).is_some() {
+            return body();
+        }
+        let thread = thread::current();
+        let test = thread.name().expect("a test's thread has its name");
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--test-threads=1", "--nocapture"])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        // Quoted, so that nobody takes them for results of the outer program.
+        let said = format!("{:?}", String::from_utf8_lossy(&output.stdout));
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}\n{why}");
+        assert!(said.contains("1 passed"), "{test} did not run: {said}");
+    }
+
+    fn error_of(body: impl FnOnce(&mut Parent) -> Result<()>) -> String {
+        let child = Child::spawn(body).unwrap();
+        child.finish().unwrap_err().to_string()
+    }
 
     #[test]
     fn error_of_the_child_is_the_parents_to_see() {
-        let child = Child::spawn(|_| bail!("seven")).unwrap();
-        assert!(child.finish().unwrap_err().to_string().contains("seven"));
+        alone(|| assert!(error_of(|_| bail!("seven")).contains("seven")));
     }
 
     #[test]
     fn panic_of_the_child_is_an_error() {
-        let child = Child::spawn(|_| panic!("eight")).unwrap();
-        assert!(child.finish().unwrap_err().to_string().contains("eight"));
+        alone(|| assert!(error_of(|_| panic!("eight")).contains("eight")));
     }
 
     #[test]
     fn signal_that_ends_the_child_is_an_error() {
-        let child = Child::spawn(|_| {
-            // SAFETY: `abort` ends this process, which is the test's own child.
-            unsafe { libc::abort() }
+        alone(|| {
+            let error = error_of(|_| {
+                // SAFETY: `abort` ends this process, which is the test's own child.
+                unsafe { libc::abort() }
+            });
+            assert!(error.contains("SIGABRT"), "{error}");
         });
-        assert!(
-            child
-                .unwrap()
-                .finish()
-                .unwrap_err()
-                .to_string()
-                .contains("SIGABRT")
-        );
     }
 
     #[test]
     fn parent_and_child_meet() {
-        let mut child = Child::spawn(|parent| {
-            parent.meet()?;
-            ensure!(parent.await_release().is_err(), "released twice");
-            Ok(())
-        })
-        .unwrap();
-        child.wait_for_arrival().unwrap();
-        child.release().unwrap();
-        child.finish().unwrap();
+        alone(|| {
+            let mut child = Child::spawn(|parent| {
+                parent.meet()?;
+                ensure!(parent.await_release().is_err(), "released twice");
+                Ok(())
+            })
+            .unwrap();
+            child.wait_for_arrival().unwrap();
+            child.release().unwrap();
+            child.finish().unwrap();
+        });
     }
 
     #[test]
     fn child_that_fails_before_the_meeting_says_why() {
-        let mut child = Child::spawn(|_| bail!("early")).unwrap();
-        assert!(child.wait_for_arrival().is_err());
+        alone(|| {
+            let mut child = Child::spawn(|_| bail!("early")).unwrap();
+            let error = child.wait_for_arrival().unwrap_err().to_string();
+            assert!(error.contains("early"), "{error}");
+        });
     }
 }

@@ -193,15 +193,12 @@ fn describe(status: WaitStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isolate::tests::alone;
 
     fn child_that_says(lines: &str) -> (Outcome, Vec<String>) {
         let (from, mut to) = pipe_files().unwrap();
-        let pid = match {
-            // SAFETY: the child only ends itself, which needs no lock.
-            unsafe { fork() }
-        }
-        .unwrap()
-        {
+        // SAFETY: the callers are alone in their process, and the child only ends itself.
+        let pid = match unsafe { fork() }.unwrap() {
             // SAFETY: `_exit` takes any status and does not return.
             ForkResult::Child => unsafe { libc::_exit(3) },
             ForkResult::Parent { child } => child,
@@ -213,27 +210,31 @@ mod tests {
 
     #[test]
     fn test_that_ends_without_a_result_failed() {
-        let (outcome, notes) = child_that_says("a note\n");
-        assert_eq!(outcome, Outcome::Failed);
-        assert_eq!(notes[0], "a note");
-        assert!(notes[1].contains("without a result"), "{notes:?}");
+        alone(|| {
+            let (outcome, notes) = child_that_says("a note\n");
+            assert_eq!(outcome, Outcome::Failed);
+            assert_eq!(notes[0], "a note");
+            assert!(notes[1].contains("without a result"), "{notes:?}");
+        });
     }
 
     #[test]
     fn notes_outcome_and_reason_come_through() {
-        let (outcome, notes) = child_that_says("one\n\x01skipped no second device\n");
-        assert_eq!(outcome, Outcome::Skipped("no second device".into()));
-        assert_eq!(notes, ["one"]);
-        let (outcome, notes) = child_that_says("\x01failed because\n");
-        assert_eq!(
-            (outcome, notes),
-            (Outcome::Failed, vec!["because".to_owned()])
-        );
-        assert_eq!(child_that_says("\x01passed\n").0, Outcome::Passed);
+        alone(|| {
+            let (outcome, notes) = child_that_says("one\n\x01skipped no second device\n");
+            assert_eq!(outcome, Outcome::Skipped("no second device".into()));
+            assert_eq!(notes, ["one"]);
+            let (outcome, notes) = child_that_says("\x01failed because\n");
+            assert_eq!(
+                (outcome, notes),
+                (Outcome::Failed, vec!["because".to_owned()])
+            );
+            assert_eq!(child_that_says("\x01passed\n").0, Outcome::Passed);
+        });
     }
 
     #[test]
     fn outcome_of_an_unknown_kind_is_a_failure() {
-        assert_eq!(child_that_says("\x01great\n").0, Outcome::Failed);
+        alone(|| assert_eq!(child_that_says("\x01great\n").0, Outcome::Failed));
     }
 }
