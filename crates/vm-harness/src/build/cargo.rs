@@ -3,9 +3,10 @@
 //! Builds programs of this workspace with cargo, and keeps them under a hash of
 //! their sources.
 //!
-//! cargo's target folders are in the cache and belong to a toolbox, so that a
-//! fresh clone finds every dependency compiled; crates of the clone itself are
-//! compiled anew, because cargo tells them apart by path.
+//! cargo's build folders are in the cache and belong to a toolbox, so that a fresh
+//! clone finds every dependency compiled. Crates of the clone itself are compiled
+//! anew: `ci/rustc` of each clone tells them apart, and finished programs go to a
+//! folder that belongs to the clone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -43,7 +44,7 @@ pub struct Programs {
 /// The target folder for builds of one flavour: `host` and `guest` for programs
 /// that run there, `check` for the tests, and for `cdm` itself, which `ci/just`
 /// builds there because the tests need its dependencies anyway.
-pub fn target_dir(ctx: &Context, flavour: &str) -> PathBuf {
+fn target_dir(ctx: &Context, flavour: &str) -> PathBuf {
     ctx.cache.join("cargo").join(&ctx.toolbox).join(flavour)
 }
 
@@ -76,11 +77,29 @@ pub fn build(ctx: &Context, programs: &Programs) -> Result<PathBuf> {
     })
 }
 
+/// Lets cargo build the clone in the folders of one flavour.
+pub fn set_environment(command: &mut Command, ctx: &Context, flavour: &str) {
+    let shared = target_dir(ctx, flavour);
+    let mut clone = KeyBuilder::new();
+    clone.text("clone", ctx.repo.to_string_lossy());
+    command
+        .current_dir(&ctx.repo)
+        .env(
+            "CARGO_TARGET_DIR",
+            shared.join("clones").join(clone.finish().as_str()),
+        )
+        .env("CARGO_BUILD_BUILD_DIR", shared)
+        .env("RUSTC_WORKSPACE_WRAPPER", ctx.repo.join("ci/rustc"));
+    // Whatever wraps the user's own compiler is not in the toolbox.
+    for name in ["RUSTC", "RUSTC_WRAPPER", "RUSTFLAGS"] {
+        command.env_remove(name);
+    }
+}
+
 fn compile(ctx: &Context, programs: &Programs, what: &str) -> Result<Vec<PathBuf>> {
     let flavour = if programs.for_guest { "guest" } else { "host" };
     let mut command = Command::new("cargo");
     command
-        .current_dir(&ctx.repo)
         .args([
             "build",
             "--release",
@@ -89,17 +108,8 @@ fn compile(ctx: &Context, programs: &Programs, what: &str) -> Result<Vec<PathBuf
             "--package",
             programs.package,
         ])
-        .arg("--message-format=json-render-diagnostics")
-        .env("CARGO_TARGET_DIR", target_dir(ctx, flavour));
-    // Whatever wraps the user's own compiler is not in the toolbox.
-    for name in [
-        "RUSTC",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "RUSTFLAGS",
-    ] {
-        command.env_remove(name);
-    }
+        .arg("--message-format=json-render-diagnostics");
+    set_environment(&mut command, ctx, flavour);
     if programs.for_guest {
         // With --target the flags do not reach build scripts and macros.
         command

@@ -24,7 +24,7 @@ use clap::{Args, ValueEnum};
 use crate::context::Context;
 
 pub use backend::backend;
-pub use cargo::target_dir;
+pub use cargo::set_environment;
 pub use guest_tools::guest_tools;
 pub use initramfs::initramfs;
 pub use kernel::{Kernel, kernel};

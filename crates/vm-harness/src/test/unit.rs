@@ -14,6 +14,7 @@ use super::Stage;
 use super::cargo_tests::{Said, failure_of, parse_list};
 use super::report::Verdict;
 use super::run::Run;
+use crate::build;
 use crate::command::{run_logged, run_logged_within};
 use crate::context::Context;
 
@@ -42,19 +43,7 @@ const DOC: &str = "unit::doc";
 /// cargo for the checks, with a target folder of their own.
 pub fn cargo(ctx: &Context) -> Command {
     let mut command = Command::new("cargo");
-    let target = ctx.cache.join("cargo").join(&ctx.toolbox).join("check");
-    command
-        .current_dir(&ctx.repo)
-        .env("CARGO_TARGET_DIR", target);
-    // Whatever wraps the user's own compiler is not in the toolbox.
-    for name in [
-        "RUSTC",
-        "RUSTC_WRAPPER",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "RUSTFLAGS",
-    ] {
-        command.env_remove(name);
-    }
+    build::set_environment(&mut command, ctx, "check");
     command
 }
 
