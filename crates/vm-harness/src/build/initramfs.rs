@@ -330,20 +330,30 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_manifest_of_the_repository_is_well_formed() {
-        let repo = Path::new(env!("CARGO_MANIFEST_DIR"))
+    fn repo() -> &'static Path {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
             .ancestors()
             .nth(2)
-            .expect("two parents");
-        let path = repo.join("images/initramfs/manifest.toml");
+            .expect("crates/vm-harness has two parents")
+    }
+
+    fn manifest_of_the_repository() -> Manifest {
+        let path = repo().join("images/initramfs/manifest.toml");
         let text = fs::read_to_string(path).expect("readable");
-        let mut manifest: Manifest = toml::from_str(&text).expect("well formed");
+        toml::from_str(&text).expect("well formed")
+    }
+
+    #[test]
+    fn the_files_that_the_manifest_takes_from_the_repository_are_there() {
+        let mut manifest = manifest_of_the_repository();
         manifest.tools = None;
-        let origins = Origins { repo, ..origins() };
+        let origins = Origins {
+            repo: repo(),
+            ..origins()
+        };
         for entry in entries(&manifest, &origins).expect("consistent") {
             if let Node::File(source) = entry.node
-                && source.starts_with(repo)
+                && source.starts_with(repo())
             {
                 assert!(source.is_file(), "{} is missing", source.display());
             }
@@ -352,19 +362,12 @@ mod tests {
 
     #[test]
     fn the_toolboxs_busybox_plays_every_applet_of_the_manifest() {
-        let repo = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .ancestors()
-            .nth(2)
-            .expect("two parents");
-        let path = repo.join("images/initramfs/manifest.toml");
-        let text = fs::read_to_string(path).expect("readable");
-        let manifest: Manifest = toml::from_str(&text).expect("well formed");
         let list = std::process::Command::new("busybox")
             .arg("--list")
             .output()
             .expect("busybox is part of the toolbox");
         let list = String::from_utf8(list.stdout).expect("text");
-        for applet in &manifest.busybox.applets {
+        for applet in &manifest_of_the_repository().busybox.applets {
             assert!(
                 list.lines().any(|name| name == applet),
                 "no applet {applet}"

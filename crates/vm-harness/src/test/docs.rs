@@ -2,43 +2,111 @@
 
 //! What the documents name must exist.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Stage;
 use super::run::Run;
+use super::select::STAGES;
+use super::table::Table;
 
 /// The stage `docs`.
-#[derive(Debug)]
-pub struct Docs;
+pub const DOCS: Table = Table {
+    name: "docs",
+    rows: &[
+        (
+            "docs::every_path_that_a_document_names_exists",
+            every_path_exists,
+        ),
+        (
+            "docs::every_test_that_a_document_names_exists",
+            every_test_exists,
+        ),
+    ],
+};
 
-const PATHS: &str = "docs::every_path_that_a_document_names_exists";
-
-impl Stage for Docs {
-    fn name(&self) -> &'static str {
-        "docs"
-    }
-
-    fn list(&mut self, _run: &Run) -> Result<Vec<String>> {
-        Ok(vec![PATHS.to_owned()])
-    }
-
-    fn run(&mut self, run: &mut Run, _chosen: &[String]) -> Result<()> {
-        let log = run.folder().join("docs-files.log");
-        let files = super::lint::tracked_files(&run.ctx().repo, &log)?;
-        let repo = run.ctx().repo.clone();
-        run.check(PATHS, |_| paths_exist(&repo, &files));
-        Ok(())
-    }
+fn every_path_exists(run: &Run) -> Result<()> {
+    let repo = &run.ctx().repo;
+    paths_exist(repo, &documents(run)?)
 }
 
-fn paths_exist(repo: &Path, files: &[String]) -> Result<()> {
+fn every_test_exists(run: &Run) -> Result<()> {
+    let repo = &run.ctx().repo;
+    let named = named_tests(repo, &documents(run)?)?;
+    let mut names = Vec::new();
+    for mut stage in super::stages() {
+        // A stage that nobody speaks of need not be built for its names.
+        if named.keys().any(|name| stage_of(name) == stage.name()) {
+            names.extend(stage.list(run)?);
+        }
+    }
+    tests_exist(&named, &names)
+}
+
+fn documents(run: &Run) -> Result<Vec<String>> {
+    let files = super::lint::tracked_files(&run.ctx().repo, &run.log("docs-files"))?;
+    Ok(files
+        .into_iter()
+        .filter(|file| file.ends_with(".md"))
+        .collect())
+}
+
+/// What documents call tests, with the documents.
+fn named_tests(repo: &Path, documents: &[String]) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for document in documents {
+        let text = fs::read_to_string(repo.join(document))
+            .with_context(|| format!("cannot read {document}"))?;
+        for name in tests(&text) {
+            named.entry(name).or_default().insert(document.clone());
+        }
+    }
+    ensure!(
+        !named.is_empty(),
+        "no document names any test, which means that none was recognised"
+    );
+    Ok(named)
+}
+
+fn tests_exist(named: &BTreeMap<String, BTreeSet<String>>, names: &[String]) -> Result<()> {
+    let is_there = |named: &str| {
+        names.iter().any(|name| {
+            // A group of tests is named by how their names begin.
+            name.strip_prefix(named)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        })
+    };
+    let missing: Vec<String> = named
+        .iter()
+        .filter(|(name, _)| !is_there(name))
+        .map(|(name, documents)| {
+            let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
+            format!("{}: {name}", documents.join(", "))
+        })
+        .collect();
+    ensure!(missing.is_empty(), "no such test:\n{}", missing.join("\n"));
+    Ok(())
+}
+
+fn stage_of(test: &str) -> &str {
+    test.split("::").next().unwrap_or(test)
+}
+
+/// Names of tests in a text: words that begin with a stage.
+fn tests(text: &str) -> Vec<String> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':')
+        .map(|word| word.trim_matches(':'))
+        .filter(|word| word.contains("::") && STAGES.contains(&stage_of(word)))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn paths_exist(repo: &Path, documents: &[String]) -> Result<()> {
     let mut missing = BTreeSet::new();
     let mut seen = 0;
-    for document in files.iter().filter(|file| file.ends_with(".md")) {
+    for document in documents {
         let text = fs::read_to_string(repo.join(document))
             .with_context(|| format!("cannot read {document}"))?;
         for path in paths(&text) {
@@ -101,5 +169,24 @@ mod tests {
         fs::write(repo.path().join("A.md"), "`docs/none.md`").expect("written");
         let error = paths_exist(repo.path(), &["A.md".into()]).expect_err("missing");
         assert!(error.to_string().contains("A.md: docs/none.md"), "{error}");
+    }
+
+    #[test]
+    fn tests_are_found_in_quotes_and_in_commands_and_other_words_are_not() {
+        let text = "`e2e::public::fork::x`, `ci/just test host::ctrl_c_leaves_nothing`: not \
+                    `std::fs` and not kernel alone.";
+        assert_eq!(
+            tests(text),
+            ["e2e::public::fork::x", "host::ctrl_c_leaves_nothing"]
+        );
+    }
+
+    #[test]
+    fn missing_test_is_named_with_its_document_and_a_group_is_none() {
+        let repo = tempfile::tempdir().expect("a folder");
+        fs::write(repo.path().join("A.md"), "`e2e::a::b` `e2e::a` `e2e::gone`").expect("written");
+        let named = named_tests(repo.path(), &["A.md".into()]).expect("some");
+        let error = tests_exist(&named, &["e2e::a::b".into()]).expect_err("one is missing");
+        assert_eq!(error.to_string(), "no such test:\nA.md: e2e::gone");
     }
 }

@@ -12,69 +12,47 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
-use super::Stage;
 use super::run::Run;
+use super::table::Table;
 
 use left::Leftovers;
 use subject::{Ended, Subject};
 
 /// The stage `host`.
-#[derive(Debug)]
-pub struct Host;
-
-type Check = (&'static str, fn(&Run) -> Result<()>);
-
-const CHECKS: &[Check] = &[
-    ("host::dry_run_prints_commands_and_starts_nothing", dry_run),
-    ("host::exec_gives_output_and_status_and_nothing_else", exec),
-    (
-        "host::killed_backend_is_named_and_nothing_is_left",
-        killed_backend,
-    ),
-    (
-        "host::killed_qemu_is_named_and_nothing_is_left",
-        killed_qemu,
-    ),
-    (
-        "host::panic_of_the_guest_is_told_and_nothing_is_left",
-        panicked_guest,
-    ),
-    ("host::ctrl_c_leaves_nothing", interrupted),
-    ("host::killed_cdm_leaves_nothing", killed),
-    (
-        "host::public_memory_on_vanilla_is_refused_before_a_boot",
-        public_on_vanilla,
-    ),
-    (
-        "host::wrong_arguments_are_refused_with_the_next_step",
-        wrong_arguments,
-    ),
-    (
-        "host::too_little_disk_is_told_before_anything_starts",
-        too_little_disk,
-    ),
-    ("host::selection_of_no_test_is_a_failure", empty_selection),
-];
-
-impl Stage for Host {
-    fn name(&self) -> &'static str {
-        "host"
-    }
-
-    fn list(&mut self, _run: &Run) -> Result<Vec<String>> {
-        Ok(CHECKS.iter().map(|(name, _)| (*name).to_owned()).collect())
-    }
-
-    fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
-        for (name, check) in CHECKS
-            .iter()
-            .filter(|(name, _)| chosen.iter().any(|c| c == name))
-        {
-            run.check(name, |run| check(run));
-        }
-        Ok(())
-    }
-}
+pub const HOST: Table = Table {
+    name: "host",
+    rows: &[
+        ("host::dry_run_prints_commands_and_starts_nothing", dry_run),
+        ("host::exec_gives_output_and_status_and_nothing_else", exec),
+        (
+            "host::killed_backend_is_named_and_nothing_is_left",
+            killed_backend,
+        ),
+        (
+            "host::killed_qemu_is_named_and_nothing_is_left",
+            killed_qemu,
+        ),
+        (
+            "host::panic_of_the_guest_is_told_and_nothing_is_left",
+            panicked_guest,
+        ),
+        ("host::ctrl_c_leaves_nothing", interrupted),
+        ("host::killed_cdm_leaves_nothing", killed),
+        (
+            "host::public_memory_on_vanilla_is_refused_before_a_boot",
+            public_on_vanilla,
+        ),
+        (
+            "host::wrong_arguments_are_refused_with_the_next_step",
+            wrong_arguments,
+        ),
+        (
+            "host::too_little_disk_is_told_before_anything_starts",
+            too_little_disk,
+        ),
+        ("host::selection_of_no_test_is_a_failure", empty_selection),
+    ],
+};
 
 /// A guest that is big enough and no bigger: several of them boot one after the other.
 const SMALL: [&str; 5] = ["run-vm", "--device-memory", "256M", "--memory", "512M"];

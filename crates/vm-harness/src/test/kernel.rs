@@ -11,52 +11,32 @@ use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Stage;
 use super::run::Run;
+use super::table::Table;
 use crate::build::{self, BuildKind, Kernel, KernelChoice};
 use crate::cache;
 use crate::command::run_logged;
 use crate::context::Context;
 
 /// The stage `kernel`.
-#[derive(Debug)]
-pub struct KernelChecks;
+pub const KERNEL: Table = Table {
+    name: "kernel",
+    rows: &[
+        ("kernel::series_lists_every_patch", series_is_complete),
+        (
+            "kernel::series_applies_to_the_pristine_source",
+            series_applies,
+        ),
+        ("kernel::series_passes_checkpatch", series_passes_checkpatch),
+        (
+            "kernel::device_public_off_is_compiled_out",
+            off_is_compiled_out,
+        ),
+    ],
+};
 
-type Check = (&'static str, fn(&Run, &Kernel, &Kernel) -> Result<()>);
-
-const CHECKS: &[Check] = &[
-    ("kernel::series_lists_every_patch", series_is_complete),
-    (
-        "kernel::series_applies_to_the_pristine_source",
-        series_applies,
-    ),
-    ("kernel::series_passes_checkpatch", series_passes_checkpatch),
-    (
-        "kernel::device_public_off_is_compiled_out",
-        off_is_compiled_out,
-    ),
-];
-
-impl Stage for KernelChecks {
-    fn name(&self) -> &'static str {
-        "kernel"
-    }
-
-    fn list(&mut self, _run: &Run) -> Result<Vec<String>> {
-        Ok(CHECKS.iter().map(|(name, _)| (*name).to_owned()).collect())
-    }
-
-    fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
-        let public = build::kernel(run.ctx(), &KernelChoice::Public, BuildKind::Plain)?;
-        let vanilla = build::kernel(run.ctx(), &KernelChoice::Vanilla, BuildKind::Plain)?;
-        for (name, check) in CHECKS
-            .iter()
-            .filter(|(name, _)| chosen.iter().any(|c| c == name))
-        {
-            run.check(name, |run| check(run, &public, &vanilla));
-        }
-        Ok(())
-    }
+fn built(run: &Run, choice: &KernelChoice) -> Result<Kernel> {
+    build::kernel(run.ctx(), choice, BuildKind::Plain)
 }
 
 fn patches_folder(ctx: &Context) -> PathBuf {
@@ -82,7 +62,7 @@ fn source_of(kernel: &Kernel) -> Result<PathBuf> {
     fs::canonicalize(&link).with_context(|| format!("no kernel source at {}", link.display()))
 }
 
-fn series_is_complete(run: &Run, _: &Kernel, _: &Kernel) -> Result<()> {
+fn series_is_complete(run: &Run) -> Result<()> {
     let listed: BTreeSet<PathBuf> = patches(run.ctx())?.into_iter().collect();
     let there: BTreeSet<PathBuf> = fs::read_dir(patches_folder(run.ctx()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -105,8 +85,8 @@ fn touched(patch: &str) -> impl Iterator<Item = &str> {
         .map(|rest| rest.split('\t').next().unwrap_or(rest))
 }
 
-fn series_applies(run: &Run, _: &Kernel, vanilla: &Kernel) -> Result<()> {
-    let source = source_of(vanilla)?;
+fn series_applies(run: &Run) -> Result<()> {
+    let source = source_of(&built(run, &KernelChoice::Vanilla)?)?;
     let work = tempfile::tempdir_in(run.folder())?;
     for patch in patches(run.ctx())? {
         let text = fs::read_to_string(&patch)?;
@@ -135,11 +115,12 @@ fn series_applies(run: &Run, _: &Kernel, vanilla: &Kernel) -> Result<()> {
     Ok(())
 }
 
-fn series_passes_checkpatch(run: &Run, _: &Kernel, vanilla: &Kernel) -> Result<()> {
+fn series_passes_checkpatch(run: &Run) -> Result<()> {
+    let vanilla = built(run, &KernelChoice::Vanilla)?;
     let log = run.folder().join("kernel-checkpatch.log");
     let mut command = Command::new("perl");
     command
-        .current_dir(source_of(vanilla)?)
+        .current_dir(source_of(&vanilla)?)
         .args([
             "scripts/checkpatch.pl",
             "--strict",
@@ -189,8 +170,9 @@ fn public_symbols(run: &Run, object: &Path) -> Result<Vec<String>> {
     Ok(symbols)
 }
 
-fn off_is_compiled_out(run: &Run, public: &Kernel, _: &Kernel) -> Result<()> {
+fn off_is_compiled_out(run: &Run) -> Result<()> {
     let ctx = run.ctx();
+    let public = &built(run, &KernelChoice::Public)?;
     let source = source_of(public)?;
     let objects = touched_objects(run, public)?;
     ensure!(

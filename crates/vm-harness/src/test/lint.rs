@@ -8,68 +8,52 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::Stage;
 use super::run::Run;
+use super::table::Table;
 use crate::command::run_logged;
 
 /// The stage `lint`.
-#[derive(Debug)]
-pub struct Lint;
+pub const LINT: Table = Table {
+    name: "lint",
+    rows: &[
+        ("lint::rustfmt", rustfmt),
+        ("lint::rustfmt_of_the_driver", rustfmt_driver),
+        ("lint::clippy", clippy),
+        ("lint::every_file_names_its_licence", licences),
+    ],
+};
 
-/// A test of this stage: its name and what it does.
-type Check = (&'static str, fn(&Run, &Path) -> Result<()>);
-
-const CHECKS: &[Check] = &[
-    ("lint::rustfmt", rustfmt),
-    ("lint::rustfmt_of_the_driver", rustfmt_driver),
-    ("lint::clippy", clippy),
-    ("lint::every_file_names_its_licence", licences),
-];
-
-impl Stage for Lint {
-    fn name(&self) -> &'static str {
-        "lint"
-    }
-
-    fn list(&mut self, _run: &Run) -> Result<Vec<String>> {
-        Ok(CHECKS.iter().map(|(name, _)| (*name).to_owned()).collect())
-    }
-
-    fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
-        for (name, check) in CHECKS
-            .iter()
-            .filter(|(name, _)| chosen.iter().any(|c| c == name))
-        {
-            let log = run
-                .folder()
-                .join(format!("{}.log", name.replace("::", "-")));
-            run.check(name, |run| check(run, &log));
-        }
-        Ok(())
-    }
-}
-
-fn rustfmt(run: &Run, log: &Path) -> Result<()> {
+fn rustfmt(run: &Run) -> Result<()> {
     let mut command = Command::new("cargo");
     command
         .current_dir(&run.ctx().repo)
         .args(["fmt", "--all", "--check", "--", "--color=never"]);
-    run_logged(&mut command, "cargo fmt --check", log, |_| {})
-        .context("'cargo fmt --all' in the toolbox lays the code out")
+    run_logged(
+        &mut command,
+        "cargo fmt --check",
+        &run.log("lint-rustfmt"),
+        |_| {},
+    )
+    .context("'cargo fmt --all' in the toolbox lays the code out")
 }
 
 /// The driver's files that Kbuild compiles are no part of the workspace.
-fn rustfmt_driver(run: &Run, log: &Path) -> Result<()> {
+fn rustfmt_driver(run: &Run) -> Result<()> {
     let root = run.ctx().repo.join("crates/guest-driver/src/cdm_main.rs");
     let mut command = Command::new("rustfmt");
     // The edition that the kernel compiles modules with.
     command
         .args(["--check", "--color=never", "--edition", "2021"])
         .arg(root);
-    run_logged(&mut command, "rustfmt --check", log, |_| {})
+    run_logged(
+        &mut command,
+        "rustfmt --check",
+        &run.log("lint-rustfmt-driver"),
+        |_| {},
+    )
 }
 
-fn clippy(run: &Run, log: &Path) -> Result<()> {
+fn clippy(run: &Run) -> Result<()> {
     let mut command = super::unit::cargo(run.ctx());
     command.args([
         "clippy",
@@ -80,8 +64,9 @@ fn clippy(run: &Run, log: &Path) -> Result<()> {
         "-D",
         "warnings",
     ]);
-    let task = run.ctx().progress.task("running clippy", Some(log));
-    run_logged(&mut command, "cargo clippy", log, |line| {
+    let log = run.log("lint-clippy");
+    let task = run.ctx().progress.task("running clippy", Some(&log));
+    run_logged(&mut command, "cargo clippy", &log, |line| {
         if let Some(what) = line.trim_start().strip_prefix("Checking ") {
             task.set_detail(what);
         }
@@ -107,12 +92,12 @@ fn is_exempt(path: &str) -> bool {
         || KINDS.iter().any(|end| path.ends_with(end))
 }
 
-fn licences(run: &Run, log: &Path) -> Result<()> {
+fn licences(run: &Run) -> Result<()> {
     /// Behind a `#!` line, or in a `$comment` of JSON.
     const LINES: usize = 5;
     let repo = &run.ctx().repo;
     let mut lacking = Vec::new();
-    for path in tracked_files(repo, log)? {
+    for path in tracked_files(repo, &run.log("lint-licences"))? {
         if is_exempt(&path) {
             continue;
         }

@@ -18,6 +18,7 @@ mod output;
 mod report;
 mod run;
 mod select;
+mod table;
 mod unit;
 
 use std::path::PathBuf;
@@ -74,12 +75,12 @@ trait Stage {
 /// The stages, cheapest first, so that what is quickly found is found first.
 fn stages() -> Vec<Box<dyn Stage>> {
     vec![
-        Box::new(lint::Lint),
-        Box::new(docs::Docs),
+        Box::new(lint::LINT),
+        Box::new(docs::DOCS),
         Box::<unit::Unit>::default(),
-        Box::new(kernel::KernelChecks),
+        Box::new(kernel::KERNEL),
         Box::<e2e::EndToEnd>::default(),
-        Box::new(host::Host),
+        Box::new(host::HOST),
     ]
 }
 

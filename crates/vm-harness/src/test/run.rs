@@ -55,6 +55,11 @@ impl<'a> Run<'a> {
         &self.folder
     }
 
+    /// The log of something that this run does.
+    pub fn log(&self, what: &str) -> PathBuf {
+        self.folder.join(format!("{what}.log"))
+    }
+
     /// The results.
     pub fn report(&self) -> &Report {
         &self.report
