@@ -8,9 +8,9 @@
 //! order of the driver; docs/reference-driver.md describes it from outside.
 //!
 //! Each file is about one facility of the kernel, says so in its first lines, and
-//! keeps the unsafe code that the facility needs. `alloc.rs`, `batch.rs`,
-//! `identity.rs`, `plan.rs` and `tally.rs` need no kernel: `lib.rs` takes them in for
-//! `cargo test`.
+//! keeps the unsafe code that the facility needs. `ages.rs`, `alloc.rs`, `batch.rs`,
+//! `identity.rs`, `plan.rs`, `stash.rs` and `tally.rs` need no kernel: `lib.rs` takes
+//! them in for `cargo test`.
 
 // The derives that `wire.rs` uses; the kernel's zerocopy does not re-export them.
 #[macro_use]
@@ -18,6 +18,8 @@ extern crate zerocopy_derive;
 
 use kernel::prelude::*;
 
+#[allow(unreachable_pub)] // shared with lib.rs
+mod ages;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod alloc;
 #[allow(unreachable_pub)] // shared with lib.rs
@@ -28,6 +30,7 @@ mod device;
 mod done;
 mod evacuate;
 mod events;
+mod evict;
 mod fault;
 mod gate;
 #[allow(unreachable_pub)] // shared with lib.rs
@@ -42,10 +45,13 @@ mod pins;
 mod plan;
 mod process;
 mod residency;
+#[allow(dead_code, unreachable_pub)] // shared with lib.rs
+mod stash;
 mod stats;
 mod sys;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod tally;
+mod transfer;
 mod virtio;
 #[allow(dead_code, unreachable_pub, unused_imports)]
 #[path = "../../device-protocol/src/wire.rs"]

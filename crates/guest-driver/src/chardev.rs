@@ -25,7 +25,7 @@ use kernel::uaccess::{UserPtr, UserSlice};
 
 use crate::batch::PageRange;
 use crate::device::Device;
-use crate::mover::{self, Direction};
+use crate::mover::{self, Direction, Options};
 use crate::plan::Request;
 use crate::{command, process, residency, sys, CdmModule};
 
@@ -140,6 +140,7 @@ unsafe extern "C" fn cdm_attribute(misc: *mut sys::miscdevice, id: u32) -> i64 {
         sys::cdm_attribute_id_CDM_ATTRIBUTE_LINK_SPEED_MTS => {
             device.identity().link_speed_mts.into()
         }
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_MAX_ORDER => layout.memory_type.max_order().into(),
         _ => 0,
     };
     figure as i64
@@ -191,6 +192,7 @@ fn dispatch(device: ArcBorrow<'_, Device>, cmd: u32, arg: usize) -> Result {
         sys::CDM_IOCTL_RESIDENCY => exchange(arg, |query| self::residency(&device, query)),
         sys::CDM_IOCTL_COMMAND => exchange(arg, |request| self::command(&device, request)),
         sys::CDM_IOCTL_RESET => reset(&device),
+        sys::CDM_IOCTL_EVICT => exchange(arg, |request| self::evict(&device, request)),
         _ => Err(ENOTTY),
     }
 }
@@ -206,9 +208,6 @@ fn exchange<T: FromBytes + AsBytes>(arg: usize, with: impl FnOnce(&mut T) -> Res
 }
 
 fn query(device: &Device, query: &mut sys::cdm_query) -> Result {
-    if query.reserved != 0 {
-        return Err(EINVAL);
-    }
     let (identity, layout) = (device.identity(), device.region().layout());
     *query = sys::cdm_query {
         uapi_version: sys::CDM_UAPI_VERSION,
@@ -218,7 +217,7 @@ fn query(device: &Device, query: &mut sys::cdm_query) -> Result {
         bytes_free: device.bytes_free(),
         bytes_metadata: layout.metadata_bytes,
         pages_to_device: device.counters().pages_to_device(),
-        pages_to_system: device.counters().pages_to_system(),
+        pages_to_system: device.pages_to_system(),
         device_features: identity.features,
         numa_node: layout.node,
         device: device.number(),
@@ -231,7 +230,9 @@ fn query(device: &Device, query: &mut sys::cdm_query) -> Result {
         num_request_agents: identity.num_request_agents,
         num_slave_agents: identity.num_slave_agents,
         num_pools: identity.num_pools,
-        reserved: 0,
+        capabilities: layout.memory_type.capabilities(),
+        pages_evicted: device.pages_evicted(),
+        pages_poisoned: device.region().poisoned_pages().into(),
     };
     Ok(())
 }
@@ -242,17 +243,65 @@ fn migrate(device: &Device, migrate: &mut sys::cdm_migrate) -> Result {
         sys::cdm_direction_CDM_TO_SYSTEM => Direction::ToSystem,
         _ => return Err(EINVAL),
     };
-    if migrate.flags != 0 || migrate.reserved != 0 {
+    let has = |flag: u32| migrate.flags & flag != 0;
+    let options = Options {
+        populate: has(sys::CDM_MIGRATE_POPULATE),
+        make_room: has(sys::CDM_MIGRATE_MAKE_ROOM),
+        small: has(sys::CDM_MIGRATE_SMALL),
+    };
+    let known = sys::CDM_MIGRATE_POPULATE | sys::CDM_MIGRATE_MAKE_ROOM | sys::CDM_MIGRATE_SMALL;
+    if migrate.flags & !known != 0
+        || migrate.reserved != 0
+        || (options.make_room && direction != Direction::ToDevice)
+    {
         return Err(EINVAL);
     }
     let range = PageRange::new(migrate.address, migrate.length).ok_or(EINVAL)?;
     let mm = process::address_space(migrate.pid)?;
-    let tally = mover::run(device, &mm, range, direction)?;
+    let done = mover::run(device, &mm, range, direction, options)?;
+    let tally = done.tally;
     migrate.pages_asked = tally.asked();
     migrate.pages_moved = tally.moved();
     migrate.pages_there = tally.there();
     migrate.failed = tally.failed();
-    migrate.reserved_out = [0; 4];
+    migrate.pages_large = tally.large();
+    migrate.pages_evicted = done.evicted;
+    migrate.reserved_out = [0; 2];
+    Ok(())
+}
+
+fn evict(device: &Device, evict: &mut sys::cdm_evict) -> Result {
+    // SAFETY: Process context.
+    if !unsafe { sys::cdm_may_manage() } {
+        return Err(EPERM);
+    }
+    let is_oldest = evict.flags & sys::CDM_EVICT_OLDEST != 0;
+    if evict.flags & !sys::CDM_EVICT_OLDEST != 0 || evict.reserved != 0 {
+        return Err(EINVAL);
+    }
+    let region = device.region();
+    let pages = match (evict.address, evict.length) {
+        (0, 0) => 0..region.pages(),
+        _ if is_oldest => return Err(EINVAL),
+        (address, length) => {
+            PageRange::new(address, length).ok_or(EINVAL)?;
+            region.pages_of(address, length).ok_or(EINVAL)?
+        }
+    };
+    let limit = match evict.pages_max {
+        0 => u64::MAX,
+        limit => limit,
+    };
+    let tally = if is_oldest {
+        crate::evict::oldest(device, limit)?
+    } else {
+        crate::evict::pages(device, pages, limit)?
+    };
+    evict.pages_asked = tally.asked();
+    evict.pages_moved = tally.moved();
+    evict.failed = tally.failed();
+    evict.pages_large = tally.large();
+    evict.reserved_out = [0; 2];
     Ok(())
 }
 
@@ -276,7 +325,10 @@ fn residency(device: &Device, residency: &mut sys::cdm_residency) -> Result {
             Some(UserSlice::new(map, range.pages()).writer())
         }
     };
-    residency.pages = residency::run(device, &mm, range, map)?;
+    let found = residency::run(device, &mm, range, map)?;
+    residency.pages = found.pages;
+    residency.pages_large = found.large;
+    residency.reserved_out = 0;
     Ok(())
 }
 
@@ -303,7 +355,7 @@ fn command(device: &Device, command: &mut sys::cdm_command) -> Result {
 
 fn reset(device: &Device) -> Result {
     // SAFETY: Process context.
-    if !unsafe { sys::cdm_may_reset() } {
+    if !unsafe { sys::cdm_may_manage() } {
         return Err(EPERM);
     }
     device.control().reset()?;

@@ -15,7 +15,8 @@
 //! 6. `Mirror::judgement`
 //! 7. `Control::turn`, never together with 3 to 6
 //! 8. `Queue::ring`, `Request::parked`, with interrupts off
-//! 9. `Region::alloc`, with interrupts off, innermost
+//! 9. a CPU's stash of free pages, with interrupts off
+//! 10. `Region::alloc` or `Region::ages`, never both, with interrupts off, innermost
 //!
 //! Invariant: the order of the end. No new work, then no work under way, then no page
 //! in use, then no struct pages, then no mapping, which the virtio reset takes away.
@@ -155,6 +156,16 @@ impl Device {
         u64::from(self.region.free_pages()) * crate::batch::PAGE_BYTES
     }
 
+    /// Pages that moved from the device, for whatever reason.
+    pub(crate) fn pages_to_system(&self) -> u64 {
+        self.counters().pages_to_system() + self.region.relieved_pages()
+    }
+
+    /// Of these, pages that nobody asked for by address.
+    pub(crate) fn pages_evicted(&self) -> u64 {
+        self.counters().pages_evicted() + self.region.relieved_pages()
+    }
+
     pub(crate) fn num_command_queues(&self) -> u16 {
         self.transport.num_queues() as u16 - wire::QUEUE_FIRST_COMMAND
     }
@@ -215,7 +226,7 @@ impl Driver for Bound {
 
         let live = Live::start(vdev, &identity, number)?;
         let control = KBox::pin_init(Control::new(live.transport.clone()), GFP_KERNEL)?;
-        let layout = match map_memory(vdev, &control, &identity, memory_type, node) {
+        let layout = match map_memory(vdev, &control, &identity, memory_type, node, number) {
             Ok(layout) => layout,
             Err(err) => {
                 if err == ETIMEDOUT {
@@ -278,13 +289,15 @@ impl Driver for Bound {
         bound.node = Some(Node::register(&bound.device)?);
         dev_info!(
             dev,
-            "cdm{}: {} MiB of {} device memory at {:#x}, {} MiB of them for struct pages, node {}{}\n",
+            "cdm{}: {} MiB of {} device memory at {:#x}, {} MiB of them for struct pages, node {}, \
+             folios of {} KiB{}\n",
             bound.device.number(),
             layout.bytes / MIB,
             memory_type.name(),
             layout.base,
             layout.metadata_bytes / MIB,
             layout.node,
+            4 << memory_type.max_order(),
             if MemoryType::Public.is_available() {
                 ""
             } else {
@@ -428,6 +441,7 @@ fn map_memory(
     identity: &Identity,
     memory_type: MemoryType,
     node: i32,
+    device: u32,
 ) -> Result<Layout> {
     let dev = vdev.device();
     let bytes = identity.memory_bytes;
@@ -504,6 +518,7 @@ fn map_memory(
             })?;
     }
     Ok(Layout {
+        device,
         memory_type,
         base,
         bytes,

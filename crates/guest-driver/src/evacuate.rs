@@ -2,9 +2,9 @@
 
 //! Brings every page of a device back to system memory.
 //!
-//! Facility: none of its own; policy over [`crate::migrate`]. Contexts: process
+//! Facility: none of its own; policy over [`crate::evict`]. Contexts: process
 //! context, when the device's gate is closed and no new page can arrive. Lock order:
-//! as for [`crate::migrate`]; no mmap lock, since pages are found by their frame.
+//! as for [`crate::evict`].
 //! Invariant: it returns true only when no page is in use.
 //!
 //! A pass tries every page in use once. Pages that are busy are left for the next
@@ -12,11 +12,11 @@
 
 use kernel::prelude::*;
 
-use crate::batch::BATCH_PAGES;
 use crate::device::Device;
-use crate::migrate::{self, Arrays, Collected, Source};
+use crate::evict::Evictor;
 use crate::pagemap::Region;
 use crate::sys;
+use crate::transfer::BadMemory;
 
 /// When to stop if pages do not leave.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -35,8 +35,7 @@ const SILENCE_MS: u32 = 5_000;
 /// Evacuates a region; whether it is empty now.
 pub(crate) fn run(device: &Device, patience: Patience) -> bool {
     let region = device.region();
-    let mut arrays = wait_for_memory(Arrays::new);
-    let mut frames = wait_for_memory(|| Ok(KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?));
+    let mut evictor = wait_for_memory(Evictor::new);
 
     let mut pause_ms = 1;
     let mut idle_ms = 0;
@@ -46,7 +45,7 @@ pub(crate) fn run(device: &Device, patience: Patience) -> bool {
         if in_use == 0 {
             return true;
         }
-        let moved = pass(region, &mut arrays, &mut frames);
+        let moved = pass(region, &mut evictor);
         device.counters().evacuated(moved);
         // SAFETY: Takes values only.
         unsafe { sys::cdm_trace_evacuate(device.number(), in_use.into(), moved) };
@@ -59,7 +58,7 @@ pub(crate) fn run(device: &Device, patience: Patience) -> bool {
         }
         if idle_ms >= SILENCE_MS && !is_reported {
             is_reported = true;
-            report(device, &mut frames);
+            report(device);
         }
         if let Patience::Milliseconds(limit) = patience {
             if idle_ms >= limit {
@@ -76,57 +75,26 @@ pub(crate) fn run(device: &Device, patience: Patience) -> bool {
 }
 
 /// Tries every page in use once; how many moved.
-fn pass(region: &Region, arrays: &mut Arrays, frames: &mut KVec<usize>) -> u64 {
+fn pass(region: &Region, evictor: &mut Evictor) -> u64 {
     let mut moved = 0;
     let mut next = Some(0);
     while let Some(from) = next {
-        frames.clear();
-        next = region.used_frames(from, frames);
-        moved += batch(frames, arrays);
+        // What cannot be read is lost with the device, so that it does not stay for ever.
+        let (tally, end) = evictor.try_pages(region, from..region.pages(), BadMemory::IsGivenUp);
+        moved += tally.moved();
+        next = end;
     }
     moved
 }
 
-/// Tries a batch of frames.
-fn batch(frames: &[usize], arrays: &mut Arrays) -> u64 {
-    if frames.is_empty() {
-        return 0;
-    }
-    let mut collected = Collected::of_frames(frames, arrays);
-    let pages = collected.pages();
-    for index in 0..pages {
-        let Source::Page(from) = collected.source(index) else {
-            continue;
-        };
-        // SAFETY: Process context.
-        let page = unsafe { sys::cdm_page_alloc_evacuate() };
-        if page.is_null() {
-            continue;
-        }
-        // SAFETY: Both pages are locked; the source is unmapped. A memory error leaves
-        // the page where it is.
-        if unsafe { migrate::copy(page, from) } {
-            // SAFETY: The page is locked, and its reference goes along.
-            unsafe { collected.give(index, page) };
-        } else {
-            // SAFETY: The page is locked, with a reference that is ours.
-            unsafe { sys::cdm_page_unlock_put(page) };
-        }
-    }
-    let committed = collected.commit();
-    (0..pages)
-        .filter(|index| committed.is_moved(*index) == Some(true))
-        .count() as u64
-}
-
 /// Says, once, what keeps the device from going away.
-fn report(device: &Device, frames: &mut KVec<usize>) {
-    frames.clear();
-    device.region().used_frames(0, frames);
-    let Some(frame) = frames.first() else { return };
+fn report(device: &Device) {
+    let Some(frame) = device.region().first_used() else {
+        return;
+    };
     // SAFETY: The frame is in the mapped region.
     let (refs, maps) = unsafe {
-        let page = sys::cdm_pfn_to_page(*frame);
+        let page = sys::cdm_pfn_to_page(frame);
         (sys::cdm_page_refs(page), sys::cdm_page_maps(page))
     };
     dev_warn!(

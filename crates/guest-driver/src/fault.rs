@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an address space maps, without changing it.
+//! What an address space maps, and mapping what is missing.
 //!
-//! Facility: `hmm_range_fault()`, asked to fault nothing in. C header: `linux/hmm.h`.
+//! Facility: `hmm_range_fault()`, asked to fault nothing in, and `fixup_user_fault()`.
+//! C headers: `linux/hmm.h`, `linux/mm.h`.
 //! Contexts: process context under the mmap lock for reading. Lock order: as for
 //! [`crate::notifier`]. Invariant: no pfn is used before its ticket is judged.
 
@@ -13,6 +14,7 @@ use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
 use crate::notifier::{Mirror, ReadTicket};
 use crate::pagemap::{home_of, Home};
 use crate::sys;
+use crate::tally::Reason;
 
 /// What is mapped at an address.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,9 +25,40 @@ pub(crate) enum Mapped {
     Page {
         /// Where it is.
         home: Home,
-        /// It is anonymous memory.
-        is_anon: bool,
+        /// What it is.
+        traits: Traits,
     },
+}
+
+/// What can be seen of a page that is mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Traits(u32);
+
+impl Traits {
+    /// It is anonymous memory; else page cache, or nothing of a process's own.
+    pub(crate) fn is_anon(self) -> bool {
+        self.0 & sys::CDM_TRAIT_ANON != 0
+    }
+
+    /// It is part of a folio of 2 MiB.
+    pub(crate) fn is_large(self) -> bool {
+        self.0 & sys::CDM_TRAIT_LARGE != 0
+    }
+
+    /// It is part of a folio of more than one page.
+    pub(crate) fn is_compound(self) -> bool {
+        self.0 & sys::CDM_TRAIT_COMPOUND != 0
+    }
+
+    /// Somebody pinned its folio for DMA.
+    pub(crate) fn is_pinned(self) -> bool {
+        self.0 & sys::CDM_TRAIT_PINNED != 0
+    }
+
+    /// Why it cannot move, as far as that is known before it is tried.
+    pub(crate) fn reason(self) -> Option<Reason> {
+        Reason::of_raw(self.0 >> sys::CDM_TRAIT_REASON_SHIFT)
+    }
 }
 
 /// What is mapped in a batch.
@@ -122,6 +155,11 @@ impl Snapshot {
         }
     }
 
+    /// What is mapped in a part of the batch.
+    pub(crate) fn part(&self, first: usize, pages: usize) -> &[Mapped] {
+        &self.mapped[first..first + pages]
+    }
+
     /// What is mapped at the `index`th page of the batch.
     pub(crate) fn mapped(&self, index: usize) -> Mapped {
         self.mapped[index]
@@ -136,7 +174,7 @@ unsafe fn describe(page: *mut sys::page) -> Mapped {
     unsafe {
         Mapped::Page {
             home: home_of(page),
-            is_anon: sys::cdm_page_is_anon(page),
+            traits: Traits(sys::cdm_page_traits(page)),
         }
     }
 }
@@ -163,6 +201,19 @@ impl Area<'_> {
     pub(crate) fn is_anonymous(&self) -> bool {
         // SAFETY: The area is valid while the mmap lock is held.
         unsafe { sys::cdm_vma_is_anonymous(self.vma) }
+    }
+
+    /// Whether it may be faulted in.
+    pub(crate) fn is_faultable(&self) -> bool {
+        // SAFETY: The area is valid while the mmap lock is held.
+        unsafe { sys::cdm_vma_faultable(self.vma) }
+    }
+
+    /// Faults the `index`th page of the range in, as a read does; whether that worked.
+    pub(crate) fn fault_in(&self, index: usize) -> bool {
+        let address = self.range.start() + index as u64 * PAGE_BYTES;
+        // SAFETY: The area is valid while the mmap lock is held, which the call keeps.
+        unsafe { sys::cdm_fault_in((*self.vma).vm_mm, address as usize) }
     }
 
     /// Whether the kernel migrates pages of such an area at all.

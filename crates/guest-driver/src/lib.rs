@@ -4,13 +4,15 @@
 //!
 //! `cdm.ko` is built by Kbuild from `cdm_main.rs`, which takes in the very same files;
 //! see `Kbuild` for the commands. This crate root exists so that page allocator,
-//! batching, accounting, command planning and identification run under `cargo test`,
+//! ages, batching, accounting, command planning and identification run under `cargo test`,
 //! on the host, against simple models.
 
+pub mod ages;
 pub mod alloc;
 pub mod batch;
 pub mod identity;
 pub mod plan;
+pub mod stash;
 pub mod tally;
 
 /// The wire contract, under the name that it has in the kernel module.

@@ -19,6 +19,7 @@ use kernel::prelude::*;
 use crate::batch::{BATCH_PAGES, PAGE_BYTES};
 use crate::fault::Area;
 use crate::sys;
+use crate::tally::Reason;
 
 /// The arrays of a batch, for reuse.
 pub(crate) struct Arrays {
@@ -168,15 +169,37 @@ impl<'a> Collected<'a> {
         }
     }
 
+    /// Whether the `index`th entry stands for all pages of a large folio, or of a hole of
+    /// that size; the entries of its other pages then say nothing.
+    pub(crate) fn is_compound(&self, index: usize) -> bool {
+        let both = sys::CDM_MPFN_COMPOUND | sys::CDM_MPFN_MIGRATE;
+        self.0.arrays.src[index] as u64 & both == both
+    }
+
+    /// Why the kernel left the `index`th page alone, if it says.
+    pub(crate) fn reason(&self, index: usize) -> Option<Reason> {
+        // SAFETY: Takes a value only.
+        Reason::of_raw(unsafe { sys::cdm_mpfn_reason(self.0.arrays.src[index]) })
+    }
+
     /// Gives the `index`th page its destination, with the data already in it.
+    ///
+    /// A large source that gets small destinations is split on the way, if it is anonymous.
     ///
     /// # Safety
     ///
-    /// `page` is locked, and the caller passes on its reference to it.
-    pub(crate) unsafe fn give(&mut self, index: usize, page: *mut sys::page) {
+    /// `page` is the first of a locked folio of that order, and the caller passes on its
+    /// reference to it.
+    pub(crate) unsafe fn give(&mut self, index: usize, page: *mut sys::page, order: u32) {
         // SAFETY: The page is valid.
         let pfn = unsafe { sys::cdm_page_to_pfn(page) } as u64;
-        self.0.arrays.dst[index] = (pfn << sys::CDM_MPFN_SHIFT | sys::CDM_MPFN_VALID) as usize;
+        let compound = if order == 0 {
+            0
+        } else {
+            sys::CDM_MPFN_COMPOUND
+        };
+        self.0.arrays.dst[index] =
+            (pfn << sys::CDM_MPFN_SHIFT | sys::CDM_MPFN_VALID | compound) as usize;
     }
 
     /// Lets the kernel put the destinations in the sources' place.
@@ -204,22 +227,24 @@ impl Committed<'_> {
         let is_migrated = self.0.arrays.src[index] as u64 & sys::CDM_MPFN_MIGRATE != 0;
         (self.0.arrays.dst[index] != 0).then_some(is_migrated)
     }
+
+    /// Why the `index`th page did not move although it got a destination.
+    pub(crate) fn reason(&self, index: usize) -> Option<Reason> {
+        let entry = self.0.arrays.src[index] as u64;
+        if entry & sys::CDM_MPFN_VALID == 0 {
+            return None;
+        }
+        // SAFETY: The entry names a page that is locked and referenced until finalize.
+        let page = unsafe { sys::cdm_pfn_to_page((entry >> sys::CDM_MPFN_SHIFT) as usize) };
+        // SAFETY: As above.
+        Reason::of_raw(unsafe { sys::cdm_page_late_reason(page) })
+    }
 }
 
-/// Copies a page. False if the source has a memory error.
-///
-/// # Safety
-///
-/// Both pages are locked, the source is unmapped, and nobody else knows the destination.
-pub(crate) unsafe fn copy(to: *mut sys::page, from: *mut sys::page) -> bool {
-    // SAFETY: By the function's contract.
-    unsafe { sys::cdm_page_copy(to, from) == 0 }
-}
-
-/// A new page of system memory, locked, for the page of `area` at `index`.
-pub(crate) fn system_page(area: &Area<'_>, index: usize) -> Option<*mut sys::page> {
+/// A new folio of system memory, locked, for the pages of `area` from `index` on.
+pub(crate) fn system_page(area: &Area<'_>, index: usize, order: u32) -> Option<*mut sys::page> {
     let address = area.range.start() + index as u64 * PAGE_BYTES;
     // SAFETY: The area is valid while the mmap lock is held.
-    let page = unsafe { sys::cdm_page_alloc(area.as_ptr(), address as usize) };
+    let page = unsafe { sys::cdm_page_alloc(area.as_ptr(), address as usize, order) };
     (!page.is_null()).then_some(page)
 }

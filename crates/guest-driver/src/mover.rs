@@ -4,26 +4,35 @@
 //!
 //! Facility: none of its own; policy over [`crate::migrate`] and [`crate::fault`].
 //! Contexts: process context, inside the device's gate. Lock order: mmap lock for
-//! reading, for one batch at a time. Invariant: each page of a batch ends with exactly
-//! one outcome.
+//! reading, for one batch at a time; eviction in between, under no lock. Invariant:
+//! each page of a batch ends with exactly one outcome.
 //!
 //! A batch is looked at first, then the pages that are somewhere else are collected:
 //! one pass for system memory, and one for each other device that has pages there.
 //! Pages that are already where they belong are not touched. What is busy is tried
 //! again a few times: the kernel takes short references to pages all the time, for
 //! LRU batches, for a racing migration, for /proc.
+//!
+//! A batch lies inside 2 MiB, so it is either one large folio as a whole or single pages.
+//! A large folio moves whole where source, destination and request allow it. Otherwise it
+//! is split: anonymous memory on its way, by the kernel; page cache where it is, which
+//! unmaps it, so that it is faulted in again before the next try.
 
 use kernel::mm::{MmWithUser, MmapReadGuard};
 use kernel::prelude::*;
 
+use crate::ages::Stamp;
+use crate::alloc::ORDER_MAX;
 use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
 use crate::device::Device;
-use crate::fault::{Area, Areas, Mapped, Snapshot};
+use crate::evict;
+use crate::fault::{Area, Areas, Mapped, Snapshot, Traits};
 use crate::migrate::{self, Arrays, Collected, Select, Source};
 use crate::notifier::Mirror;
 use crate::pagemap::{Home, Owner, Region};
 use crate::sys;
 use crate::tally::{Outcome, Reason, Tally};
+use crate::transfer::{BadMemory, Transfer};
 
 /// Where pages shall go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,14 +51,45 @@ impl Direction {
     }
 }
 
+/// How pages shall go there.
+#[derive(Clone, Copy)]
+pub(crate) struct Options {
+    /// Fault in what is not present first.
+    pub(crate) populate: bool,
+    /// Evict the least recently migrated pages if the device is full.
+    pub(crate) make_room: bool,
+    /// Large folios go as single pages.
+    pub(crate) small: bool,
+}
+
+/// What a migration did.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Done {
+    pub(crate) tally: Tally,
+    /// Pages that left the device to make room.
+    pub(crate) evicted: u64,
+}
+
 /// Tries for a batch with busy pages; pauses of 1, 2, 4 and 8 milliseconds lie between.
 const TRIES: u32 = 5;
+/// How often room is made for one batch: others may take what one eviction gained.
+const ROOM_TRIES: u32 = 4;
 
 /// A page of another device of this driver, or of system memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum From {
     System,
     Device(Owner),
+}
+
+impl From {
+    /// Whether that is where a page is.
+    fn is_home(self, home: Home) -> bool {
+        match self {
+            From::System => home == Home::System,
+            From::Device(owner) => home == Home::Cdm(owner),
+        }
+    }
 }
 
 /// Moves the pages of `range`.
@@ -61,14 +101,26 @@ pub(crate) fn run(
     mm: &MmWithUser,
     range: PageRange,
     direction: Direction,
-) -> Result<Tally> {
+    options: Options,
+) -> Result<Done> {
+    let region = device.region();
     let mut mover = Mover {
-        region: device.region(),
+        device,
+        region,
         direction,
+        options,
+        stamp: region.stamp(),
         arrays: Arrays::new()?,
         snapshot: Snapshot::new()?,
+        transfer: Transfer::new()?,
         outcomes: KVec::from_elem(Outcome::Failed(Reason::Busy), BATCH_PAGES, GFP_KERNEL)?,
+        was_mapped: KVec::from_elem(false, BATCH_PAGES, GFP_KERNEL)?,
         slots: KVec::from_elem(0, BATCH_PAGES, GFP_KERNEL)?,
+        is_whole: false,
+        must_split: false,
+        can_wait: false,
+        large: 0,
+        evicted: 0,
     };
     let mirror = Mirror::watch(mm, range)?;
     let mut sum = Tally::default();
@@ -101,7 +153,10 @@ pub(crate) fn run(
         sum.merge(&tally);
     }
     if sum.asked() != 0 {
-        return Ok(sum);
+        return Ok(Done {
+            tally: sum,
+            evicted: mover.evicted,
+        });
     }
     Err(if device.gate().is_shut() {
         ENODEV
@@ -111,14 +166,31 @@ pub(crate) fn run(
 }
 
 struct Mover<'a> {
+    device: &'a Device,
     region: &'a Region,
     direction: Direction,
+    options: Options,
+    /// Stamp of the pages that this call moves to the device.
+    stamp: Stamp,
     arrays: Arrays,
     snapshot: Snapshot,
+    transfer: Transfer,
     /// Outcome of each page of the batch.
     outcomes: KVec<Outcome>,
+    /// Whether each page of the batch was mapped at an earlier try.
+    was_mapped: KVec<bool>,
     /// Pages of the allocator for a pass.
     slots: KVec<u32>,
+    /// Whether large folios of the batch move whole.
+    is_whole: bool,
+    /// A try found that they cannot.
+    must_split: bool,
+    /// Room will be made if there is none.
+    can_wait: bool,
+    /// Pages of the batch that moved as large folios.
+    large: u64,
+    /// Pages that left the device to make room.
+    evicted: u64,
 }
 
 impl Mover<'_> {
@@ -132,7 +204,13 @@ impl Mover<'_> {
     ) -> Result<Option<(Tally, u32)>> {
         // What the first tries moved is no longer there to move, but it counts as moved.
         let mut moved = [false; BATCH_PAGES];
+        self.was_mapped.fill(false);
+        self.large = 0;
+        self.is_whole = !self.options.small && self.region.layout().memory_type.has_large_folios();
         let mut tries = 0;
+        let mut room_tries = 0;
+        let mut is_pause_due = false;
+        let mut is_faulted = false;
         while tries < TRIES {
             if kernel::current!().signal_pending() {
                 if tries == 0 {
@@ -140,7 +218,8 @@ impl Mover<'_> {
                 }
                 break;
             }
-            if tries > 0 {
+            if is_pause_due {
+                is_pause_due = false;
                 // SAFETY: Process context, no lock held.
                 unsafe { sys::cdm_drain() };
                 // SAFETY: As above.
@@ -153,7 +232,16 @@ impl Mover<'_> {
                 drop(locked);
                 continue;
             }
+            if !is_faulted && self.fault_in(mm, batch, &locked, tries == 0) {
+                // Once for each try; then the range looks different.
+                is_faulted = true;
+                drop(locked);
+                continue;
+            }
+            is_faulted = false;
             tries += 1;
+            self.must_split = false;
+            self.can_wait = self.options.make_room && room_tries < ROOM_TRIES;
             self.attempt(mm, batch, &locked, tries == TRIES);
             drop(locked);
 
@@ -164,15 +252,63 @@ impl Mover<'_> {
                     *outcome = Outcome::Moved;
                 }
             }
+            if self.must_split && self.is_whole {
+                // The next try finds single pages. It is not one for busy ones.
+                self.is_whole = false;
+                tries -= 1;
+                continue;
+            }
+            let homeless = Outcome::Failed(Reason::NoMemory);
+            let wanted = outcomes.iter().filter(|o| **o == homeless).count() as u64;
+            if wanted != 0 && self.can_wait {
+                room_tries += 1;
+                let evicted = evict::make_room(self.device, wanted, self.stamp)?;
+                self.evicted += evicted;
+                if evicted != 0 {
+                    tries -= 1;
+                    continue;
+                }
+            }
             if !outcomes.iter().any(|outcome| outcome.is_transient()) {
                 break;
             }
+            is_pause_due = true;
         }
         let mut tally = Tally::default();
         for outcome in &self.outcomes[..batch.pages()] {
             tally.add(*outcome);
         }
+        tally.add_large(self.large);
         Ok(Some((tally, tries)))
+    }
+
+    /// Faults in what shall be there: everything the first time if the caller asks for
+    /// it, and pages of files that were there when they were tried before, because the
+    /// split of a large folio unmaps them. Whether anything was.
+    fn fault_in(
+        &self,
+        mm: &MmWithUser,
+        batch: PageRange,
+        locked: &MmapReadGuard<'_>,
+        is_first: bool,
+    ) -> bool {
+        let is_populate = self.options.populate && is_first;
+        let mut any = false;
+        for area in Areas::new(mm, batch, locked) {
+            if !area.is_faultable() {
+                continue;
+            }
+            let first = ((area.range.start() - batch.start()) / PAGE_BYTES) as usize;
+            for index in 0..area.range.pages() {
+                let was_mapped = self.was_mapped[first + index] && !area.is_anonymous();
+                if self.snapshot.mapped(first + index) == Mapped::Nothing
+                    && (is_populate || was_mapped)
+                {
+                    any |= area.fault_in(index);
+                }
+            }
+        }
+        any
     }
 
     /// One try: sets the outcome of every page of the batch.
@@ -184,7 +320,9 @@ impl Mover<'_> {
         is_last: bool,
     ) {
         for index in 0..batch.pages() {
-            self.outcomes[index] = self.outlook(self.snapshot.mapped(index));
+            let mapped = self.snapshot.mapped(index);
+            self.outcomes[index] = self.outlook(mapped);
+            self.was_mapped[index] |= mapped != Mapped::Nothing;
         }
         for area in Areas::new(mm, batch, locked) {
             let first = ((area.range.start() - batch.start()) / PAGE_BYTES) as usize;
@@ -207,18 +345,40 @@ impl Mover<'_> {
 
     /// What becomes of a page that no pass touches.
     fn outlook(&self, mapped: Mapped) -> Outcome {
-        let Mapped::Page { home, is_anon } = mapped else {
+        let Mapped::Page { home, traits } = mapped else {
             return Outcome::Failed(Reason::NotPresent);
         };
         let here = Home::Cdm(self.region.owner());
         match (self.direction, home) {
-            (Direction::ToDevice, home) if home == here => Outcome::There,
-            (Direction::ToSystem, Home::System) => Outcome::There,
+            (Direction::ToDevice, home) if home == here => return Outcome::There,
+            (Direction::ToSystem, Home::System) => return Outcome::There,
             // Another device's page; that device brings it to the system.
-            (Direction::ToSystem, home) if home != here => Outcome::Failed(Reason::Unsupported),
-            _ if is_anon => Outcome::Failed(Reason::Busy),
-            _ => Outcome::Failed(Reason::Unsupported),
+            (Direction::ToSystem, home) if home != here => {
+                return Outcome::Failed(Reason::Unsupported)
+            }
+            _ => {}
         }
+        Outcome::Failed(if !self.is_kind_movable(traits) {
+            // The zero page gets there, too, and moves all the same.
+            traits.reason().unwrap_or(Reason::Unsupported)
+        } else if let Some(reason) = traits.reason() {
+            reason
+        } else if traits.is_pinned() {
+            Reason::Pinned
+        } else if traits.is_compound() && !(self.is_whole && traits.is_large()) {
+            Reason::Split
+        } else {
+            Reason::Busy
+        })
+    }
+
+    /// Whether pages of that kind go where they shall.
+    fn is_kind_movable(&self, traits: Traits) -> bool {
+        traits.is_anon()
+            || match self.direction {
+                Direction::ToDevice => self.region.layout().memory_type.takes_files(),
+                Direction::ToSystem => sys::CDM_FILES_MIGRATE,
+            }
     }
 
     /// The next other device that has pages in this part of the batch, in a fixed order.
@@ -253,6 +413,21 @@ impl Mover<'_> {
         }
     }
 
+    /// What to collect of one origin.
+    fn select(&self, from: From) -> Select {
+        let (mut flags, owner) = match from {
+            From::System => (sys::CDM_SELECT_SYSTEM, core::ptr::null_mut()),
+            From::Device(owner) => (owner.select, owner.owner),
+        };
+        if self.is_whole {
+            flags |= sys::CDM_SELECT_COMPOUND;
+        }
+        if from == From::System && self.region.layout().memory_type.takes_files() {
+            flags |= sys::CDM_SELECT_FILE;
+        }
+        Select { flags, owner }
+    }
+
     /// Moves the pages of one origin in an area; false if the kernel refuses the area.
     fn pass(
         &mut self,
@@ -265,120 +440,278 @@ impl Mover<'_> {
         if !area.is_migratable() {
             return false;
         }
-        let select = match from {
-            From::System => Select {
-                flags: sys::CDM_SELECT_SYSTEM,
-                owner: core::ptr::null_mut(),
-            },
-            From::Device(owner) => Select {
-                flags: owner.select,
-                owner: owner.owner,
-            },
-        };
+        let select = self.select(from);
         let Self {
             region,
             direction,
+            stamp,
             arrays,
             snapshot,
+            transfer,
             outcomes,
+            was_mapped,
             slots,
+            must_split,
+            can_wait,
+            large,
+            ..
         } = self;
-        let Some(mut collected) = Collected::of_area(area, select, arrays, locked) else {
+        let Some(collected) = Collected::of_area(area, select, arrays, locked) else {
             return false;
         };
-
         let pages = collected.pages();
-        let outcomes = &mut outcomes[first..first + pages];
-        let mut wanted = 0;
-        for (index, outcome) in outcomes.iter_mut().enumerate() {
-            let source = collected.source(index);
-            let mapped = snapshot.mapped(first + index);
-            wanted += usize::from(is_movable(source, mapped));
-            // Neither a page nor a hole: a page that somebody else is moving, or one
-            // that is swapped out. Time tells them apart.
-            if source == Source::Skipped
-                && mapped == Mapped::Nothing
-                && *outcome == Outcome::Failed(Reason::NotPresent)
-                && area.is_anonymous()
-                && !is_last
-            {
-                *outcome = Outcome::Failed(Reason::Busy);
-            }
-        }
-        let mut slots = match direction {
-            Direction::ToDevice => {
-                let got = region.reserve(&mut slots[..wanted]);
-                &slots[..got]
-            }
-            Direction::ToSystem => &[],
+        let mut pass = Pass {
+            region,
+            direction: *direction,
+            stamp: *stamp,
+            area,
+            mapped: snapshot.part(first, pages),
+            outcomes: &mut outcomes[first..first + pages],
+            transfer,
+            slots,
         };
-
-        for (index, outcome) in outcomes.iter_mut().enumerate() {
-            let source = collected.source(index);
-            if !is_movable(source, snapshot.mapped(first + index)) {
-                if let Source::Page(_) = source {
-                    *outcome = Outcome::Failed(Reason::Unsupported);
+        pass.explain(&collected, from, &was_mapped[first..first + pages], is_last);
+        pass.transfer.clear();
+        let is_scattered = if pages == BATCH_PAGES && collected.is_compound(0) {
+            match pass.place_whole(&collected, *can_wait) {
+                Placed::Whole => false,
+                Placed::InParts => true,
+                Placed::Nowhere => {
+                    *must_split = true;
+                    return true;
                 }
-                continue;
             }
-            let page = match direction {
-                Direction::ToDevice => slots.split_first().map(|(slot, rest)| {
-                    slots = rest;
-                    region.hand_out(*slot)
-                }),
-                Direction::ToSystem => migrate::system_page(area, index),
-            };
-            let Some(page) = page else {
-                *outcome = Outcome::Failed(Reason::NoMemory);
-                continue;
-            };
-            let is_filled = match source {
-                // SAFETY: Source and new page are locked; the source is unmapped.
-                Source::Page(from) => unsafe { migrate::copy(page, from) },
-                _ => {
-                    // SAFETY: Nobody else knows the page.
-                    unsafe { sys::cdm_page_clear(page) };
-                    true
-                }
-            };
-            if !is_filled {
-                // SAFETY: The page is locked, with a reference that is ours.
-                unsafe { sys::cdm_page_unlock_put(page) };
-                *outcome = Outcome::Failed(Reason::Unsupported);
-                continue;
-            }
-            // SAFETY: The page is locked, and its reference goes along.
-            unsafe { collected.give(index, page) };
-            *outcome = Outcome::Moved;
-        }
-
-        for slot in slots {
-            region.give_back(*slot);
-        }
-
-        let committed = collected.commit();
-        for (index, outcome) in outcomes.iter_mut().enumerate() {
-            if committed.is_moved(index) == Some(false) {
-                *outcome = Outcome::Failed(Reason::Busy);
-            }
-        }
+        } else {
+            pass.place_single(&collected);
+            false
+        };
+        *large += pass.finish(collected, is_scattered);
         true
     }
 }
 
-/// Whether a collected entry is something that moves: anonymous memory, which the zero
-/// page stands for where memory was only read.
-fn is_movable(source: Source, mapped: Mapped) -> bool {
-    match source {
-        Source::Skipped => false,
-        Source::Empty => matches!(
-            mapped,
+/// What became of a large folio's wish for a destination.
+enum Placed {
+    /// It has one of its size, or it does not move at all.
+    Whole,
+    /// Its pages have one each, or some of them.
+    InParts,
+    /// It has none, and cannot be split as it is now.
+    Nowhere,
+}
+
+/// The pages of one origin in an area, on their way.
+struct Pass<'a, 'b> {
+    region: &'a Region,
+    direction: Direction,
+    stamp: Stamp,
+    area: &'a Area<'b>,
+    mapped: &'a [Mapped],
+    outcomes: &'a mut [Outcome],
+    transfer: &'a mut Transfer,
+    slots: &'a mut [u32],
+}
+
+impl Pass<'_, '_> {
+    /// Says why pages were not collected.
+    fn explain(
+        &mut self,
+        collected: &Collected<'_>,
+        from: From,
+        was_mapped: &[bool],
+        is_last: bool,
+    ) {
+        if collected.is_compound(0) {
+            return;
+        }
+        for (index, outcome) in self.outcomes.iter_mut().enumerate() {
+            if collected.source(index) != Source::Skipped {
+                continue;
+            }
+            match self.mapped[index] {
+                Mapped::Page { home, .. } if from.is_home(home) => {
+                    if let Some(reason) = collected.reason(index) {
+                        *outcome = Outcome::Failed(match reason {
+                            // It was there a moment ago, so somebody is at it.
+                            Reason::NotPresent => Reason::Busy,
+                            reason => reason,
+                        });
+                    }
+                }
+                // Neither a page nor a hole: a page that somebody else is moving, or one
+                // that is swapped out. Time tells them apart.
+                Mapped::Nothing if *outcome == Outcome::Failed(Reason::NotPresent) => {
+                    if !is_last && (self.area.is_anonymous() || was_mapped[index]) {
+                        *outcome = Outcome::Failed(Reason::Busy);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Finds a place for a folio that was collected whole, or for a hole of its size.
+    ///
+    /// With `can_wait` a full device gets nothing of it: room is made, and it comes again.
+    fn place_whole(&mut self, collected: &Collected<'_>, can_wait: bool) -> Placed {
+        let from = match collected.source(0) {
+            Source::Page(page) => page,
+            Source::Empty if self.is_zero_page(0) => core::ptr::null_mut(),
+            _ => return Placed::Whole,
+        };
+        if let Some(to) = self.destination_whole() {
+            // SAFETY: Source and new folio are locked; the source is unmapped.
+            unsafe { self.transfer.add(0, to, from, ORDER_MAX) };
+            return Placed::Whole;
+        }
+        if can_wait && (self.region.free_pages() as usize) < BATCH_PAGES {
+            self.outcomes.fill(Outcome::Failed(Reason::NoMemory));
+            return Placed::Whole;
+        }
+        // SAFETY: The kernel locked the page for us, so it is valid.
+        let is_anon =
+            !from.is_null() && unsafe { sys::cdm_page_traits(from) } & sys::CDM_TRAIT_ANON != 0;
+        if !is_anon {
+            // Page cache does not split once it is unmapped, and a hole only if it can be
+            // filled to the end.
+            self.outcomes.fill(Outcome::Failed(Reason::Split));
+            return Placed::Nowhere;
+        }
+        self.outcomes.fill(Outcome::Failed(Reason::NoMemory));
+        self.place(BATCH_PAGES, |index| {
+            // SAFETY: The pages of a large folio follow each other.
+            Some(unsafe { from.add(index) })
+        });
+        Placed::InParts
+    }
+
+    /// Finds places for what was collected page by page.
+    fn place_single(&mut self, collected: &Collected<'_>) {
+        let mut wanted = 0;
+        let mut is_wanted = [false; BATCH_PAGES];
+        for (index, is_wanted) in is_wanted[..self.outcomes.len()].iter_mut().enumerate() {
+            match collected.source(index) {
+                Source::Empty if self.is_zero_page(index) => {}
+                Source::Page(page) if self.is_movable(page) => {}
+                Source::Page(_) => {
+                    self.outcomes[index] = Outcome::Failed(Reason::Unsupported);
+                    continue;
+                }
+                _ => continue,
+            }
+            wanted += 1;
+            *is_wanted = true;
+            self.outcomes[index] = Outcome::Failed(Reason::NoMemory);
+        }
+        self.place(wanted, |index| {
+            if !is_wanted[index] {
+                return None;
+            }
+            match collected.source(index) {
+                Source::Page(page) => Some(page),
+                _ => Some(core::ptr::null_mut()),
+            }
+        });
+    }
+
+    /// Gives the pages that `source` names single destinations as far as there are any.
+    fn place(&mut self, wanted: usize, source: impl Fn(usize) -> Option<*mut sys::page>) {
+        let got = match self.direction {
+            Direction::ToDevice => self.region.reserve(&mut self.slots[..wanted]),
+            Direction::ToSystem => 0,
+        };
+        let mut next = 0;
+        for index in 0..self.outcomes.len() {
+            let Some(from) = source(index) else { continue };
+            let to = match self.direction {
+                Direction::ToDevice => loop {
+                    if next == got {
+                        break None;
+                    }
+                    next += 1;
+                    // A page with a memory error is passed over.
+                    let slot = self.slots[next - 1];
+                    if let Some(page) = self.region.hand_out(slot, 0, self.stamp) {
+                        break Some(page);
+                    }
+                },
+                Direction::ToSystem => migrate::system_page(self.area, index, 0),
+            };
+            if let Some(to) = to {
+                // SAFETY: Source and new page are locked; the source is unmapped.
+                unsafe { self.transfer.add(index, to, from, 0) };
+            }
+        }
+        for slot in &self.slots[next..got] {
+            self.region.give_back(*slot);
+        }
+    }
+
+    /// A large folio where the pages shall go.
+    fn destination_whole(&self) -> Option<*mut sys::page> {
+        match self.direction {
+            Direction::ToDevice => {
+                let slot = self.region.reserve_large()?;
+                self.region.hand_out(slot, ORDER_MAX, self.stamp)
+            }
+            Direction::ToSystem => migrate::system_page(self.area, 0, ORDER_MAX),
+        }
+    }
+
+    /// Fills the destinations, lets the kernel put them in place, and sets the outcomes.
+    /// How many pages moved as large folios.
+    fn finish(&mut self, mut collected: Collected<'_>, is_scattered: bool) -> u64 {
+        self.transfer.run(BadMemory::Stays);
+        for item in self.transfer.items() {
+            if item.is_filled {
+                // SAFETY: The folio is locked, and its reference goes along.
+                unsafe { collected.give(item.index, item.to, item.order) };
+            } else {
+                // SAFETY: The folio is locked, with a reference that is ours.
+                unsafe { sys::cdm_page_unlock_put(item.to) };
+            }
+        }
+        let committed = collected.commit();
+        let mut large = 0;
+        for item in self.transfer.items() {
+            let pages = 1 << item.order;
+            let outcome = if !item.is_filled {
+                Outcome::Failed(Reason::Unsupported)
+            } else if committed.is_moved(item.index) == Some(true) {
+                large += if item.order == 0 { 0 } else { pages as u64 };
+                Outcome::Moved
+            } else {
+                Outcome::Failed(match committed.reason(item.index) {
+                    Some(Reason::Busy) | None if is_scattered => Reason::Split,
+                    Some(reason) => reason,
+                    None => Reason::Busy,
+                })
+            };
+            self.outcomes[item.index..item.index + pages].fill(outcome);
+        }
+        large
+    }
+
+    /// Whether the entry is a hole where the zero page was mapped, which stands for
+    /// anonymous memory that was only read.
+    fn is_zero_page(&self, index: usize) -> bool {
+        matches!(
+            self.mapped[index],
             Mapped::Page {
                 home: Home::System,
                 ..
             }
-        ),
+        )
+    }
+
+    /// Whether a collected page is of a kind that moves.
+    fn is_movable(&self, page: *mut sys::page) -> bool {
         // SAFETY: The kernel locked the page for us, so it is valid.
-        Source::Page(page) => unsafe { sys::cdm_page_is_anon(page) },
+        let is_anon = unsafe { sys::cdm_page_traits(page) } & sys::CDM_TRAIT_ANON != 0;
+        is_anon
+            || match self.direction {
+                Direction::ToDevice => self.region.layout().memory_type.takes_files(),
+                Direction::ToSystem => sys::CDM_FILES_MIGRATE,
+            }
     }
 }

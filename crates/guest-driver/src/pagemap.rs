@@ -6,23 +6,28 @@
 //!
 //! Contexts: [`Region::map`] and [`Region::unmap`] in process context. `folio_free`
 //! runs wherever the last reference is dropped: in interrupts, under page table locks.
-//! It only returns the pages to the allocator.
+//! It only returns the pages to the allocator. [`cdm_reclaim`] runs in the middle of reclaim,
+//! under any lock of the kernel, so it only tries the one of its own.
 //!
-//! Lock order: `alloc` is innermost of all driver locks and is taken with interrupts
-//! off.
+//! Lock order: a CPU's stash, then `alloc`, which with `ages` is innermost of all driver
+//! locks; all are taken with interrupts off.
 //!
 //! Invariant: every folio is home before the region is unmapped. `unmap` asks for it,
 //! and the kernel would wait for ever for a folio that is not.
 
 use core::marker::PhantomPinned;
+use core::ops::Range;
 
 use kernel::prelude::*;
-use kernel::sync::atomic::{Atomic, Full, Release};
-use kernel::sync::{new_spinlock_irq, SpinLockIrq};
+use kernel::sync::atomic::{Atomic, Full, Relaxed, Release};
+use kernel::sync::{new_mutex, new_spinlock_irq, Mutex, SpinLockIrq};
 use kernel::types::Opaque;
 
-use crate::alloc::{words_needed, PageAlloc};
-use crate::batch::PAGE_BYTES;
+use crate::ages::{self, Ages, Candidate, Stamp, Turn};
+use crate::alloc::{words_needed, FreeError, PageAlloc, ORDER_MAX};
+use crate::batch::{BATCH_PAGES, PAGE_BYTES};
+use crate::evict::Relief;
+use crate::stash::{Stash, STASH_PAGES};
 use crate::sys;
 
 /// Type of the struct pages.
@@ -55,6 +60,44 @@ impl MemoryType {
         }
     }
 
+    /// Whether folios of 2 MiB of it are sound in this kernel. The module parameter
+    /// `max_order` overrules it.
+    pub(crate) fn has_large_folios(self) -> bool {
+        // SAFETY: Returns a module parameter.
+        match unsafe { sys::cdm_param_max_order() } {
+            -1 => sys::CDM_LARGE_IS_SOUND,
+            order => order != 0,
+        }
+    }
+
+    /// Order of the largest folios that move whole.
+    pub(crate) fn max_order(self) -> u32 {
+        match self.has_large_folios() {
+            true => ORDER_MAX,
+            false => 0,
+        }
+    }
+
+    /// Whether page cache and shared memory migrate to it.
+    pub(crate) fn takes_files(self) -> bool {
+        self == Self::Public && sys::CDM_FILES_MIGRATE
+    }
+
+    /// What driver and kernel can do with it, by the bits of the ioctl interface.
+    pub(crate) fn capabilities(self) -> u32 {
+        let mut bits = sys::CDM_CAN_CPU_ACCESS;
+        if self.has_large_folios() {
+            bits |= sys::CDM_CAN_MOVE_LARGE;
+        }
+        if self.takes_files() {
+            bits |= sys::CDM_CAN_MOVE_FILES;
+        }
+        if sys::CDM_HAS_RECLAIM {
+            bits |= sys::CDM_CAN_RELIEVE;
+        }
+        bits
+    }
+
     /// Its number in `enum memory_type`.
     fn number(self) -> u32 {
         match self {
@@ -84,6 +127,8 @@ pub(crate) struct Owner {
 /// What a region is made of.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
+    /// N of `/dev/cdmN`.
+    pub(crate) device: u32,
     pub(crate) memory_type: MemoryType,
     /// Guest-physical address of the device memory.
     pub(crate) base: u64,
@@ -105,37 +150,59 @@ pub(crate) fn metadata_bytes(bytes: u64) -> u64 {
     (bytes / PAGE_BYTES * each).next_multiple_of(sys::CDM_PMD_BYTES)
 }
 
-/// Methods of the struct pages; the kernel asks for no more than this one.
-struct Ops(sys::dev_pagemap_ops);
+/// Methods of the struct pages. The kernel may know more of them than the driver was
+/// built for, or fewer, so the C side adds what is not everywhere.
+fn ops() -> sys::dev_pagemap_ops {
+    let mut ops = sys::dev_pagemap_ops {
+        folio_free: Some(folio_free),
+        // SAFETY: All zero bytes are no methods.
+        ..unsafe { core::mem::zeroed() }
+    };
+    // SAFETY: The table is valid.
+    unsafe { sys::cdm_ops_set_reclaim(&mut ops) };
+    ops
+}
 
-// SAFETY: The table is never written to.
-unsafe impl Sync for Ops {}
-
-static OPS: Ops = Ops(sys::dev_pagemap_ops {
-    folio_free: Some(folio_free),
-    // SAFETY: All zero bytes are no methods.
-    ..unsafe { core::mem::zeroed() }
-});
+/// The free pages of one CPU.
+#[pin_data]
+struct CpuStash {
+    #[pin]
+    pages: SpinLockIrq<Stash>,
+}
 
 /// Device memory that is hotplugged, and the allocator of its pages.
 ///
 /// # Invariants
 ///
 /// - While `is_mapped`, `pgmap` is live and its `owner` is the address of this value.
-/// - The allocator has as free exactly the pages that the kernel does not use.
+/// - Allocator and stashes have as free exactly the pages that the kernel does not use and
+///   that have no memory error; `poisoned` counts the latter.
+/// - No page in use has an older stamp than `ages` has for its block.
 /// - `first_pfn` and `layout` never change.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Region {
     #[pin]
     pgmap: Opaque<sys::dev_pagemap>,
+    /// Methods of `pgmap`; never written to.
+    ops: sys::dev_pagemap_ops,
     is_mapped: Atomic<bool>,
     layout: Layout,
     /// Page frame of the allocator's page 0.
     first_pfn: u64,
     /// Pages of the allocator.
     pages: u32,
+    stashes: KVec<Pin<KBox<CpuStash>>>,
     #[pin]
     alloc: SpinLockIrq<PageAlloc<KVVec<u64>>>,
+    poisoned: Atomic<u32>,
+    /// Stamp of the latest migration to the device.
+    clock: Atomic<u64>,
+    #[pin]
+    ages: SpinLockIrq<Ages<KVVec<Stamp>>>,
+    #[pin]
+    relief: Mutex<Relief>,
+    /// Pages that left because a memory cgroup was at its limit.
+    relieved: Atomic<u64>,
     #[pin]
     _pin: PhantomPinned,
 }
@@ -152,14 +219,32 @@ impl Region {
             .map_err(|_| EINVAL)?;
         let words = KVVec::zeroed(words_needed(pages), GFP_KERNEL)?;
         let alloc = PageAlloc::new(pages, words).ok_or(EINVAL)?;
+        let blocks = pages.div_ceil(BATCH_PAGES as u32) as usize;
+        let ages = Ages::new(KVVec::zeroed(blocks, GFP_KERNEL)?);
+        let relief = Relief::new(pages)?;
+        let cpus = kernel::cpu::nr_cpu_ids() as usize;
+        let mut stashes = KVec::with_capacity(cpus, GFP_KERNEL)?;
+        for _ in 0..cpus {
+            let stash = pin_init!(CpuStash {
+                pages <- new_spinlock_irq!(Stash::new()),
+            });
+            stashes.push(KBox::pin_init(stash, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
         let this = KBox::pin_init(
             pin_init!(Self {
                 pgmap: Opaque::zeroed(),
+                ops: ops(),
                 is_mapped: Atomic::new(false),
                 layout,
                 first_pfn: (layout.base + layout.metadata_bytes) / PAGE_BYTES,
                 pages,
+                stashes,
                 alloc <- new_spinlock_irq!(alloc),
+                poisoned: Atomic::new(0),
+                clock: Atomic::new(0),
+                ages <- new_spinlock_irq!(ages),
+                relief <- new_mutex!(relief),
+                relieved: Atomic::new(0),
                 _pin: PhantomPinned,
             }),
             GFP_KERNEL,
@@ -171,7 +256,7 @@ impl Region {
         // SAFETY: The structure is ours alone until `memremap_pages()`, and zeroed.
         unsafe {
             (*pgmap).type_ = layout.memory_type.number();
-            (*pgmap).ops = &OPS.0;
+            (*pgmap).ops = &this.ops;
             (*pgmap).owner = owner;
             (*pgmap).nr_range = 1;
             *(*pgmap).__bindgen_anon_1.range.as_mut() = sys::range {
@@ -219,32 +304,164 @@ impl Region {
 
     /// Pages that nobody uses.
     pub(crate) fn free_pages(&self) -> u32 {
-        self.alloc.lock().free_pages()
+        // In this order a page on its way from a stash to the allocator is missed rather
+        // than counted twice, so what is said to be free is.
+        let mut free = self.alloc.lock().free_pages();
+        for stash in &self.stashes {
+            free += stash.pages.lock().len() as u32;
+        }
+        free.min(self.pages)
+    }
+
+    /// Pages that have a memory error and are never used again.
+    pub(crate) fn poisoned_pages(&self) -> u32 {
+        self.poisoned.load(Relaxed)
     }
 
     /// Free blocks of an order.
     pub(crate) fn free_blocks(&self, order: u32) -> u32 {
+        self.empty_stashes();
         self.alloc.lock().free_blocks(order)
     }
 
     /// Pages in use.
     pub(crate) fn used_pages(&self) -> u32 {
-        self.pages - self.free_pages()
+        self.pages
+            .saturating_sub(self.free_pages())
+            .saturating_sub(self.poisoned_pages())
     }
 
-    /// Fills `frames` with the frames in use from page `from` on; the page to go on
-    /// from, or `None` at the end.
-    pub(crate) fn used_frames(&self, from: u32, frames: &mut KVec<usize>) -> Option<u32> {
-        let alloc = self.alloc.lock();
+    /// Adds to `frames` those of the folios in use from page `from` up to `end` that were
+    /// migrated before `before`; the page to go on from if there is no room for a batch
+    /// and more, or `None` at the end.
+    ///
+    /// The frames of a folio follow each other and are all there, also if only its end is
+    /// in the range; a folio that does not fit any more is left to the next call.
+    pub(crate) fn used_frames(
+        &self,
+        from: u32,
+        end: u32,
+        before: Stamp,
+        frames: &mut KVec<usize>,
+    ) -> Option<u32> {
         let mut next = from;
-        while let Some(page) = alloc.next_used(next) {
-            let Ok(()) = frames.push_within_capacity((self.first_pfn + u64::from(page)) as usize)
-            else {
-                return Some(page);
-            };
-            next = page + 1;
+        while let Some(folio) = self.next_folio(next, end) {
+            let pages = 1 << folio.order;
+            if folio.stamp < before {
+                if frames.len() + pages > BATCH_PAGES {
+                    return Some(folio.page.max(from));
+                }
+                for page in folio.page..folio.page + pages as u32 {
+                    let _ = frames.push_within_capacity(self.frame(page));
+                }
+            }
+            next = folio.page + pages as u32;
         }
         None
+    }
+
+    /// The folios in use in a range of at most a block.
+    pub(crate) fn used_folios(&self, pages: Range<u32>, folios: &mut KVec<Candidate>) {
+        folios.clear();
+        let mut next = pages.start;
+        while let Some(folio) = self.next_folio(next, pages.end) {
+            next = folio.page + (1 << folio.order);
+            let _ = folios.push_within_capacity(folio);
+        }
+    }
+
+    /// The first folio in use that has a page in `from..end`.
+    fn next_folio(&self, from: u32, end: u32) -> Option<Candidate> {
+        let mut next = from;
+        loop {
+            // Most of a memory that is looked through is free.
+            let used = self.alloc.lock().next_used(next);
+            next = used.filter(|page| *page < end)?;
+            if let Some(folio) = self.look(next) {
+                return Some(folio);
+            }
+            next += 1;
+        }
+    }
+
+    /// The folio in use that `page` is part of, if there is one at this moment.
+    fn look(&self, page: u32) -> Option<Candidate> {
+        let (mut head, mut order, mut stamp) = (0, 0, 0);
+        // SAFETY: The frame is in the mapped region.
+        let is_used =
+            unsafe { sys::cdm_frame_look(self.frame(page), &mut head, &mut order, &mut stamp) };
+        let page = (head as u64).checked_sub(self.first_pfn)? as u32;
+        is_used.then_some(Candidate { stamp, page, order })
+    }
+
+    /// As [`note_age`](Self::note_age), if the page is in use at this moment.
+    pub(crate) fn note_age_if_used(&self, page: u32, stamp: Stamp) {
+        if self.look(page).is_some() {
+            self.note_age(page, stamp);
+        }
+    }
+
+    /// The lowest frame in use.
+    pub(crate) fn first_used(&self) -> Option<usize> {
+        self.empty_stashes();
+        let mut next = 0;
+        loop {
+            let page = self.alloc.lock().next_used(next)?;
+            if self.poisoned_in(page, 0) == 0 {
+                return Some(self.frame(page));
+            }
+            next = page + 1;
+        }
+    }
+
+    /// Page frame of a page of the allocator.
+    pub(crate) fn frame(&self, page: u32) -> usize {
+        (self.first_pfn + u64::from(page)) as usize
+    }
+
+    /// The pages of a range of physical addresses; `None` if not all of it is usable.
+    pub(crate) fn pages_of(&self, address: u64, length: u64) -> Option<Range<u32>> {
+        let first = (address / PAGE_BYTES).checked_sub(self.first_pfn)?;
+        let end = first.checked_add(length / PAGE_BYTES)?;
+        (end <= u64::from(self.pages)).then_some(first as u32..end as u32)
+    }
+
+    /// A stamp for what migrates now.
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.clock.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Pages of a block.
+    pub(crate) fn block(&self, block: u32) -> Range<u32> {
+        let first = block * BATCH_PAGES as u32;
+        first..(first + BATCH_PAGES as u32).min(self.pages)
+    }
+
+    /// The blocks with pages in use, oldest first; `blocks` has room for all there are.
+    pub(crate) fn blocks_by_age(&self, blocks: &mut KVVec<(Stamp, u32)>) {
+        blocks.clear();
+        for block in self.ages.lock().blocks() {
+            let _ = blocks.push_within_capacity(block);
+        }
+        ages::sort_by_key(blocks, |block| *block);
+    }
+
+    /// Pages that left because a memory cgroup was at its limit.
+    pub(crate) fn relieved_pages(&self) -> u64 {
+        self.relieved.load(Relaxed)
+    }
+
+    /// The block with the pages that were migrated longest ago, if that was before
+    /// `before`: its folios in use. Those that stay are to be noted again.
+    pub(crate) fn oldest_block(&self, before: Stamp, folios: &mut KVec<Candidate>) -> Option<Turn> {
+        let turn = self.ages.lock().next(before)?;
+        self.used_folios(self.block(turn.block as u32), folios);
+        Some(turn)
+    }
+
+    /// A folio with that stamp stays in its block.
+    pub(crate) fn note_age(&self, page: u32, stamp: Stamp) {
+        self.ages.lock().note(page as usize / BATCH_PAGES, stamp);
     }
 
     /// Offset into the device memory of a physical address; `None` if it is elsewhere.
@@ -253,10 +470,35 @@ impl Region {
         (offset < self.layout.bytes).then_some(offset)
     }
 
-    /// Takes free pages for as many as `frames` has room for; fewer if there are not
-    /// so many. They are nobody's until [`Region::hand_out`] or [`Region::give_back`].
+    /// Takes free pages for as many as `slots` has room for; fewer if there are not so
+    /// many. They are nobody's until [`Region::hand_out`] or [`Region::give_back`].
     pub(crate) fn reserve(&self, slots: &mut [u32]) -> usize {
-        self.alloc.lock().alloc_bulk(slots)
+        let mut got = {
+            let mut stash = self.stash().pages.lock();
+            if stash.is_empty() && slots.len() < STASH_PAGES / 2 {
+                stash.refill(&mut self.alloc.lock());
+            }
+            stash.take(slots)
+        };
+        if got < slots.len() {
+            got += self.alloc.lock().alloc_bulk(&mut slots[got..]);
+        }
+        if got < slots.len() {
+            // The rest may be with other CPUs.
+            self.empty_stashes();
+            got += self.alloc.lock().alloc_bulk(&mut slots[got..]);
+        }
+        got
+    }
+
+    /// Takes a free block of 2 MiB.
+    pub(crate) fn reserve_large(&self) -> Option<u32> {
+        let block = self.alloc.lock().alloc(ORDER_MAX);
+        if block.is_some() {
+            return block;
+        }
+        self.empty_stashes();
+        self.alloc.lock().alloc(ORDER_MAX)
     }
 
     /// Returns a reserved page that was not handed out.
@@ -264,22 +506,88 @@ impl Region {
         self.free(slot, 0);
     }
 
-    /// Makes a reserved page a folio: locked, with one reference, the caller's.
-    pub(crate) fn hand_out(&self, slot: u32) -> *mut sys::page {
-        // SAFETY: The page is in the mapped region, free, and reserved for the caller;
+    /// Makes reserved pages a folio: locked, with one reference, the caller's. `None` if
+    /// one of them has a memory error; then they are not reserved any more.
+    pub(crate) fn hand_out(&self, slot: u32, order: u32, stamp: Stamp) -> Option<*mut sys::page> {
+        // SAFETY: The pages are in the mapped region, free, and reserved for the caller;
         // the pagemap is live because the caller is inside the device's gate.
-        unsafe {
-            let page = sys::cdm_pfn_to_page((self.first_pfn + u64::from(slot)) as usize);
-            sys::cdm_page_init(page, self.pgmap.get());
+        let page = unsafe {
+            let page = sys::cdm_pfn_to_page(self.frame(slot));
+            sys::cdm_page_init(page, self.pgmap.get(), order, stamp);
             page
+        };
+        // After it is in use: who looks for old pages now either sees it, or this note.
+        self.note_age(slot, stamp);
+        if self.poisoned_in(slot, order) == 0 {
+            return Some(page);
+        }
+        // SAFETY: The page is locked, with a reference that is ours. `folio_free` sorts
+        // out which parts of it can be used.
+        unsafe { sys::cdm_page_unlock_put(page) };
+        None
+    }
+
+    /// Pages with a memory error among those of a block.
+    fn poisoned_in(&self, slot: u32, order: u32) -> u32 {
+        (slot..slot + (1 << order))
+            // SAFETY: The page is in the mapped region.
+            .filter(|slot| unsafe {
+                sys::cdm_page_poisoned(sys::cdm_pfn_to_page(self.frame(*slot)))
+            })
+            .count() as u32
+    }
+
+    /// The stash of this CPU. The caller may be on another one by the time it uses it.
+    fn stash(&self) -> &CpuStash {
+        // SAFETY: Returns a number below `nr_cpu_ids`.
+        let cpu = unsafe { sys::cdm_cpu() } as usize;
+        &self.stashes[cpu % self.stashes.len()]
+    }
+
+    /// Brings what is in the stashes back together with its buddies.
+    fn empty_stashes(&self) {
+        for stash in &self.stashes {
+            let mut stash = stash.pages.lock();
+            if !stash.is_empty() {
+                self.check(stash.spill(0, &mut self.alloc.lock()));
+            }
+        }
+    }
+
+    /// A folio comes back from the kernel.
+    fn take_back(&self, slot: u32, order: u32) {
+        if self.poisoned_in(slot, order) == 0 {
+            self.free(slot, order);
+            return;
+        }
+        for slot in slot..slot + (1 << order) {
+            if self.poisoned_in(slot, 0) == 0 {
+                self.free(slot, 0);
+            } else {
+                self.poisoned.add(1, Relaxed);
+            }
         }
     }
 
     fn free(&self, slot: u32, order: u32) {
-        if let Err(err) = self.alloc.lock().free(slot, order) {
-            // A page that comes back twice is a bug that must not spread: it stays in use.
+        if order != 0 {
+            let result = self.alloc.lock().free(slot, order);
+            self.check(result.map_err(|err| (slot, err)));
+            return;
+        }
+        let mut stash = self.stash().pages.lock();
+        if !stash.put(slot) {
+            self.check(stash.spill(STASH_PAGES / 2, &mut self.alloc.lock()));
+            // There is room now.
+            stash.put(slot);
+        }
+    }
+
+    /// A page that comes back twice is a bug that must not spread: it stays in use.
+    fn check(&self, result: core::result::Result<(), (u32, FreeError)>) {
+        if let Err((slot, err)) = result {
             kernel::warn_on!(true);
-            pr_err!("page {} of order {} came back: {:?}\n", slot, order, err);
+            pr_err!("page {} came back: {:?}\n", slot, err);
         }
     }
 }
@@ -291,14 +599,17 @@ impl PinnedDrop for Region {
     }
 }
 
+/// The method by which the driver knows its own pagemaps.
+const FOLIO_FREE: unsafe extern "C" fn(*mut sys::folio) = folio_free;
+
 /// The last reference to a folio is gone. Any context.
 ///
 /// # Safety
 ///
-/// The kernel calls it for a folio of a pagemap with the methods [`OPS`].
+/// The kernel calls it for a folio of the pagemap of a [`Region`].
 unsafe extern "C" fn folio_free(folio: *mut sys::folio) {
-    // SAFETY: The kernel passes a folio of a pagemap with these methods; its owner is
-    // the region, which is mapped, because this folio was not home.
+    // SAFETY: By the function's contract; the owner is the region, which is mapped,
+    // because this folio was not home.
     let (region, pfn, order) = unsafe {
         let pgmap = sys::cdm_folio_pgmap(folio);
         let region = &*(*pgmap).owner.cast::<Region>();
@@ -308,7 +619,46 @@ unsafe extern "C" fn folio_free(folio: *mut sys::folio) {
             sys::cdm_folio_order(folio),
         )
     };
-    region.free((pfn as u64 - region.first_pfn) as u32, order);
+    region.take_back((pfn as u64 - region.first_pfn) as u32, order);
+}
+
+/// A memory cgroup is at its limit, and reclaim did not free enough: brings pages of it
+/// back to system memory, where it can go on. How many.
+///
+/// # Safety
+///
+/// The kernel calls it for the pagemap of a [`Region`], which stays mapped meanwhile, in
+/// process context; `memcg` is valid.
+#[no_mangle]
+unsafe extern "C" fn cdm_reclaim(
+    pgmap: *mut sys::dev_pagemap,
+    memcg: *mut c_void,
+    pages: usize,
+) -> usize {
+    // SAFETY: By the function's contract; the owner is the region.
+    let region = unsafe { &*(*pgmap).owner.cast::<Region>() };
+    // SAFETY: Returns a module parameter.
+    if !unsafe { sys::cdm_param_pressure_help() } {
+        return 0;
+    }
+    // Somebody else is at it: that helps, too.
+    let Some(mut relief) = region.relief.try_lock() else {
+        return 0;
+    };
+    let tally = relief.run(region, memcg, pages as u64);
+    region.relieved.add(tally.moved(), Relaxed);
+    let failed = tally.failed().iter().sum();
+    // SAFETY: Takes values only.
+    unsafe {
+        sys::cdm_trace_evict(
+            region.layout.device,
+            sys::cdm_evict_why_CDM_EVICT_UNDER_PRESSURE,
+            tally.asked(),
+            tally.moved(),
+            failed,
+        )
+    };
+    tally.moved() as usize
 }
 
 /// Where a page is.
@@ -329,7 +679,13 @@ pub(crate) unsafe fn home_of(page: *mut sys::page) -> Home {
     // SAFETY: The page is valid, and so is its pagemap, which its reference holds.
     unsafe {
         let pgmap = sys::cdm_page_pgmap(page);
-        if pgmap.is_null() || !core::ptr::eq((*pgmap).ops, &OPS.0) {
+        if pgmap.is_null() || (*pgmap).ops.is_null() {
+            return Home::System;
+        }
+        let is_ours = (*(*pgmap).ops)
+            .folio_free
+            .is_some_and(|method| core::ptr::fn_addr_eq(method, FOLIO_FREE));
+        if !is_ours {
             return Home::System;
         }
         let select = if (*pgmap).type_ == sys::CDM_MEMORY_TYPE_COHERENT {

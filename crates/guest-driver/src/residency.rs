@@ -21,16 +21,23 @@ use crate::sys;
 /// Places that a page can be in.
 pub(crate) const PLACES: usize = 4;
 
+/// Pages by place, and those of this device that are part of large folios.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Found {
+    pub(crate) pages: [u64; PLACES],
+    pub(crate) large: u64,
+}
+
 /// Counts the pages of `range` by place; writes the place of each to `map`, if there is one.
 pub(crate) fn run(
     device: &Device,
     mm: &MmWithUser,
     range: PageRange,
     mut map: Option<UserSliceWriter>,
-) -> Result<[u64; PLACES]> {
+) -> Result<Found> {
     let mut snapshot = Snapshot::new()?;
     let mut places: KVec<u8> = KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?;
-    let mut sums = [0; PLACES];
+    let mut found = Found::default();
     let mirror = Mirror::watch(mm, range)?;
     for batch in range.batches() {
         loop {
@@ -48,15 +55,20 @@ pub(crate) fn run(
         }
         places.clear();
         for index in 0..batch.pages() {
-            let place = place(device, snapshot.mapped(index));
-            sums[place as usize] += 1;
+            let mapped = snapshot.mapped(index);
+            let place = place(device, mapped);
+            found.pages[place as usize] += 1;
+            if let Mapped::Page { traits, .. } = mapped {
+                let is_here = place == sys::cdm_place_CDM_PLACE_THIS_DEVICE;
+                found.large += u64::from(is_here && traits.is_large());
+            }
             places.push(place as u8, GFP_KERNEL)?;
         }
         if let Some(map) = &mut map {
             map.write_slice(&places)?;
         }
     }
-    Ok(sums)
+    Ok(found)
 }
 
 /// The place of a page, by its number on the ioctl interface.

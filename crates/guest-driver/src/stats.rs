@@ -26,6 +26,8 @@ pub(crate) struct Counters {
     failed_to_device: [Atomic<u64>; Reason::ALL.len()],
     failed_to_system: [Atomic<u64>; Reason::ALL.len()],
     evacuated: Atomic<u64>,
+    evicted: Atomic<u64>,
+    failed_to_evict: [Atomic<u64>; Reason::ALL.len()],
     commands: Atomic<u64>,
     commands_refused: Atomic<u64>,
     commands_abandoned: Atomic<u64>,
@@ -41,6 +43,8 @@ impl Counters {
             failed_to_device: zeroes(),
             failed_to_system: zeroes(),
             evacuated: Atomic::new(0),
+            evicted: Atomic::new(0),
+            failed_to_evict: zeroes(),
             commands: Atomic::new(0),
             commands_refused: Atomic::new(0),
             commands_abandoned: Atomic::new(0),
@@ -64,6 +68,20 @@ impl Counters {
     pub(crate) fn evacuated(&self, pages: u64) {
         self.evacuated.add(pages, Relaxed);
         self.to_system.add(pages, Relaxed);
+    }
+
+    /// Pages left the device, or should have, that nobody asked for by address.
+    pub(crate) fn evicted(&self, tally: &Tally) {
+        self.evicted.add(tally.moved(), Relaxed);
+        self.to_system.add(tally.moved(), Relaxed);
+        for (sum, more) in self.failed_to_evict.iter().zip(tally.failed()) {
+            sum.add(more, Relaxed);
+        }
+    }
+
+    /// Pages that left the device by [`evicted`](Self::evicted).
+    pub(crate) fn pages_evicted(&self) -> u64 {
+        self.evicted.load(Relaxed)
     }
 
     /// The device answered a command.
@@ -115,22 +133,43 @@ macro_rules! figures {
 
 figures! {
     c"pages_to_device" => |device| device.counters().pages_to_device();
-    c"pages_to_system" => |device| device.counters().pages_to_system();
+    c"pages_to_system" => |device| device.pages_to_system();
     c"pages_evacuated" => |device| device.counters().pages_evacuated();
+    c"pages_evicted" => |device| device.pages_evicted();
+    c"pages_relieved" => |device| device.region().relieved_pages();
     c"to_device_not_present" => |device| failed_to_device(device, Reason::NotPresent);
     c"to_device_no_memory" => |device| failed_to_device(device, Reason::NoMemory);
     c"to_device_busy" => |device| failed_to_device(device, Reason::Busy);
+    c"to_device_pinned" => |device| failed_to_device(device, Reason::Pinned);
+    c"to_device_writeback" => |device| failed_to_device(device, Reason::Writeback);
+    c"to_device_private_data" => |device| failed_to_device(device, Reason::PrivateData);
+    c"to_device_mapping" => |device| failed_to_device(device, Reason::Mapping);
+    c"to_device_split" => |device| failed_to_device(device, Reason::Split);
     c"to_device_unsupported" => |device| failed_to_device(device, Reason::Unsupported);
     c"to_system_not_present" => |device| failed_to_system(device, Reason::NotPresent);
     c"to_system_no_memory" => |device| failed_to_system(device, Reason::NoMemory);
     c"to_system_busy" => |device| failed_to_system(device, Reason::Busy);
+    c"to_system_pinned" => |device| failed_to_system(device, Reason::Pinned);
+    c"to_system_writeback" => |device| failed_to_system(device, Reason::Writeback);
+    c"to_system_private_data" => |device| failed_to_system(device, Reason::PrivateData);
+    c"to_system_mapping" => |device| failed_to_system(device, Reason::Mapping);
+    c"to_system_split" => |device| failed_to_system(device, Reason::Split);
     c"to_system_unsupported" => |device| failed_to_system(device, Reason::Unsupported);
+    c"evict_no_memory" => |device| failed_to_evict(device, Reason::NoMemory);
+    c"evict_busy" => |device| failed_to_evict(device, Reason::Busy);
+    c"evict_pinned" => |device| failed_to_evict(device, Reason::Pinned);
+    c"evict_writeback" => |device| failed_to_evict(device, Reason::Writeback);
+    c"evict_private_data" => |device| failed_to_evict(device, Reason::PrivateData);
+    c"evict_mapping" => |device| failed_to_evict(device, Reason::Mapping);
+    c"evict_split" => |device| failed_to_evict(device, Reason::Split);
+    c"evict_unsupported" => |device| failed_to_evict(device, Reason::Unsupported);
     c"commands" => |device| device.counters().commands.load(Relaxed);
     c"commands_refused" => |device| device.counters().commands_refused.load(Relaxed);
     c"commands_abandoned" => |device| device.counters().commands_abandoned.load(Relaxed);
     c"resets" => |device| device.counters().resets.load(Relaxed);
     c"queue_errors" => |device| device.events().queue_errors();
     c"pages_total" => |device| device.region().pages();
+    c"pages_poisoned" => |device| device.region().poisoned_pages();
     c"pages_free" => |device| device.region().free_pages();
     c"pages_in_use" => |device| device.region().used_pages();
 }
@@ -141,6 +180,10 @@ fn failed_to_device(device: &Device, reason: Reason) -> u64 {
 
 fn failed_to_system(device: &Device, reason: Reason) -> u64 {
     device.counters().failed_to_system[reason.index()].load(Relaxed)
+}
+
+fn failed_to_evict(device: &Device, reason: Reason) -> u64 {
+    device.counters().failed_to_evict[reason.index()].load(Relaxed)
 }
 
 /// The debugfs folder of a device; it goes when this is dropped.

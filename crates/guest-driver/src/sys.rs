@@ -55,6 +55,10 @@ unsafe impl kernel::transmute::AsBytes for cdm_migrate {}
 unsafe impl kernel::transmute::FromBytes for cdm_residency {}
 // SAFETY: As above.
 unsafe impl kernel::transmute::AsBytes for cdm_residency {}
+// SAFETY: `struct cdm_evict` is made of integers without padding; every bit pattern is valid.
+unsafe impl kernel::transmute::FromBytes for cdm_evict {}
+// SAFETY: As above.
+unsafe impl kernel::transmute::AsBytes for cdm_evict {}
 // SAFETY: `struct cdm_command` is made of integers without padding; every bit pattern is valid.
 unsafe impl kernel::transmute::FromBytes for cdm_command {}
 // SAFETY: As above.

@@ -9,33 +9,57 @@
 /// Why a page did not move; the order is that of `enum cdm_reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Nothing is mapped there, or the page was never touched.
+    /// Nothing is mapped there, or the page was never touched, or it is swapped out.
     NotPresent,
     /// No free page where it should go.
     NoMemory,
-    /// Pinned, locked or otherwise referenced by somebody else.
+    /// Locked, or referenced by somebody for a moment, or being moved already.
     Busy,
-    /// A kind of page that does not move to this memory.
+    /// Pinned for DMA.
+    Pinned,
+    /// Being written to its file or to swap.
+    Writeback,
+    /// Page cache with private data of its file system.
+    PrivateData,
+    /// Page cache of a mapping that cannot move.
+    Mapping,
+    /// Part of a larger folio that had to be split and could not be.
+    Split,
+    /// Any other kind of page that does not move to this memory.
     Unsupported,
 }
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Reason; 4] = [
+    pub const ALL: [Reason; 9] = [
         Reason::NotPresent,
         Reason::NoMemory,
         Reason::Busy,
+        Reason::Pinned,
+        Reason::Writeback,
+        Reason::PrivateData,
+        Reason::Mapping,
+        Reason::Split,
         Reason::Unsupported,
     ];
 
     /// Number of the reason on the ioctl interface.
     pub const fn index(self) -> usize {
-        match self {
-            Reason::NotPresent => 0,
-            Reason::NoMemory => 1,
-            Reason::Busy => 2,
-            Reason::Unsupported => 3,
-        }
+        self as usize
+    }
+
+    /// The reason that the C side names: its number plus one; zero is none.
+    pub fn of_raw(raw: u32) -> Option<Self> {
+        Self::ALL.get((raw as usize).wrapping_sub(1)).copied()
+    }
+
+    /// Whether it passes by itself: the kernel takes short references to pages all the
+    /// time, and a folio that somebody refers to does not split either.
+    pub const fn is_transient(self) -> bool {
+        matches!(
+            self,
+            Reason::Busy | Reason::Pinned | Reason::Writeback | Reason::Split
+        )
     }
 }
 
@@ -51,9 +75,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether it is worth another try: the kernel takes short references to pages all the time.
+    /// Whether it is worth another try.
     pub fn is_transient(self) -> bool {
-        self == Outcome::Failed(Reason::Busy)
+        matches!(self, Outcome::Failed(reason) if reason.is_transient())
     }
 }
 
@@ -63,22 +87,48 @@ pub struct Tally {
     moved: u64,
     there: u64,
     failed: [u64; Reason::ALL.len()],
+    large: u64,
 }
 
 impl Tally {
     /// Counts one page.
     pub fn add(&mut self, outcome: Outcome) {
+        self.add_pages(outcome, 1);
+    }
+
+    /// Counts the pages of a folio.
+    pub fn add_pages(&mut self, outcome: Outcome, pages: u64) {
         match outcome {
-            Outcome::Moved => self.moved += 1,
-            Outcome::There => self.there += 1,
-            Outcome::Failed(reason) => self.failed[reason.index()] += 1,
+            Outcome::Moved => self.moved += pages,
+            Outcome::There => self.there += pages,
+            Outcome::Failed(reason) => self.failed[reason.index()] += pages,
         }
+    }
+
+    /// Takes the account of the same pages after another try: what moved before has moved,
+    /// and what did not move is what did not move now.
+    pub fn try_again(&mut self, next: &Tally) {
+        self.failed = [0; Reason::ALL.len()];
+        self.merge(next);
+    }
+
+    /// Whether some page is worth another try.
+    pub fn is_transient(&self) -> bool {
+        Reason::ALL
+            .iter()
+            .any(|reason| reason.is_transient() && self.failed[reason.index()] != 0)
+    }
+
+    /// Notes that `pages` of those that moved did so as part of 2 MiB folios.
+    pub fn add_large(&mut self, pages: u64) {
+        self.large += pages;
     }
 
     /// Adds the pages of another account.
     pub fn merge(&mut self, other: &Tally) {
         self.moved += other.moved;
         self.there += other.there;
+        self.large += other.large;
         for (sum, more) in self.failed.iter_mut().zip(other.failed) {
             *sum += more;
         }
@@ -92,6 +142,11 @@ impl Tally {
     /// Pages that moved.
     pub fn moved(&self) -> u64 {
         self.moved
+    }
+
+    /// Of the pages that moved, those of 2 MiB folios.
+    pub fn large(&self) -> u64 {
+        self.large
     }
 
     /// Pages that were there before.
@@ -126,17 +181,43 @@ mod tests {
     }
 
     #[test]
-    fn only_a_busy_page_is_tried_again() {
-        assert!(Outcome::Failed(Reason::Busy).is_transient());
-        for outcome in [
-            Outcome::Moved,
-            Outcome::There,
-            Outcome::Failed(Reason::NotPresent),
-            Outcome::Failed(Reason::NoMemory),
-            Outcome::Failed(Reason::Unsupported),
-        ] {
-            assert!(!outcome.is_transient());
-        }
+    fn another_try_replaces_what_failed_and_keeps_what_moved() {
+        let mut sum = Tally::default();
+        sum.add_pages(Outcome::Moved, 512);
+        sum.add_pages(Outcome::Failed(Reason::Busy), 3);
+        assert!(sum.is_transient());
+        let mut next = Tally::default();
+        next.add(Outcome::Moved);
+        next.add_pages(Outcome::Failed(Reason::NoMemory), 2);
+        sum.try_again(&next);
+        assert_eq!((sum.moved(), sum.asked()), (513, 515));
+        assert!(!sum.is_transient());
+    }
+
+    #[test]
+    fn the_c_sides_numbers_are_one_higher() {
+        assert_eq!(Reason::of_raw(0), None);
+        assert_eq!(Reason::of_raw(1), Some(Reason::NotPresent));
+        assert_eq!(Reason::of_raw(9), Some(Reason::Unsupported));
+        assert_eq!(Reason::of_raw(10), None);
+    }
+
+    #[test]
+    fn only_what_passes_by_itself_is_tried_again() {
+        assert!(!Outcome::Moved.is_transient() && !Outcome::There.is_transient());
+        let transient: Vec<_> = Reason::ALL
+            .into_iter()
+            .filter(|reason| Outcome::Failed(*reason).is_transient())
+            .collect();
+        assert_eq!(
+            transient,
+            [
+                Reason::Busy,
+                Reason::Pinned,
+                Reason::Writeback,
+                Reason::Split
+            ]
+        );
     }
 
     proptest! {

@@ -17,7 +17,7 @@
 #include <linux/types.h>
 
 /* Version of this interface; grows with every addition. */
-#define CDM_UAPI_VERSION	1
+#define CDM_UAPI_VERSION	2
 
 #define CDM_IOC_MAGIC		0xCD
 
@@ -51,7 +51,12 @@ enum cdm_memory_type {
  * @num_request_agents: [out]
  * @num_slave_agents: [out]
  * @num_pools: [out] memory pools of the device
- * @reserved: zero
+ * @capabilities: [out] what driver and kernel can do, CDM_CAN_*
+ * @pages_evicted: [out] pages brought back to system memory that nobody asked for by
+ *	address: by CDM_IOC_EVICT, to make room, or because memory was short. They count
+ *	in @pages_to_system as well.
+ * @pages_poisoned: [out] pages with a memory error; they are never used again, and count
+ *	in @bytes_total but not in @bytes_free
  */
 struct cdm_query {
 	__u32 uapi_version;
@@ -74,8 +79,19 @@ struct cdm_query {
 	__u16 num_request_agents;
 	__u16 num_slave_agents;
 	__u16 num_pools;
-	__u32 reserved;
+	__u32 capabilities;
+	__u64 pages_evicted;
+	__u64 pages_poisoned;
 };
+
+/* Folios of 2 MiB move whole. Without it they are split, or the module parameter says so. */
+#define CDM_CAN_MOVE_LARGE	(1u << 0)
+/* Page cache and shared memory move to the device. Without it anonymous memory does. */
+#define CDM_CAN_MOVE_FILES	(1u << 1)
+/* The kernel asks the driver to bring pages back when a memory cgroup is at its limit. */
+#define CDM_CAN_RELIEVE		(1u << 2)
+/* The CPU loads and stores device memory in place. */
+#define CDM_CAN_CPU_ACCESS	(1u << 3)
 
 /* Where a migration goes. */
 enum cdm_direction {
@@ -83,18 +99,49 @@ enum cdm_direction {
 	CDM_TO_SYSTEM	= 2,
 };
 
-/* Why a page did not move; index of cdm_migrate.failed. */
+/*
+ * Why a page did not move; index of cdm_migrate.failed. Each page counts once, with
+ * the last reason found for it. Some of them pass by themselves: BUSY, WRITEBACK and
+ * PINNED (when the pin is dropped).
+ */
 enum cdm_reason {
-	/* Nothing is mapped there, or the page was never touched. */
+	/* Nothing is mapped there, or the page was never touched, or it is swapped out. */
 	CDM_REASON_NOT_PRESENT	= 0,
 	/* No free page where it should go. */
 	CDM_REASON_NO_MEMORY	= 1,
-	/* Pinned, locked or otherwise referenced by somebody else. */
+	/* Locked, or referenced by somebody for a moment, or being moved already. */
 	CDM_REASON_BUSY		= 2,
-	/* A kind of page that the kernel does not migrate to this memory type. */
-	CDM_REASON_UNSUPPORTED	= 3,
-	CDM_REASON_COUNT	= 4,
+	/* Pinned for DMA. */
+	CDM_REASON_PINNED	= 3,
+	/* Being written to its file or to swap. */
+	CDM_REASON_WRITEBACK	= 4,
+	/* Page cache with private data of its file system. */
+	CDM_REASON_PRIVATE_DATA	= 5,
+	/* Page cache of a mapping that cannot move: file system unknown, or inaccessible. */
+	CDM_REASON_MAPPING	= 6,
+	/* Part of a larger folio that had to be split and could not be. */
+	CDM_REASON_SPLIT	= 7,
+	/* Any other kind: hugetlb, DAX, device registers, page cache where only anonymous
+	 * memory can move, a memory error, another device's page that shall go to the system.
+	 */
+	CDM_REASON_UNSUPPORTED	= 8,
+	CDM_REASON_COUNT	= 9,
 };
+
+/*
+ * Fault in what is not present first, as a read would do, and what is swapped out. A page
+ * that cannot be faulted in (no mapping, no read access, behind the end of a file) stays
+ * NOT_PRESENT.
+ */
+#define CDM_MIGRATE_POPULATE	(1u << 0)
+/*
+ * If the device is full, bring the least recently migrated pages back to system memory, so
+ * that these find room; without it what finds no room stays. With CDM_TO_DEVICE only.
+ * Pages that this call moved are not brought back.
+ */
+#define CDM_MIGRATE_MAKE_ROOM	(1u << 1)
+/* Move 2 MiB folios as 4 KiB pages, also where they could move whole. */
+#define CDM_MIGRATE_SMALL	(1u << 2)
 
 /**
  * struct cdm_migrate - move the pages of an address range
@@ -103,7 +150,7 @@ enum cdm_reason {
  * @pid: [in] process whose memory it is, 0 for the caller. Another process must
  *	run as the caller's user and be dumpable, or the caller have CAP_SYS_PTRACE.
  * @direction: [in] enum cdm_direction
- * @flags: [in] zero
+ * @flags: [in] CDM_MIGRATE_*
  * @reserved: [in] zero
  * @pages_asked: [out] pages of the range that the call got to: all of them unless
  *	a signal came
@@ -111,6 +158,8 @@ enum cdm_reason {
  * @pages_there: [out] pages that were where they should be before the call
  * @failed: [out] pages that did not move, by enum cdm_reason;
  *	@pages_asked = @pages_moved + @pages_there + sum of @failed
+ * @pages_large: [out] of @pages_moved, pages that moved as 2 MiB folios; 512 for each
+ * @pages_evicted: [out] pages that left the device to make room
  * @reserved_out: [out] zero
  *
  * CDM_TO_DEVICE takes pages from system memory and from other devices,
@@ -118,9 +167,12 @@ enum cdm_reason {
  * returns 0 and counts it. After a signal the call returns what it did so far, or
  * EINTR if that is nothing.
  *
+ * A page of a file moves for everybody who maps or reads the file.
+ *
  * Errors: EINVAL unaligned, empty or wrapping range, unknown direction, flag or
- * reserved value; ESRCH no such process; EPERM not allowed to move its pages;
- * ENODEV the device is going away; EFAULT the structure itself is not readable and writable.
+ * reserved value, a flag that does not go with the direction; ESRCH no such process;
+ * EPERM not allowed to move its pages; ENODEV the device is going away; EFAULT the
+ * structure itself is not readable and writable.
  */
 struct cdm_migrate {
 	__u64 address;
@@ -133,10 +185,56 @@ struct cdm_migrate {
 	__u64 pages_moved;
 	__u64 pages_there;
 	__u64 failed[CDM_REASON_COUNT];
-	__u64 reserved_out[4];
+	__u64 pages_large;
+	__u64 pages_evicted;
+	__u64 reserved_out[2];
 };
 
-/* Where a page is; values of the map that struct cdm_residency points to. */
+/* The least recently migrated pages first, wherever they are. */
+#define CDM_EVICT_OLDEST	(1u << 0)
+
+/**
+ * struct cdm_evict - bring pages of the device back to system memory, whoever they belong to
+ * @address: [in] guest-physical address of the first byte of device memory, a multiple of
+ *	the page size; zero together with @length for all of the device
+ * @length: [in] bytes, a multiple of the page size
+ * @pages_max: [in] stop when so many pages left the device; zero for no limit. As a folio
+ *	leaves whole, up to 511 more may.
+ * @flags: [in] CDM_EVICT_*
+ * @reserved: [in] zero
+ * @pages_asked: [out] pages in use that the call got to
+ * @pages_moved: [out] pages that it brought back to system memory
+ * @failed: [out] pages that did not move, by enum cdm_reason;
+ *	@pages_asked = @pages_moved + sum of @failed
+ * @pages_large: [out] of @pages_moved, pages that moved as 2 MiB folios
+ * @reserved_out: [out] zero
+ *
+ * Pages are found by their frame, so page cache that no process maps leaves, too. Page
+ * tables are not asked. Without CDM_EVICT_OLDEST the lowest frames come first. A folio
+ * of which the range holds a part leaves whole. Pages that are freed meanwhile are not
+ * counted. After a signal the call returns what it did so far, or EINTR if that is nothing.
+ *
+ * Errors: EINVAL unaligned or wrapping range, unknown flag or reserved value, a range
+ * that is not all usable device memory, a range with CDM_EVICT_OLDEST; EPERM without
+ * CAP_SYS_ADMIN; ENODEV; EFAULT.
+ */
+struct cdm_evict {
+	__u64 address;
+	__u64 length;
+	__u64 pages_max;
+	__u32 flags;
+	__u32 reserved;
+	__u64 pages_asked;
+	__u64 pages_moved;
+	__u64 failed[CDM_REASON_COUNT];
+	__u64 pages_large;
+	__u64 reserved_out[2];
+};
+
+/*
+ * Where a page is; values of the map that struct cdm_residency points to. A page in
+ * memory that the CPU cannot map (CDM_MEMORY_PRIVATE) counts by its device as any other.
+ */
 enum cdm_place {
 	CDM_PLACE_ABSENT	= 0,
 	CDM_PLACE_SYSTEM	= 1,
@@ -152,6 +250,8 @@ enum cdm_place {
  * @pid: [in] as in struct cdm_migrate
  * @flags: [in] zero
  * @pages: [out] pages of the range by enum cdm_place
+ * @pages_large: [out] of the pages in this device, those of 2 MiB folios
+ * @reserved_out: [out] zero
  *
  * Errors: as struct cdm_migrate; EFAULT also for @map.
  */
@@ -162,6 +262,8 @@ struct cdm_residency {
 	__s32 pid;
 	__u32 flags;
 	__u64 pages[4];
+	__u64 pages_large;
+	__u64 reserved_out;
 };
 
 /**
@@ -211,5 +313,6 @@ struct cdm_command {
 #define CDM_IOC_COMMAND		_IOWR(CDM_IOC_MAGIC, 0x03, struct cdm_command)
 /* Fails every outstanding command of the device; needs CAP_SYS_ADMIN. Memory stays as it is. */
 #define CDM_IOC_RESET		_IO(CDM_IOC_MAGIC, 0x04)
+#define CDM_IOC_EVICT		_IOWR(CDM_IOC_MAGIC, 0x05, struct cdm_evict)
 
 #endif /* _UAPI_CDM_H */

@@ -11,6 +11,7 @@
 #include <linux/hugetlb.h>
 #include <linux/memremap.h>
 #include <linux/miscdevice.h>
+#include <linux/migrate.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
@@ -23,6 +24,7 @@
 #include <linux/swap.h>
 #include <linux/sysfs.h>
 #include <linux/topology.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/virtio_pci.h>
 #include <linux/workqueue.h>
 
@@ -93,6 +95,42 @@ module_param_named(numa_node, param_numa_node, int, 0444);
 MODULE_PARM_DESC(numa_node,
 		 "NUMA node of the device memory; -1: that of the device, else the nearest with memory (default -1)");
 
+static int param_max_order = -1;
+
+static int max_order_set(const char *val, const struct kernel_param *kp)
+{
+	int order, err;
+
+	err = kstrtoint(val, 0, &order);
+	if (err)
+		return err;
+	if (order != -1 && order != 0 && order != HPAGE_PMD_ORDER) {
+		pr_err("max_order=%d is none; it is 0, %d, or -1 for what the kernel can\n",
+		       order, HPAGE_PMD_ORDER);
+		return -EINVAL;
+	}
+	return param_set_int(val, kp);
+}
+
+static const struct kernel_param_ops max_order_ops = {
+	.set = max_order_set,
+	.get = param_get_int,
+};
+
+module_param_cb(max_order, &max_order_ops, &param_max_order, 0644);
+MODULE_PARM_DESC(max_order,
+		 "largest folios that move whole: 0 for 4 KiB, 9 for 2 MiB; -1: 9 where the kernel can, else 0 (default -1)");
+
+static uint param_evacuate_ms = 30000;
+module_param_named(evacuate_ms, param_evacuate_ms, uint, 0644);
+MODULE_PARM_DESC(evacuate_ms,
+		 "how long the end of a device waits without progress for pages to leave, in milliseconds (default 30000)");
+
+static bool param_pressure_help = true;
+module_param_named(pressure_help, param_pressure_help, bool, 0644);
+MODULE_PARM_DESC(pressure_help,
+		 "bring pages of a memory cgroup that is at its limit back to system memory, where they can be reclaimed (default Y)");
+
 u32 cdm_param_memory_type(void)
 {
 	return param_memory_type;
@@ -106,6 +144,21 @@ bool cdm_param_altmap(void)
 int cdm_param_numa_node(void)
 {
 	return param_numa_node;
+}
+
+int cdm_param_max_order(void)
+{
+	return READ_ONCE(param_max_order);
+}
+
+bool cdm_param_pressure_help(void)
+{
+	return READ_ONCE(param_pressure_help);
+}
+
+u32 cdm_param_evacuate_ms(void)
+{
+	return READ_ONCE(param_evacuate_ms);
 }
 
 /* ---- virtio ------------------------------------------------------------ */
@@ -261,9 +314,96 @@ struct dev_pagemap *cdm_page_pgmap(struct page *page)
 	return is_zone_device_page(page) ? page_pgmap(page) : NULL;
 }
 
-bool cdm_page_is_anon(struct page *page)
+/* A reason on its way to Rust: enum cdm_reason plus one, zero for none. */
+#define CDM_REASON(_reason)	(CDM_REASON_##_reason + 1)
+
+#ifdef MIGRATE_PFN_REFUSED
+static u32 cdm_reason_of(enum migrate_refusal refusal)
 {
-	return PageAnon(page);
+	switch (refusal) {
+	case MIGRATE_REFUSED_NONE:
+		return 0;
+	case MIGRATE_REFUSED_ABSENT:
+		return CDM_REASON(NOT_PRESENT);
+	case MIGRATE_REFUSED_MAPPING:
+		return CDM_REASON(MAPPING);
+	case MIGRATE_REFUSED_PRIVATE:
+		return CDM_REASON(PRIVATE_DATA);
+	case MIGRATE_REFUSED_WRITEBACK:
+		return CDM_REASON(WRITEBACK);
+	case MIGRATE_REFUSED_LOCKED:
+	case MIGRATE_REFUSED_BUSY:
+	/* Was split, which unmapped it: the next try faults it in again. */
+	case MIGRATE_REFUSED_REFAULT:
+		return CDM_REASON(BUSY);
+	case MIGRATE_REFUSED_PINNED:
+		return CDM_REASON(PINNED);
+	case MIGRATE_REFUSED_SPLIT:
+		return CDM_REASON(SPLIT);
+	case MIGRATE_REFUSED_TYPE:
+	case MIGRATE_REFUSED_FILE:
+	default:
+		return CDM_REASON(UNSUPPORTED);
+	}
+}
+
+static u32 cdm_folio_reason(struct folio *folio)
+{
+	return cdm_reason_of(migrate_device_refusal(folio));
+}
+
+/* Why the kernel left an entry of a source array alone. */
+u32 cdm_mpfn_reason(unsigned long mpfn)
+{
+	return cdm_reason_of(migrate_pfn_refusal(mpfn));
+}
+#else
+static u32 cdm_folio_reason(struct folio *folio)
+{
+	if (folio_test_hugetlb(folio) || !folio_test_anon(folio))
+		return CDM_REASON(UNSUPPORTED);
+	return 0;
+}
+
+u32 cdm_mpfn_reason(unsigned long mpfn)
+{
+	return 0;
+}
+#endif
+
+/*
+ * What can be seen of a page: CDM_TRAIT_*, and why it cannot move as far as that is
+ * known before it is tried. The page is mapped or referenced, and stays so meanwhile.
+ */
+u32 cdm_page_traits(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+	u32 traits = 0;
+
+	if (folio_test_anon(folio))
+		traits |= CDM_TRAIT_ANON;
+	if (folio_test_large(folio))
+		traits |= CDM_TRAIT_COMPOUND;
+	if (folio_order(folio) == HPAGE_PMD_ORDER)
+		traits |= CDM_TRAIT_LARGE;
+	if (folio_maybe_dma_pinned(folio))
+		traits |= CDM_TRAIT_PINNED;
+	return traits | cdm_folio_reason(folio) << CDM_TRAIT_REASON_SHIFT;
+}
+
+/* Why a page that is referenced did not move although it was tried. */
+u32 cdm_page_late_reason(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+	u32 reason = cdm_folio_reason(folio);
+
+	if (reason)
+		return reason;
+	if (folio_test_writeback(folio))
+		return CDM_REASON(WRITEBACK);
+	if (folio_maybe_dma_pinned(folio))
+		return CDM_REASON(PINNED);
+	return CDM_REASON(BUSY);
 }
 
 int cdm_page_refs(struct page *page)
@@ -276,9 +416,21 @@ int cdm_page_maps(struct page *page)
 	return folio_mapcount(page_folio(page));
 }
 
-void cdm_page_init(struct page *page, struct dev_pagemap *pgmap)
+/*
+ * The stamp says when the folio was migrated to the device. It lies where the LRU list
+ * of other folios is; parts of a folio that is split inherit it.
+ */
+void cdm_page_init(struct page *page, struct dev_pagemap *pgmap, u32 order, u64 stamp)
 {
-	zone_device_folio_init((struct folio *)page, pgmap, 0);
+	struct folio *folio = (struct folio *)page;
+
+	zone_device_folio_init(folio, pgmap, order);
+	folio->page.zone_device_data = (void *)(unsigned long)stamp;
+}
+
+bool cdm_page_poisoned(struct page *page)
+{
+	return PageHWPoison(page);
 }
 
 void cdm_page_unlock_put(struct page *page)
@@ -292,20 +444,44 @@ void cdm_page_put(struct page *page)
 	put_page(page);
 }
 
-int cdm_page_copy(struct page *to, struct page *from)
+/*
+ * Copies @pages pages that follow each other. A page with a memory error is not read:
+ * with @give_up it comes out as zeroes, else the copy fails.
+ */
+int cdm_pages_copy(struct page *to, struct page *from, u32 pages, bool give_up)
 {
-	return copy_mc_highpage(to, from) ? -EIO : 0;
+	u32 i;
+
+	for (i = 0; i < pages; i++) {
+		if (PageHWPoison(from + i) || copy_mc_highpage(to + i, from + i)) {
+			if (!give_up)
+				return -EIO;
+			clear_highpage(to + i);
+		}
+		cond_resched();
+	}
+	return 0;
 }
 
-void cdm_page_clear(struct page *page)
+void cdm_pages_clear(struct page *page, u32 pages)
 {
-	clear_highpage(page);
+	u32 i;
+
+	for (i = 0; i < pages; i++) {
+		clear_highpage(page + i);
+		cond_resched();
+	}
 }
 
-struct page *cdm_page_alloc(struct vm_area_struct *vma, unsigned long address)
+struct page *cdm_page_alloc(struct vm_area_struct *vma, unsigned long address, u32 order)
 {
-	struct folio *folio = vma_alloc_folio(GFP_HIGHUSER_MOVABLE | __GFP_NOWARN, 0, vma, address);
+	gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN;
+	struct folio *folio;
 
+	/* There is always the way to take small ones, so do not try too hard. */
+	if (order)
+		gfp = GFP_TRANSHUGE | __GFP_NORETRY;
+	folio = vma_alloc_folio(gfp, order, vma, address);
 	if (!folio)
 		return NULL;
 	folio_lock(folio);
@@ -315,15 +491,24 @@ struct page *cdm_page_alloc(struct vm_area_struct *vma, unsigned long address)
 /*
  * A destination for a page that has to leave the device. The owner's mempolicy is
  * not known here. Memory may be short for a while; rather than wake the OOM killer,
- * fail and be called again.
+ * fail and be called again. Who is reclaiming already must not begin to do so again.
  */
-struct page *cdm_page_alloc_evacuate(void)
+struct page *cdm_page_alloc_evicted(u32 order, bool in_reclaim)
 {
-	struct page *page = alloc_page(GFP_HIGHUSER_MOVABLE | __GFP_NOWARN | __GFP_RETRY_MAYFAIL);
+	gfp_t gfp = GFP_HIGHUSER_MOVABLE | __GFP_NOWARN | __GFP_RETRY_MAYFAIL;
+	struct folio *folio;
 
-	if (page)
-		lock_page(page);
-	return page;
+	if (order)
+		gfp = GFP_TRANSHUGE | __GFP_NORETRY;
+#ifdef DEV_PAGEMAP_HAS_RECLAIM
+	if (in_reclaim)
+		gfp = GFP_DEVICE_RECLAIM;
+#endif
+	folio = folio_alloc(gfp, order);
+	if (!folio)
+		return NULL;
+	folio_lock(folio);
+	return folio_page(folio, 0);
 }
 
 /*
@@ -346,6 +531,96 @@ unsigned long cdm_folio_pfn(struct folio *folio)
 u32 cdm_folio_order(struct folio *folio)
 {
 	return folio_order(folio);
+}
+
+u32 cdm_page_order(struct page *page)
+{
+	return folio_order(page_folio(page));
+}
+
+/*
+ * Looks at a frame of device memory without a reference: whether it is part of a folio
+ * in use, and then the folio's first frame, order and stamp. The folio may be gone, or
+ * be another one, by the time that this returns; whoever acts on it looks again under
+ * a reference. A page that is free, or being split or moved, is not in use: its count
+ * is zero. It may still look like part of the folio that it was in before.
+ */
+bool cdm_frame_look(unsigned long pfn, unsigned long *head, u32 *order, u64 *stamp)
+{
+	struct page *page = pfn_to_page(pfn);
+	struct folio *folio = page_folio(page);
+	unsigned long first = page_to_pfn(&folio->page);
+
+	if (!folio_ref_count(folio) || !folio_is_zone_device(folio))
+		return false;
+	*order = min_t(u32, folio_order(folio), HPAGE_PMD_ORDER);
+	if (first > pfn || pfn - first >= 1UL << *order)
+		return false;
+	*head = first;
+	*stamp = (unsigned long)READ_ONCE(folio->page.zone_device_data);
+	return true;
+}
+
+/* Why a frame did not leave the device; zero if it is not in use (any more). */
+u32 cdm_frame_reason(unsigned long pfn)
+{
+	struct folio *folio = (struct folio *)pfn_to_page(pfn);
+	u32 reason;
+
+	if (!folio_try_get(folio))
+		return 0;
+	/* The reference taken here is none that keeps it from leaving. */
+	reason = cdm_page_late_reason(&folio->page);
+	folio_put(folio);
+	return reason;
+}
+
+/*
+ * Splits a large folio of the device where there is no folio of its size to move it to.
+ * An unpatched kernel has no sound way.
+ */
+bool cdm_frame_split(unsigned long pfn)
+{
+#ifdef MIGRATE_PFN_REFUSED
+	return !migrate_device_split_pfn(pfn);
+#else
+	return false;
+#endif
+}
+
+#ifdef DEV_PAGEMAP_HAS_RECLAIM
+static unsigned long reclaim(struct dev_pagemap *pgmap, struct mem_cgroup *memcg,
+			     unsigned long nr_pages)
+{
+	return cdm_reclaim(pgmap, memcg, nr_pages);
+}
+
+void cdm_ops_set_reclaim(struct dev_pagemap_ops *ops)
+{
+	ops->reclaim = reclaim;
+}
+
+/* Whether evicting the folio of a frame helps a memory cgroup; takes and drops a reference. */
+bool cdm_frame_reclaimable(unsigned long pfn, void *memcg)
+{
+	return device_page_reclaimable(pfn_to_page(pfn), memcg);
+}
+#else
+void cdm_ops_set_reclaim(struct dev_pagemap_ops *ops)
+{
+}
+
+bool cdm_frame_reclaimable(unsigned long pfn, void *memcg)
+{
+	return false;
+}
+#endif
+
+/* Whether the current process was killed; lets others run, too. */
+bool cdm_dying(void)
+{
+	cond_resched();
+	return fatal_signal_pending(current);
 }
 
 struct dev_pagemap *cdm_folio_pgmap(struct folio *folio)
@@ -454,6 +729,22 @@ bool cdm_vma_readable(struct vm_area_struct *vma)
 	return (vma->vm_flags & VM_READ) || (vma->vm_flags & (VM_IO | VM_PFNMAP));
 }
 
+/*
+ * Whether the area may be faulted in on behalf of somebody else. A fault that user
+ * space has to serve would need the mmap lock to be dropped.
+ */
+bool cdm_vma_faultable(struct vm_area_struct *vma)
+{
+	return (vma->vm_flags & VM_READ) && !(vma->vm_flags & (VM_IO | VM_PFNMAP)) &&
+	       !userfaultfd_armed(vma);
+}
+
+/* Faults one page in as a read does. The caller holds the mmap lock, which stays held. */
+bool cdm_fault_in(struct mm_struct *mm, unsigned long address)
+{
+	return !fixup_user_fault(mm, address, FAULT_FLAG_REMOTE, NULL);
+}
+
 bool cdm_notifier_blockable(const struct mmu_notifier_range *range)
 {
 	return mmu_notifier_range_blockable(range);
@@ -505,7 +796,7 @@ u32 cdm_cpu(void)
 	return raw_smp_processor_id();
 }
 
-bool cdm_may_reset(void)
+bool cdm_may_manage(void)
 {
 	return capable(CAP_SYS_ADMIN);
 }
@@ -541,6 +832,7 @@ CDM_ATTRIBUTE(bytes_metadata, CDM_ATTRIBUTE_BYTES_METADATA, "%llu", u64);
 CDM_ATTRIBUTE(numa_node, CDM_ATTRIBUTE_NUMA_NODE, "%lld", s64);
 CDM_ATTRIBUTE(link_width_lanes, CDM_ATTRIBUTE_LINK_WIDTH_LANES, "%llu", u64);
 CDM_ATTRIBUTE(link_speed_mts, CDM_ATTRIBUTE_LINK_SPEED_MTS, "%llu", u64);
+CDM_ATTRIBUTE(max_order, CDM_ATTRIBUTE_MAX_ORDER, "%llu", u64);
 
 static struct attribute *cdm_attrs[] = {
 	&dev_attr_memory_type.attr,
@@ -551,6 +843,7 @@ static struct attribute *cdm_attrs[] = {
 	&dev_attr_numa_node.attr,
 	&dev_attr_link_width_lanes.attr,
 	&dev_attr_link_speed_mts.attr,
+	&dev_attr_max_order.attr,
 	NULL,
 };
 ATTRIBUTE_GROUPS(cdm);
@@ -576,6 +869,11 @@ void cdm_trace_migrate_batch(u32 device, u32 direction, u64 address, u64 pages, 
 void cdm_trace_evacuate(u32 device, u64 in_use, u64 moved)
 {
 	trace_cdm_evacuate(device, in_use, moved);
+}
+
+void cdm_trace_evict(u32 device, u32 why, u64 asked, u64 moved, u64 failed)
+{
+	trace_cdm_evict(device, why, asked, moved, failed);
 }
 
 void cdm_trace_command_submit(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes)

@@ -32,9 +32,42 @@ static const u64 CDM_SELECT_PUBLIC = 0;
 
 static const u64 CDM_MPFN_VALID = MIGRATE_PFN_VALID;
 static const u64 CDM_MPFN_MIGRATE = MIGRATE_PFN_MIGRATE;
+static const u64 CDM_MPFN_COMPOUND = MIGRATE_PFN_COMPOUND;
 static const u32 CDM_MPFN_SHIFT = MIGRATE_PFN_SHIFT;
+static const u64 CDM_SELECT_COMPOUND = MIGRATE_VMA_SELECT_COMPOUND;
 static const u64 CDM_PMD_BYTES = PMD_SIZE;
 static const u32 CDM_PGMAP_ALTMAP_VALID = PGMAP_ALTMAP_VALID;
+
+/*
+ * Whether folios of 2 MiB that the CPU can map are sound there: the series mends what
+ * breaks them, for both types. And whether page cache migrates to public memory, and a
+ * refusal comes with its reason.
+ */
+#ifdef CONFIG_DEVICE_PUBLIC
+static const bool CDM_LARGE_IS_SOUND = true;
+#else
+static const bool CDM_LARGE_IS_SOUND = false;
+#endif
+#ifdef MIGRATE_PFN_REFUSED
+static const bool CDM_FILES_MIGRATE = true;
+static const u64 CDM_SELECT_FILE = MIGRATE_VMA_SELECT_FILE;
+#else
+static const bool CDM_FILES_MIGRATE = false;
+static const u64 CDM_SELECT_FILE = 0;
+#endif
+
+#ifdef DEV_PAGEMAP_HAS_RECLAIM
+static const bool CDM_HAS_RECLAIM = true;
+#else
+static const bool CDM_HAS_RECLAIM = false;
+#endif
+
+/* What can be seen of a page that is mapped: see cdm_page_traits(). */
+static const u32 CDM_TRAIT_ANON = 1 << 0;
+static const u32 CDM_TRAIT_LARGE = 1 << 1;
+static const u32 CDM_TRAIT_COMPOUND = 1 << 2;
+static const u32 CDM_TRAIT_PINNED = 1 << 3;
+static const u32 CDM_TRAIT_REASON_SHIFT = 8;
 
 struct miscdevice;
 struct workqueue_struct;
@@ -43,6 +76,9 @@ struct workqueue_struct;
 u32 cdm_param_memory_type(void);
 bool cdm_param_altmap(void);
 int cdm_param_numa_node(void);
+int cdm_param_max_order(void);
+u32 cdm_param_evacuate_ms(void);
+bool cdm_param_pressure_help(void);
 
 /* virtio */
 void *cdm_vdev_priv(struct virtio_device *vdev);
@@ -67,29 +103,46 @@ void cdm_warn_unknown_event(struct device *dev, u32 device, u32 kind);
 struct page *cdm_pfn_to_page(unsigned long pfn);
 unsigned long cdm_page_to_pfn(struct page *page);
 struct dev_pagemap *cdm_page_pgmap(struct page *page);
-bool cdm_page_is_anon(struct page *page);
+u32 cdm_page_traits(struct page *page);
+u32 cdm_mpfn_reason(unsigned long mpfn);
+u32 cdm_page_late_reason(struct page *page);
 int cdm_page_refs(struct page *page);
 int cdm_page_maps(struct page *page);
-void cdm_page_init(struct page *page, struct dev_pagemap *pgmap);
+void cdm_page_init(struct page *page, struct dev_pagemap *pgmap, u32 order, u64 stamp);
+bool cdm_page_poisoned(struct page *page);
 void cdm_page_unlock_put(struct page *page);
 void cdm_page_put(struct page *page);
-int cdm_page_copy(struct page *to, struct page *from);
-void cdm_page_clear(struct page *page);
-struct page *cdm_page_alloc(struct vm_area_struct *vma, unsigned long address);
-struct page *cdm_page_alloc_evacuate(void);
+int cdm_pages_copy(struct page *to, struct page *from, u32 pages, bool give_up);
+void cdm_pages_clear(struct page *page, u32 pages);
+struct page *cdm_page_alloc(struct vm_area_struct *vma, unsigned long address, u32 order);
+struct page *cdm_page_alloc_evicted(u32 order, bool in_reclaim);
 void cdm_drain(void);
 unsigned long cdm_folio_pfn(struct folio *folio);
 u32 cdm_folio_order(struct folio *folio);
+u32 cdm_page_order(struct page *page);
+bool cdm_frame_look(unsigned long pfn, unsigned long *head, u32 *order, u64 *stamp);
+u32 cdm_frame_reason(unsigned long pfn);
+bool cdm_frame_split(unsigned long pfn);
+bool cdm_frame_reclaimable(unsigned long pfn, void *memcg);
+void cdm_ops_set_reclaim(struct dev_pagemap_ops *ops);
+bool cdm_dying(void);
 struct dev_pagemap *cdm_folio_pgmap(struct folio *folio);
 bool cdm_node_usable(int node);
 int cdm_node_default(void);
 u64 cdm_struct_page_bytes(void);
+
+#ifndef __BINDGEN__
+/* Rust; the reclaim method of the device memory. */
+unsigned long cdm_reclaim(struct dev_pagemap *pgmap, void *memcg, unsigned long pages);
+#endif
 
 /* Address spaces */
 int cdm_mm_of(pid_t pid, struct mm_struct **mm);
 bool cdm_vma_migratable(struct vm_area_struct *vma);
 bool cdm_vma_is_anonymous(struct vm_area_struct *vma);
 bool cdm_vma_readable(struct vm_area_struct *vma);
+bool cdm_vma_faultable(struct vm_area_struct *vma);
+bool cdm_fault_in(struct mm_struct *mm, unsigned long address);
 bool cdm_notifier_blockable(const struct mmu_notifier_range *range);
 void cdm_notifier_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
 bool cdm_notifier_retry(struct mmu_interval_notifier *sub, unsigned long seq);
@@ -100,7 +153,7 @@ struct page *cdm_page_mapped_at(struct mm_struct *mm, unsigned long address);
 /* Work */
 struct workqueue_struct *cdm_workqueue_alloc(void);
 u32 cdm_cpu(void);
-bool cdm_may_reset(void);
+bool cdm_may_manage(void);
 unsigned long cdm_jiffies_of_ms(u32 ms);
 
 /* sysfs: numbers that cdm_attribute() in chardev.rs knows. */
@@ -113,6 +166,7 @@ enum cdm_attribute_id {
 	CDM_ATTRIBUTE_NUMA_NODE,
 	CDM_ATTRIBUTE_LINK_WIDTH_LANES,
 	CDM_ATTRIBUTE_LINK_SPEED_MTS,
+	CDM_ATTRIBUTE_MAX_ORDER,
 };
 const struct attribute_group **cdm_attribute_groups(void);
 #ifndef __BINDGEN__
@@ -120,11 +174,19 @@ const struct attribute_group **cdm_attribute_groups(void);
 s64 cdm_attribute(struct miscdevice *misc, enum cdm_attribute_id id);
 #endif
 
+/* Why pages are evicted. */
+enum cdm_evict_why {
+	CDM_EVICT_ON_REQUEST,
+	CDM_EVICT_FOR_ROOM,
+	CDM_EVICT_UNDER_PRESSURE,
+};
+
 /* Trace events */
 void cdm_trace_probe(u32 device, u32 memory_type, u64 base, u64 bytes, u64 metadata, int node);
 void cdm_trace_migrate_batch(u32 device, u32 direction, u64 address, u64 pages, u64 moved,
 			     u64 there, u64 failed, u32 tries);
 void cdm_trace_evacuate(u32 device, u64 in_use, u64 moved);
+void cdm_trace_evict(u32 device, u32 why, u64 asked, u64 moved, u64 failed);
 void cdm_trace_command_submit(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes);
 void cdm_trace_command_done(u32 device, u32 queue, u64 token, u32 status, u64 result, u64 bytes);
 

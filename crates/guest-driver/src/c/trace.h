@@ -11,7 +11,7 @@
 
 #include <linux/tracepoint.h>
 
-#include "../../uapi/cdm.h"
+#include "helpers.h"
 
 TRACE_EVENT(cdm_probe,
 	TP_PROTO(u32 device, u32 memory_type, u64 base, u64 bytes, u64 metadata, int node),
@@ -89,6 +89,32 @@ TRACE_EVENT(cdm_evacuate,
 	),
 	TP_printk("device=%u in_use=%llu moved=%llu",
 		  __entry->device, __entry->in_use, __entry->moved)
+);
+
+TRACE_EVENT(cdm_evict,
+	TP_PROTO(u32 device, u32 why, u64 asked, u64 moved, u64 failed),
+	TP_ARGS(device, why, asked, moved, failed),
+	TP_STRUCT__entry(
+		__field(u32, device)
+		__field(u32, why)
+		__field(u64, asked)
+		__field(u64, moved)
+		__field(u64, failed)
+	),
+	TP_fast_assign(
+		__entry->device = device;
+		__entry->why = why;
+		__entry->asked = asked;
+		__entry->moved = moved;
+		__entry->failed = failed;
+	),
+	TP_printk("device=%u why=%s asked=%llu moved=%llu failed=%llu",
+		  __entry->device,
+		  __print_symbolic(__entry->why,
+				   { CDM_EVICT_ON_REQUEST, "request" },
+				   { CDM_EVICT_FOR_ROOM, "room" },
+				   { CDM_EVICT_UNDER_PRESSURE, "pressure" }),
+		  __entry->asked, __entry->moved, __entry->failed)
 );
 
 TRACE_EVENT(cdm_command_submit,
