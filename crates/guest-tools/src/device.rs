@@ -70,16 +70,73 @@ pub struct Migration {
     pub not_present: u64,
     /// There was no room where it should go.
     pub no_memory: u64,
-    /// Pinned, locked or used by somebody else.
+    /// Locked, or used by somebody else for a moment.
     pub busy: u64,
+    /// Pinned for DMA.
+    pub pinned: u64,
+    /// Being written to its file or to swap.
+    pub writeback: u64,
+    /// Page cache with private data of its file system.
+    pub private_data: u64,
+    /// Page cache of a mapping that cannot move.
+    pub mapping: u64,
+    /// Part of a larger folio that could not be split.
+    pub split: u64,
     /// A kind of page that the kernel does not move to this memory.
     pub unsupported: u64,
+    /// Of the pages that moved, those that moved as 2 MiB folios.
+    pub large: u64,
+    /// Pages that left the device to make room.
+    pub evicted: u64,
+}
+
+/// How a migration is done; nothing of it unless asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Fault in what is not present first.
+    pub populate: bool,
+    /// Evict the least recently migrated pages from a device that is full.
+    pub make_room: bool,
+    /// Move 2 MiB folios as 4 KiB pages.
+    pub small: bool,
+}
+
+impl Options {
+    fn flags(self) -> u32 {
+        [
+            (self.populate, uapi::CDM_MIGRATE_POPULATE),
+            (self.make_room, uapi::CDM_MIGRATE_MAKE_ROOM),
+            (self.small, uapi::CDM_MIGRATE_SMALL),
+        ]
+        .iter()
+        .filter(|(is_wanted, _)| *is_wanted)
+        .fold(0, |flags, (_, flag)| flags | flag)
+    }
+}
+
+/// Which pages of a device an eviction is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evicted {
+    /// All of them, lowest frame first.
+    All,
+    /// Those between two guest-physical addresses, lowest frame first.
+    Frames(u64, u64),
+    /// The least recently migrated ones first.
+    Oldest,
 }
 
 impl Migration {
     /// Pages that did not move.
     pub fn failed(&self) -> u64 {
-        self.not_present + self.no_memory + self.busy + self.unsupported
+        self.not_present
+            + self.no_memory
+            + self.busy
+            + self.pinned
+            + self.writeback
+            + self.private_data
+            + self.mapping
+            + self.split
+            + self.unsupported
     }
 
     /// Whether every page is accounted for once.
@@ -95,21 +152,54 @@ impl Migration {
         self.not_present += other.not_present;
         self.no_memory += other.no_memory;
         self.busy += other.busy;
+        self.pinned += other.pinned;
+        self.writeback += other.writeback;
+        self.private_data += other.private_data;
+        self.mapping += other.mapping;
+        self.split += other.split;
         self.unsupported += other.unsupported;
+        self.large += other.large;
+        self.evicted += other.evicted;
+    }
+
+    /// A migration in which so many pages of each reason did not move.
+    fn of_failed(failed: &[u64; uapi::CDM_REASON_COUNT as usize]) -> Self {
+        let failed = |reason: uapi::cdm_reason| failed[reason as usize];
+        Self {
+            not_present: failed(uapi::CDM_REASON_NOT_PRESENT),
+            no_memory: failed(uapi::CDM_REASON_NO_MEMORY),
+            busy: failed(uapi::CDM_REASON_BUSY),
+            pinned: failed(uapi::CDM_REASON_PINNED),
+            writeback: failed(uapi::CDM_REASON_WRITEBACK),
+            private_data: failed(uapi::CDM_REASON_PRIVATE_DATA),
+            mapping: failed(uapi::CDM_REASON_MAPPING),
+            split: failed(uapi::CDM_REASON_SPLIT),
+            unsupported: failed(uapi::CDM_REASON_UNSUPPORTED),
+            ..Default::default()
+        }
     }
 }
 
 impl From<&uapi::cdm_migrate> for Migration {
     fn from(raw: &uapi::cdm_migrate) -> Self {
-        let failed = |reason: uapi::cdm_reason| raw.failed[reason as usize];
         Self {
             asked: raw.pages_asked,
             moved: raw.pages_moved,
             there: raw.pages_there,
-            not_present: failed(uapi::CDM_REASON_NOT_PRESENT),
-            no_memory: failed(uapi::CDM_REASON_NO_MEMORY),
-            busy: failed(uapi::CDM_REASON_BUSY),
-            unsupported: failed(uapi::CDM_REASON_UNSUPPORTED),
+            large: raw.pages_large,
+            evicted: raw.pages_evicted,
+            ..Self::of_failed(&raw.failed)
+        }
+    }
+}
+
+impl From<&uapi::cdm_evict> for Migration {
+    fn from(raw: &uapi::cdm_evict) -> Self {
+        Self {
+            asked: raw.pages_asked,
+            moved: raw.pages_moved,
+            large: raw.pages_large,
+            ..Self::of_failed(&raw.failed)
         }
     }
 }
@@ -125,6 +215,8 @@ pub struct Residency {
     pub this_device: u64,
     /// In the memory of another device.
     pub other_device: u64,
+    /// Of those in the device that was asked, pages of 2 MiB folios.
+    pub large: u64,
 }
 
 impl From<&uapi::cdm_residency> for Residency {
@@ -135,6 +227,7 @@ impl From<&uapi::cdm_residency> for Residency {
             system: pages(uapi::CDM_PLACE_SYSTEM),
             this_device: pages(uapi::CDM_PLACE_THIS_DEVICE),
             other_device: pages(uapi::CDM_PLACE_OTHER_DEVICE),
+            large: raw.pages_large,
         }
     }
 }
@@ -220,16 +313,51 @@ impl Device {
         range: AddressRange,
         direction: Direction,
     ) -> io::Result<Migration> {
+        self.migrate_with(pid, range, direction, Options::default())
+    }
+
+    /// As `migrate`, with options.
+    pub fn migrate_with(
+        &self,
+        pid: i32,
+        range: AddressRange,
+        direction: Direction,
+        options: Options,
+    ) -> io::Result<Migration> {
         let mut request = uapi::cdm_migrate {
             address: range.start(),
             length: range.bytes(),
             pid,
             direction: direction.number(),
+            flags: options.flags(),
             ..Default::default()
         };
         // SAFETY: the driver reads and writes exactly the structure of this request; moving a page
         // changes nothing that a program can see.
         unsafe { self.ioctl(uapi::CDM_IOCTL_MIGRATE, (&raw mut request).cast()) }?;
+        Ok(Migration::from(&request))
+    }
+
+    /// Brings pages of the device back to system memory, whoever they belong to, and stops when
+    /// `pages_max` of them left; 0 is no limit.
+    pub fn evict(&self, which: Evicted, pages_max: u64) -> io::Result<Migration> {
+        let (start, end) = match which {
+            Evicted::Frames(start, end) => (start, end),
+            Evicted::All | Evicted::Oldest => (0, 0),
+        };
+        let mut request = uapi::cdm_evict {
+            address: start,
+            length: end.wrapping_sub(start),
+            pages_max,
+            flags: match which {
+                Evicted::Oldest => uapi::CDM_EVICT_OLDEST,
+                _ => 0,
+            },
+            ..Default::default()
+        };
+        // SAFETY: the driver reads and writes exactly the structure of this request; moving a page
+        // changes nothing that a program can see.
+        unsafe { self.ioctl(uapi::CDM_IOCTL_EVICT, (&raw mut request).cast()) }?;
         Ok(Migration::from(&request))
     }
 
@@ -470,18 +598,22 @@ mod tests {
     #[test]
     fn migration_adds_up_only_if_every_page_is_counted_once() {
         let mut raw = uapi::cdm_migrate {
-            pages_asked: 10,
+            pages_asked: 50,
             pages_moved: 4,
             pages_there: 1,
             ..Default::default()
         };
-        raw.failed = [1, 2, 1, 1];
+        raw.failed = [1, 2, 3, 4, 5, 6, 7, 8, 9];
         let migration = Migration::from(&raw);
         assert!(migration.adds_up());
         assert_eq!((migration.not_present, migration.no_memory), (1, 2));
+        assert_eq!((migration.busy, migration.pinned), (3, 4));
+        assert_eq!((migration.writeback, migration.private_data), (5, 6));
+        assert_eq!((migration.mapping, migration.split), (7, 8));
+        assert_eq!(migration.unsupported, 9);
         assert!(
             !Migration {
-                asked: 11,
+                asked: 51,
                 ..migration
             }
             .adds_up()
@@ -529,9 +661,10 @@ mod tests {
     #[test]
     fn structures_have_no_hole_that_the_header_does_not_name() {
         // The driver checks reserved fields; a hole would carry whatever the stack held.
-        assert_eq!(size_of::<uapi::cdm_query>(), 96);
-        assert_eq!(size_of::<uapi::cdm_migrate>(), 32 + 8 * (3 + 4 + 4));
-        assert_eq!(size_of::<uapi::cdm_residency>(), 32 + 8 * 4);
+        assert_eq!(size_of::<uapi::cdm_query>(), 112);
+        assert_eq!(size_of::<uapi::cdm_migrate>(), 32 + 8 * (3 + 9 + 4));
+        assert_eq!(size_of::<uapi::cdm_evict>(), 32 + 8 * (2 + 9 + 3));
+        assert_eq!(size_of::<uapi::cdm_residency>(), 32 + 8 * (4 + 2));
         assert_eq!(size_of::<uapi::cdm_command>(), 80);
     }
 }

@@ -65,8 +65,8 @@ fn refuse<T: Copy>(
 fn unknown_request_is_enotty(t: &Fixture) -> Result<()> {
     let magic = CDM_IOC_MAGIC << 8;
     let mut scratch = [0u64; 64];
-    // No argument; number 5 and on; our numbers without a size; a foreign letter; nothing at all.
-    for request in [magic | 0x05, magic | 0xff, magic, 0x5401, 0, u32::MAX] {
+    // No argument; number 6 and on; our numbers without a size; a foreign letter; nothing at all.
+    for request in [magic | 0x06, magic | 0xff, magic, 0x5401, 0, u32::MAX] {
         // SAFETY: whatever a driver might write fits into the scratch space.
         let result = unsafe { t.device.ioctl(request, scratch.as_mut_ptr().cast()) };
         expect_errno(result, Errno::ENOTTY).with_context(|| format!("request {request:#x}"))?;
@@ -194,7 +194,13 @@ fn migrate_refuses_each_bad_field(t: &Fixture) -> Result<()> {
                 ..good
             },
         ),
-        ("flag", cdm_migrate { flags: 1, ..good }),
+        (
+            "flag",
+            cdm_migrate {
+                flags: 1 << 3,
+                ..good
+            },
+        ),
         (
             "high flag",
             cdm_migrate {

@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cdm_guest_tools::device::{Direction, Migration, Place, Span};
+use cdm_guest_tools::device::{Direction, Migration, Options, Place, Span};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES, pattern};
 use cdm_guest_tools::process;
+use cdm_guest_tools::uapi::{CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -29,9 +30,10 @@ crate::tests!("migration":
     second_migration_finds_the_pages_there,
     untouched_pages_are_counted_and_stay_untouched,
     hole_in_the_range_is_counted_and_the_rest_moves,
-    pages_of_a_file_are_counted_as_unsupported_and_stay,
+    pages_of_a_shared_file_move_where_the_kernel_can_and_are_counted_elsewhere,
     read_only_memory_migrates_and_stays_read_only,
-    huge_pages_migrate_as_small_pages,
+    huge_pages_move_whole_where_the_kernel_can_and_in_parts_elsewhere,
+    huge_pages_move_in_parts_on_request,
     places_tell_each_page_of_a_mixed_range,
     concurrent_migrations_and_stores_lose_nothing,
 );
@@ -256,7 +258,9 @@ fn hole_in_the_range_is_counted_and_the_rest_moves(t: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn pages_of_a_file_are_counted_as_unsupported_and_stay(t: &Fixture) -> Result<()> {
+fn pages_of_a_shared_file_move_where_the_kernel_can_and_are_counted_elsewhere(
+    t: &Fixture,
+) -> Result<()> {
     const FILE_PAGES: usize = 16;
     let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::empty())?;
     let file = File::from(fd);
@@ -265,13 +269,19 @@ fn pages_of_a_file_are_counted_as_unsupported_and_stay(t: &Fixture) -> Result<()
     memory.fill_pattern(11);
     let free = t.free_pages()?;
     let (migration, _) = move_patiently(&t.device, 0, memory.range(), Direction::ToDevice)?;
+    let can_move = t.start.capabilities & CDM_CAN_MOVE_FILES != 0;
+    let (moved, unsupported) = if can_move { (16, 0) } else { (0, 16) };
     let expected = Migration {
         asked: 16,
-        unsupported: 16,
+        moved,
+        unsupported,
         ..Default::default()
     };
     ensure!(migration == expected, "{migration:?}");
+    t.expect_free_pages(free - moved)?;
     memory.check_pattern(11)?;
+    drop(memory);
+    drop(file);
     t.expect_free_pages(free)
 }
 
@@ -290,25 +300,59 @@ fn read_only_memory_migrates_and_stays_read_only(t: &Fixture) -> Result<()> {
     Ok(())
 }
 
-fn huge_pages_migrate_as_small_pages(t: &Fixture) -> Result<()> {
+/// Two huge pages go to the device and back; how many bytes of them stay mapped as such there.
+fn move_huge_pages(t: &Fixture, seed: u64, options: Options, in_device: u64) -> Result<()> {
     let memory = Mapping::huge_aligned(2 * HUGE_PAGE_BYTES)?;
     memory.advise(MmapAdvise::MADV_HUGEPAGE)?;
-    memory.fill_pattern(13);
-    let huge = process::smaps_bytes(0, memory.range(), "AnonHugePages")?;
+    memory.fill_pattern(seed);
+    let all = memory.bytes() as u64;
+    let huge = || process::smaps_bytes(0, memory.range(), "AnonHugePages");
+    let before = huge()?;
     ensure!(
-        huge == memory.bytes() as u64,
-        "only {huge} bytes are in huge pages to begin with"
+        before == all,
+        "only {before} bytes are in huge pages to begin with"
     );
     let free = t.free_pages()?;
-    t.move_all(memory.range(), Direction::ToDevice)?;
+    let migration = t
+        .device
+        .migrate_with(0, memory.range(), Direction::ToDevice, options)?;
+    let pages = memory.pages() as u64;
+    ensure!(migration.moved == pages, "{migration:?}");
+    ensure!(
+        migration.large * PAGE_BYTES as u64 == in_device,
+        "{migration:?}"
+    );
     t.expect_in_device(memory.range())?;
-    t.expect_free_pages(free - memory.pages() as u64)?;
-    memory.check_pattern(13)?;
-    let huge = process::smaps_bytes(0, memory.range(), "AnonHugePages")?;
-    ensure!(huge == 0, "{huge} bytes are still mapped by huge pages");
+    t.expect_free_pages(free - pages)?;
+    memory.check_pattern(seed)?;
+    let found = huge()?;
+    ensure!(
+        found == in_device,
+        "{found} bytes are mapped by huge pages in the device"
+    );
+    let residency = t.device.residency(0, memory.range())?;
+    ensure!(
+        residency.large * PAGE_BYTES as u64 == in_device,
+        "{residency:?}"
+    );
     t.move_all(memory.range(), Direction::ToSystem)?;
-    memory.check_pattern(13)?;
-    Ok(())
+    t.expect_in_system(memory.range())?;
+    memory.check_pattern(seed)?;
+    t.expect_free_pages(free)
+}
+
+fn huge_pages_move_whole_where_the_kernel_can_and_in_parts_elsewhere(t: &Fixture) -> Result<()> {
+    let can_move = t.start.capabilities & CDM_CAN_MOVE_LARGE != 0;
+    let in_device = if can_move { 2 * HUGE_PAGE_BYTES } else { 0 };
+    move_huge_pages(t, 13, Options::default(), in_device as u64)
+}
+
+fn huge_pages_move_in_parts_on_request(t: &Fixture) -> Result<()> {
+    let options = Options {
+        small: true,
+        ..Default::default()
+    };
+    move_huge_pages(t, 15, options, 0)
 }
 
 fn places_tell_each_page_of_a_mixed_range(t: &Fixture) -> Result<()> {

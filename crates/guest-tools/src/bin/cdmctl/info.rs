@@ -78,9 +78,10 @@ fn table(devices: &[DeviceInfo]) -> String {
     for device in devices {
         let _ = writeln!(
             text,
-            "device {}: protocol {}, {}; {} pool(s), {} command queue(s); link x{} at {} MT/s; \
+            "device {}: can {}; protocol {}, {}; {} pool(s), {} command queue(s); link x{} at {} MT/s; \
              agents: {} home, {} request, {} slave",
             device.device,
+            device.capabilities.join(", "),
             device.protocol,
             device.features.join(", "),
             device.pools,

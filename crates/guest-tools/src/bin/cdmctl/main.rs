@@ -3,7 +3,9 @@
 //! Shows and moves the memory of coherent memory devices, and lets a device
 //! work on memory.
 
+mod account;
 mod buffer;
+mod evict;
 mod info;
 mod migrate;
 mod report;
@@ -42,6 +44,8 @@ enum Command {
     Migrate(migrate::Args),
     /// Count the pages of a process by where they are
     Residency(residency::Args),
+    /// Bring pages of a device back to ordinary memory, whoever they belong to
+    Evict(evict::Args),
     /// Let a device work on a buffer, and print the result
     Run(run::Args),
     /// Fail the outstanding commands of a device; its memory stays as it is
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Info(args) => info::run(&args),
         Command::Migrate(args) => migrate::run(&args),
         Command::Residency(args) => residency::run(&args),
+        Command::Evict(args) => evict::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Reset(args) => reset(&args),
     };

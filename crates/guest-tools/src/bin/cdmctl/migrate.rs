@@ -3,21 +3,22 @@
 //! `cdmctl migrate`.
 
 use anyhow::Context;
-use cdm_guest_tools::device::{Direction, Migration};
+use cdm_guest_tools::device::{Direction, Migration, Options};
 use clap::ValueEnum;
 
 use crate::report::{self, Failed, MigrateReport};
 use crate::target::Target;
-use crate::{Verdict, open};
+use crate::{Verdict, account, open};
 
 const EXAMPLES: &str = "\
 Examples:
   cdmctl migrate --pid 120 --all --to device
   cdmctl migrate --pid 120 --range 7f0000000000-7f0000400000 --to system
+  cdmctl migrate --pid 120 --all --to device --populate --make-room
 
-Pages that were never touched and pages of files do not move; they are counted
-and are no failure. The exit status is 1 if a page did not move because there
-was no room, or because it was busy.";
+Pages that were never touched and pages of a kind that cannot move are counted
+and are no failure. The exit status is 1 if a page that can move did not: there
+was no room, or it was in use by somebody else.";
 
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -28,6 +29,18 @@ pub struct Args {
     /// Move the pages there
     #[arg(long, value_enum)]
     to: To,
+
+    /// Fault in what is not present first
+    #[arg(long)]
+    populate: bool,
+
+    /// Evict the least recently migrated pages if the device is full
+    #[arg(long)]
+    make_room: bool,
+
+    /// Move 2 MiB folios as 4 KiB pages
+    #[arg(long)]
+    small: bool,
 
     /// Use device N, of /dev/cdmN
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -65,10 +78,15 @@ impl To {
 pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     let device = open(args.device)?;
     let pid = args.target.pid;
+    let options = Options {
+        populate: args.populate,
+        make_room: args.make_room,
+        small: args.small,
+    };
     let mut total = Migration::default();
     for range in args.target.ranges()? {
         let migration = device
-            .migrate(pid, range, args.to.direction())
+            .migrate_with(pid, range, args.to.direction(), options)
             .with_context(|| format!("cannot move {range} of process {pid}"))?;
         total.add(&migration);
     }
@@ -81,87 +99,12 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
             pages_asked: total.asked,
             pages_moved: total.moved,
             pages_there: total.there,
+            pages_large: total.large,
+            pages_evicted: total.evicted,
             failed: Failed::from(&total),
         })?;
     } else {
-        println!("{}", sentence(&total));
+        println!("{}", account::sentence(&total));
     }
-    Ok(verdict(&total))
-}
-
-/// A page that was never touched or cannot be in a device at all is no failure.
-fn verdict(total: &Migration) -> Verdict {
-    match total.no_memory + total.busy {
-        0 => Verdict::Done,
-        _ => Verdict::CheckFailed,
-    }
-}
-
-/// The result in one line, without what is zero.
-fn sentence(total: &Migration) -> String {
-    let parts = [
-        (total.there, "already there"),
-        (total.not_present, "not present"),
-        (total.no_memory, "without room"),
-        (total.busy, "busy"),
-        (total.unsupported, "of an unsupported kind"),
-    ];
-    let rest: Vec<_> = parts
-        .iter()
-        .filter(|(pages, _)| *pages > 0)
-        .map(|(pages, what)| format!("{pages} {what}"))
-        .collect();
-    let head = format!("{} of {} pages moved", total.moved, total.asked);
-    match rest.as_slice() {
-        [] => head,
-        rest => format!("{head}; {}", rest.join(", ")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sentence_names_each_reason_that_occurred() {
-        let all = Migration {
-            asked: 4,
-            moved: 4,
-            ..Default::default()
-        };
-        assert_eq!(sentence(&all), "4 of 4 pages moved");
-        let part = Migration {
-            asked: 9,
-            moved: 4,
-            there: 1,
-            no_memory: 3,
-            busy: 1,
-            ..all
-        };
-        assert_eq!(
-            sentence(&part),
-            "4 of 9 pages moved; 1 already there, 3 without room, 1 busy"
-        );
-    }
-
-    #[test]
-    fn untouched_and_unsupported_pages_are_no_failed_check() {
-        let total = Migration {
-            not_present: 3,
-            unsupported: 2,
-            ..Default::default()
-        };
-        assert_eq!(verdict(&total), Verdict::Done);
-        assert_eq!(
-            verdict(&Migration {
-                no_memory: 1,
-                ..total
-            }),
-            Verdict::CheckFailed
-        );
-        assert_eq!(
-            verdict(&Migration { busy: 1, ..total }),
-            Verdict::CheckFailed
-        );
-    }
+    Ok(account::verdict(&total))
 }

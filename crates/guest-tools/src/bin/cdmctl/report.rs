@@ -5,7 +5,9 @@
 
 use cdm_guest_tools::device::{Migration, Residency, memory_type_name};
 use cdm_guest_tools::range::AddressRange;
-use cdm_guest_tools::uapi::cdm_query;
+use cdm_guest_tools::uapi::{
+    CDM_CAN_CPU_ACCESS, CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE, CDM_CAN_RELIEVE, cdm_query,
+};
 use cdm_protocol::{FEATURE_ATOMICS, FEATURE_METADATA_GUARD};
 use serde::Serialize;
 
@@ -31,6 +33,9 @@ pub struct DeviceInfo {
     pub numa_node: i32,
     pub pages_to_device: u64,
     pub pages_to_system: u64,
+    pub pages_evicted: u64,
+    pub pages_poisoned: u64,
+    pub capabilities: Vec<String>,
     pub protocol: String,
     pub features: Vec<String>,
     pub command_queues: u16,
@@ -66,6 +71,9 @@ impl DeviceInfo {
             numa_node: query.numa_node,
             pages_to_device: query.pages_to_device,
             pages_to_system: query.pages_to_system,
+            pages_evicted: query.pages_evicted,
+            pages_poisoned: query.pages_poisoned,
+            capabilities: capabilities(query.capabilities),
             protocol: format!("{}.{}", query.protocol_major, query.protocol_minor),
             features: features(query.device_features),
             command_queues: query.num_command_queues,
@@ -96,6 +104,21 @@ fn features(bits: u64) -> Vec<String> {
         .collect()
 }
 
+/// Names of what driver and kernel can do; a bit without a name is given by its number.
+fn capabilities(bits: u32) -> Vec<String> {
+    (0..u32::BITS)
+        .map(|bit| (bit, 1u32 << bit))
+        .filter(|(_, mask)| bits & mask != 0)
+        .map(|(bit, mask)| match mask {
+            CDM_CAN_MOVE_LARGE => "move-large".into(),
+            CDM_CAN_MOVE_FILES => "move-files".into(),
+            CDM_CAN_RELIEVE => "relieve".into(),
+            CDM_CAN_CPU_ACCESS => "cpu-access".into(),
+            _ => format!("bit-{bit}"),
+        })
+        .collect()
+}
+
 /// `cdmctl migrate --json`.
 #[derive(Serialize)]
 pub struct MigrateReport {
@@ -106,6 +129,19 @@ pub struct MigrateReport {
     pub pages_asked: u64,
     pub pages_moved: u64,
     pub pages_there: u64,
+    pub pages_large: u64,
+    pub pages_evicted: u64,
+    pub failed: Failed,
+}
+
+/// `cdmctl evict --json`.
+#[derive(Serialize)]
+pub struct EvictReport {
+    pub version: u32,
+    pub device: u32,
+    pub pages_asked: u64,
+    pub pages_moved: u64,
+    pub pages_large: u64,
     pub failed: Failed,
 }
 
@@ -115,6 +151,11 @@ pub struct Failed {
     pub not_present: u64,
     pub no_memory: u64,
     pub busy: u64,
+    pub pinned: u64,
+    pub writeback: u64,
+    pub private_data: u64,
+    pub mapping: u64,
+    pub split: u64,
     pub unsupported: u64,
 }
 
@@ -124,6 +165,11 @@ impl From<&Migration> for Failed {
             not_present: migration.not_present,
             no_memory: migration.no_memory,
             busy: migration.busy,
+            pinned: migration.pinned,
+            writeback: migration.writeback,
+            private_data: migration.private_data,
+            mapping: migration.mapping,
+            split: migration.split,
             unsupported: migration.unsupported,
         }
     }
@@ -147,6 +193,7 @@ pub struct RangeResidency {
     pub pages_system: u64,
     pub pages_this_device: u64,
     pub pages_other_device: u64,
+    pub pages_large: u64,
 }
 
 impl RangeResidency {
@@ -158,6 +205,7 @@ impl RangeResidency {
             pages_system: residency.system,
             pages_this_device: residency.this_device,
             pages_other_device: residency.other_device,
+            pages_large: residency.large,
         }
     }
 }
@@ -226,6 +274,7 @@ pub mod tests {
             device: 1,
             protocol_major: 1,
             device_features: 3,
+            capabilities: CDM_CAN_MOVE_LARGE | CDM_CAN_CPU_ACCESS,
             link_width_lanes: 16,
             link_speed_mts: 25_000,
             num_command_queues: 2,
@@ -254,6 +303,7 @@ pub mod tests {
         assert_eq!(device["numa_node"], -1);
         assert_eq!(device["bytes_metadata"], 4 << 20);
         assert_eq!(device["features"], json!(["metadata-guard", "atomics"]));
+        assert_eq!(device["capabilities"], json!(["move-large", "cpu-access"]));
     }
 
     #[test]
@@ -296,6 +346,10 @@ pub mod tests {
     #[test]
     fn feature_without_a_name_is_given_by_its_bit() {
         assert_eq!(features(FEATURE_ATOMICS | 1 << 63), ["atomics", "bit-63"]);
+        assert_eq!(
+            capabilities(CDM_CAN_MOVE_FILES | CDM_CAN_RELIEVE | 1 << 31),
+            ["move-files", "relieve", "bit-31"]
+        );
     }
 
     #[test]
@@ -314,10 +368,36 @@ pub mod tests {
             pages_asked: migration.asked,
             pages_moved: migration.moved,
             pages_there: migration.there,
+            pages_large: migration.large,
+            pages_evicted: migration.evicted,
             failed: Failed::from(&migration),
         };
         validate(
             "cdmctl-migrate.schema.json",
+            &serde_json::to_value(report).unwrap(),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn evict_report_is_what_its_schema_says() {
+        let migration = Migration {
+            asked: 513,
+            moved: 512,
+            large: 512,
+            pinned: 1,
+            ..Default::default()
+        };
+        let report = EvictReport {
+            version: VERSION,
+            device: 0,
+            pages_asked: migration.asked,
+            pages_moved: migration.moved,
+            pages_large: migration.large,
+            failed: Failed::from(&migration),
+        };
+        validate(
+            "cdmctl-evict.schema.json",
             &serde_json::to_value(report).unwrap(),
         )
         .unwrap();
