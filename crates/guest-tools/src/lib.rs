@@ -6,11 +6,14 @@
 pub mod agent;
 pub mod device;
 pub mod init;
+pub mod invariants;
 pub mod iomem;
 pub mod ktap;
 pub mod memory;
 pub mod pagemap;
 pub mod process;
+pub mod random;
 pub mod range;
 pub mod size;
 pub mod uapi;
+pub mod vmstat;

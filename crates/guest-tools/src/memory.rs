@@ -53,16 +53,44 @@ impl Mapping {
 
     /// Maps the first `bytes` of a file, shared with everybody who maps it.
     pub fn shared_file(file: &File, bytes: usize) -> io::Result<Self> {
+        Self::of_file(None, file, bytes, MapFlags::MAP_SHARED)
+    }
+
+    /// `address` is given with MAP_FIXED alone, and then names a mapping that the caller owns and
+    /// gives up.
+    fn of_file(
+        address: Option<NonZeroUsize>,
+        file: &File,
+        bytes: usize,
+        flags: MapFlags,
+    ) -> io::Result<Self> {
         let length = NonZeroUsize::new(bytes.next_multiple_of(PAGE_BYTES))
             .ok_or_else(|| io::Error::other("a mapping of no bytes"))?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: no address is given, so no existing mapping is replaced; whoever else maps the
-        // file, all access here is atomic.
-        let base = unsafe { mman::mmap(None, length, protection, MapFlags::MAP_SHARED, file, 0) }?;
+        // SAFETY: without an address no existing mapping is replaced, with one it is the caller's
+        // own; whoever else maps the file, all access here is atomic.
+        let base = unsafe { mman::mmap(address, length, protection, flags, file, 0) }?;
         Ok(Self {
             base,
             bytes: length.get(),
         })
+    }
+
+    /// Maps the first `bytes` of a file; what is written stays with this process.
+    pub fn private_file(file: &File, bytes: usize) -> io::Result<Self> {
+        Self::of_file(None, file, bytes, MapFlags::MAP_PRIVATE)
+    }
+
+    /// Maps the first `bytes` of a file from a huge page boundary on, shared with everybody who
+    /// maps it.
+    pub fn huge_aligned_file(file: &File, bytes: usize) -> io::Result<Self> {
+        let place = Self::huge_aligned(bytes)?;
+        let address = NonZeroUsize::new(place.base.as_ptr() as usize);
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        let mapping = Self::of_file(address, file, place.bytes, flags)?;
+        // The file took the place of what was there.
+        std::mem::forget(place);
+        Ok(mapping)
     }
 
     /// Maps private memory that starts on a huge page boundary.
@@ -142,8 +170,14 @@ impl Mapping {
 
     /// Stores the pattern of `seed` into every word.
     pub fn fill_pattern(&self, seed: u64) {
-        for (index, word) in self.words().iter().enumerate() {
-            word.store(pattern(seed, index), Relaxed);
+        self.fill_pattern_pages(seed, 0..self.pages());
+    }
+
+    /// Stores the pattern of `seed` into every word of some pages.
+    pub fn fill_pattern_pages(&self, seed: u64, pages: Range<usize>) {
+        const WORDS: usize = PAGE_BYTES / WORD_BYTES;
+        for index in pages.start * WORDS..pages.end * WORDS {
+            self.words()[index].store(pattern(seed, index), Relaxed);
         }
     }
 
@@ -246,6 +280,15 @@ impl Mapping {
         Ok(())
     }
 
+    /// Asks the kernel to put the pages of the mapping into huge ones now (MADV_COLLAPSE).
+    pub fn collapse(&self) -> io::Result<()> {
+        // SAFETY: the range is this mapping; collapsing changes nothing that a program can see.
+        match unsafe { libc::madvise(self.base.as_ptr(), self.bytes, libc::MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Sets what may be done with some pages.
     pub fn protect_pages(
         &self,
@@ -294,12 +337,16 @@ impl Mapping {
     /// Makes the mapping `bytes` long, at another address.
     pub fn move_and_resize(&mut self, bytes: usize) -> io::Result<()> {
         assert!(bytes > 0 && bytes.is_multiple_of(PAGE_BYTES));
-        // A reservation of the new length tells an address that is free for certain; the move
-        // replaces it.
-        let target = Self::anonymous(bytes)?;
+        // A reservation of the new length tells an address that is free for certain.
+        self.move_over(Self::anonymous(bytes)?)
+    }
+
+    /// Moves the mapping to where `target` is, and makes it as long; `target` is no more.
+    pub fn move_over(&mut self, target: Self) -> io::Result<()> {
+        let bytes = target.bytes;
         let flags = MRemapFlags::MREMAP_MAYMOVE | MRemapFlags::MREMAP_FIXED;
         // SAFETY: the source is this whole mapping, of which `&mut self` says that no word is
-        // borrowed; the target is the reservation, which nobody else knows.
+        // borrowed; the target is a mapping that nobody else owns.
         let moved =
             unsafe { mman::mremap(self.base, self.bytes, bytes, flags, Some(target.base)) }?;
         std::mem::forget(target);

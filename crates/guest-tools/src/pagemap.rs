@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use crate::memory::PAGE_BYTES;
@@ -58,11 +59,98 @@ fn entries(path: &str, range: AddressRange) -> io::Result<Vec<Entry>> {
         .collect())
 }
 
+/// Bytes of `range` in this process that entries for huge pages map, one each 2 MiB, whatever
+/// memory the page is in.
+///
+/// /proc/kpageflags knows nothing about device memory: it asks for frames that are online.
+pub fn huge_mapped_bytes(range: AddressRange) -> io::Result<u64> {
+    let file = File::open("/proc/self/pagemap")?;
+    let mut found = [scan::Region::default(); 64];
+    let mut sum = 0;
+    let mut start = range.start();
+    while start < range.end() {
+        let mut request = scan::Request {
+            size: size_of::<scan::Request>() as u64,
+            start,
+            end: range.end(),
+            vec: found.as_mut_ptr() as u64,
+            vec_len: found.len() as u64,
+            category_mask: scan::PAGE_IS_HUGE,
+            return_mask: scan::PAGE_IS_HUGE,
+            ..Default::default()
+        };
+        // SAFETY: the kernel reads and writes the request, and writes at most `vec_len` regions to
+        // `found`, which nobody else uses meanwhile.
+        let regions = unsafe { scan::pagemap_scan(file.as_raw_fd(), &raw mut request) }?;
+        let regions = &found[..usize::try_from(regions).map_err(io::Error::other)?];
+        sum += regions
+            .iter()
+            .map(|region| region.end - region.start)
+            .sum::<u64>();
+        if request.walk_end <= start {
+            return Err(io::Error::other(format!(
+                "PAGEMAP_SCAN of {range} stops at {start:#x}"
+            )));
+        }
+        start = request.walk_end;
+    }
+    Ok(sum)
+}
+
+/// PAGEMAP_SCAN, from linux/fs.h (Documentation/admin-guide/mm/pagemap.rst).
+mod scan {
+    /// `struct pm_scan_arg`
+    #[repr(C)]
+    #[derive(Default)]
+    pub struct Request {
+        pub size: u64,
+        pub flags: u64,
+        pub start: u64,
+        pub end: u64,
+        pub walk_end: u64,
+        pub vec: u64,
+        pub vec_len: u64,
+        pub max_pages: u64,
+        pub category_inverted: u64,
+        pub category_mask: u64,
+        pub category_anyof_mask: u64,
+        pub return_mask: u64,
+    }
+
+    /// `struct page_region`
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    pub struct Region {
+        pub start: u64,
+        pub end: u64,
+        pub categories: u64,
+    }
+
+    /// An entry for a huge page maps it.
+    pub const PAGE_IS_HUGE: u64 = 1 << 6;
+
+    nix::ioctl_readwrite!(pagemap_scan, b'f', 16, Request);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::memory::Mapping;
     use std::sync::atomic::Ordering::Relaxed;
+
+    #[test]
+    fn small_pages_are_not_mapped_by_huge_entries() {
+        let mapping = Mapping::anonymous(4 * PAGE_BYTES).unwrap();
+        mapping
+            .advise(nix::sys::mman::MmapAdvise::MADV_NOHUGEPAGE)
+            .unwrap();
+        mapping.fill(1);
+        match huge_mapped_bytes(mapping.range()) {
+            Ok(bytes) => assert_eq!(bytes, 0),
+            // Kernels before 6.7 have no PAGEMAP_SCAN.
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOTTY), "{error}"),
+        }
+    }
 
     #[test]
     fn touched_page_is_present_and_untouched_page_is_not() {

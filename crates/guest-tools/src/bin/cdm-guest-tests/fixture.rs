@@ -2,18 +2,21 @@
 
 //! What every test starts with, and the checks that many of them make.
 
+use std::fs;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use cdm_guest_tools::device::{Device, Direction, Migration};
-use cdm_guest_tools::memory::{Mapping, PAGE_BYTES};
+pub use cdm_guest_tools::invariants::{expect_free_pages, free_pages};
+use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::pagemap;
 use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::uapi::cdm_query;
+use nix::sys::mman::MmapAdvise;
 
 /// One test; its name is a claim.
 #[derive(Clone, Copy)]
@@ -62,9 +65,6 @@ pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
 /// (per-CPU lists of pages on their way to the LRU) go away by themselves.
 const BUSY_RETRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
-
-/// How long the kernel may take to give freed device pages back.
-const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The first device, and how to say something about the test.
 pub struct Fixture {
@@ -118,6 +118,18 @@ impl Fixture {
     pub fn resident_memory(&self, pages: usize, seed: u64) -> Result<Mapping> {
         let memory = self.system_memory(pages, seed)?;
         self.move_all(memory.range(), Direction::ToDevice)?;
+        Ok(memory)
+    }
+
+    /// Memory of `count` huge pages with the pattern of `seed`, each in one piece, in system memory.
+    pub fn huge_memory(&self, count: usize, seed: u64) -> Result<Mapping> {
+        let memory = Mapping::huge_aligned(count * HUGE_PAGE_BYTES).context("cannot map memory")?;
+        // What earlier tests left of free memory may be in small pieces.
+        fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")?;
+        memory.advise(MmapAdvise::MADV_HUGEPAGE)?;
+        memory.fill_pattern(seed);
+        expect_huge_mapped(memory.range(), memory.bytes() as u64)
+            .context("the kernel gave no huge pages to begin with")?;
         Ok(memory)
     }
 
@@ -187,29 +199,6 @@ pub fn device_memory(query: &cdm_query) -> Range<u64> {
     start..start + query.bytes_total
 }
 
-/// Pages of `device` that are free.
-pub fn free_pages(device: &Device) -> Result<u64> {
-    Ok(device.query()?.bytes_free / PAGE_BYTES as u64)
-}
-
-/// Waits until `device` has `expected` free pages.
-pub fn expect_free_pages(device: &Device, expected: u64) -> Result<()> {
-    let deadline = Instant::now() + SETTLE_LIMIT;
-    loop {
-        let free = free_pages(device)?;
-        if free == expected {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            bail!(
-                "device {} has {free} free pages, not {expected}, after {SETTLE_LIMIT:?}",
-                device.number()
-            );
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// Physical address of each page of a range of this process; every page must be present.
 pub fn physical_addresses(range: AddressRange) -> Result<Vec<u64>> {
     let entries = pagemap::own(range).context("cannot read /proc/self/pagemap")?;
@@ -222,6 +211,16 @@ pub fn physical_addresses(range: AddressRange) -> Result<Vec<u64>> {
             })
         })
         .collect()
+}
+
+/// Expects that entries for huge pages map `bytes` of a range of this process.
+pub fn expect_huge_mapped(range: AddressRange, bytes: u64) -> Result<()> {
+    let found = pagemap::huge_mapped_bytes(range).context("PAGEMAP_SCAN")?;
+    ensure!(
+        found == bytes,
+        "{found} bytes of {range} are mapped by huge entries, not {bytes}"
+    );
+    Ok(())
 }
 
 /// Moves a range and tries again while pages are busy. The result of the last call, with the pages

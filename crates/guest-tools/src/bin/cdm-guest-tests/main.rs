@@ -13,6 +13,7 @@ mod isolate;
 mod lifecycle;
 mod migration;
 mod module;
+mod neighbours;
 mod observability;
 mod pins;
 mod processes;
@@ -20,8 +21,8 @@ mod runner;
 mod stress;
 mod trace;
 mod two_devices;
+mod uffd;
 mod unload;
-mod vmstat;
 
 use std::process::ExitCode;
 
@@ -79,6 +80,7 @@ fn all() -> Vec<Test> {
         fork::TESTS,
         lifecycle::TESTS,
         pins::TESTS,
+        neighbours::TESTS,
         capacity::TESTS,
         processes::TESTS,
         bad_input::TESTS,

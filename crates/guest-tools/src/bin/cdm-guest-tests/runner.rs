@@ -10,16 +10,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cdm_guest_tools::device::Device;
+use cdm_guest_tools::invariants::Snapshot;
 use cdm_guest_tools::ktap::{Outcome, Writer};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
-use crate::fixture::{Fixture, Skip, Test, expect_free_pages, free_pages};
+use crate::fixture::{Fixture, Skip, Test};
 use crate::isolate::{panic_message, pipe_files};
-use crate::vmstat;
 
 /// Longest that one test may take: ten times what the longest takes on an emulated CPU.
 const TEST_LIMIT: Duration = Duration::from_secs(120);
@@ -37,7 +36,7 @@ pub fn run(tests: &[Test], seed: u64) -> Result<bool> {
     ))?;
     for test in tests {
         let started = Instant::now();
-        let before = snapshot();
+        let before = Snapshot::take();
         let (mut outcome, notes) = run_isolated(*test, seed)?;
         for note in &notes {
             writer.diagnostic(note)?;
@@ -52,36 +51,6 @@ pub fn run(tests: &[Test], seed: u64) -> Result<bool> {
         writer.result(&test.full_name(), &outcome)?;
     }
     Ok(all_good)
-}
-
-/// What must be the same after a test.
-struct Snapshot {
-    free_pages: Vec<(u32, u64)>,
-    vm: vmstat::Snapshot,
-}
-
-fn snapshot() -> Result<Snapshot> {
-    let mut free = Vec::new();
-    for number in Device::numbers()? {
-        let device =
-            Device::open(number).with_context(|| format!("cannot open device {number}"))?;
-        free.push((number, free_pages(&device)?));
-    }
-    Ok(Snapshot {
-        free_pages: free,
-        vm: vmstat::Snapshot::take()?,
-    })
-}
-
-impl Snapshot {
-    fn compare(&self) -> Result<()> {
-        for (number, pages) in &self.free_pages {
-            let device = Device::open(*number)
-                .with_context(|| format!("device {number} is gone, which was there before"))?;
-            expect_free_pages(&device, *pages)?;
-        }
-        self.vm.compare()
-    }
 }
 
 /// Runs one test in a child; its outcome, and what it had to say.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Device, Direction, Span};
 use cdm_guest_tools::memory::{Mapping, PAGE_BYTES};
+use cdm_guest_tools::random::Random;
 use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::Fixture;
@@ -19,27 +20,6 @@ crate::tests!("stress":
 const PROCESSES: u64 = 3;
 const TIME: Duration = Duration::from_secs(6);
 const PAGES: usize = 192;
-
-/// xorshift64*: small, and the same everywhere for one seed.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        // The state must not be zero.
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-}
 
 /// Memory, and what must be in it: the seed of each page's pattern.
 struct Tracked {
@@ -65,11 +45,7 @@ impl Tracked {
     }
 
     fn rewrite(&mut self, page: usize, seed: u64) {
-        let words = PAGE_BYTES / 8;
-        for index in page * words..(page + 1) * words {
-            let value = cdm_guest_tools::memory::pattern(seed, index);
-            self.memory.words()[index].store(value, std::sync::atomic::Ordering::Relaxed);
-        }
+        self.memory.fill_pattern_pages(seed, page..page + 1);
         self.seeds[page] = seed;
     }
 }
@@ -95,7 +71,7 @@ fn step(device: &Device, tracked: &mut Tracked, random: &mut Random) -> Result<&
             Ok("to system")
         }
         5 => {
-            tracked.rewrite(first, random.next());
+            tracked.rewrite(first, random.number());
             Ok("rewrite")
         }
         6 => {

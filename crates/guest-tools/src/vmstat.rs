@@ -18,12 +18,23 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 const STEADY: &[(&str, i64)] = &[
     ("nr_anon_pages", 768),
     ("nr_anon_transparent_hugepages", 2),
+    ("nr_file_pages", 512),
     ("nr_shmem", 64),
     ("nr_shmem_hugepages", 0),
     ("nr_mlock", 0),
     ("nr_isolated_anon", 0),
     ("nr_isolated_file", 0),
+    ("nr_dirty", 64),
+    ("nr_writeback", 0),
+    ("nr_zone_write_pending", 64),
+    // Not from vmstat: huge pages of this size by what became of them, and what the zone of device
+    // memory has for the kernel's own allocator.
+    ("thp_nr_anon", 2),
+    ("thp_nr_anon_partially_mapped", 0),
+    ("device_zone_free", 0),
 ];
+
+const THP_STATS: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/stats";
 
 /// Page counts at one time.
 pub struct Snapshot(BTreeMap<String, i64>);
@@ -35,10 +46,19 @@ impl Snapshot {
         fs::write("/proc/sys/vm/stat_refresh", "1")
             .context("the kernel finds a negative page count (stat_refresh, see the log)")?;
         let text = fs::read_to_string("/proc/vmstat").context("cannot read /proc/vmstat")?;
-        Ok(Self(parse(&text)))
+        let mut counts = parse(&text);
+        for name in ["nr_anon", "nr_anon_partially_mapped"] {
+            let path = format!("{THP_STATS}/{name}");
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            counts.insert(format!("thp_{name}"), text.trim().parse()?);
+        }
+        let zones = fs::read_to_string("/proc/zoneinfo").context("cannot read /proc/zoneinfo")?;
+        counts.insert("device_zone_free".into(), device_zone_free(&zones));
+        Ok(Self(counts))
     }
 
-    fn get(&self, name: &str) -> i64 {
+    /// One count.
+    pub fn get(&self, name: &str) -> i64 {
         self.0.get(name).copied().unwrap_or(0)
     }
 
@@ -77,6 +97,21 @@ impl Snapshot {
     }
 }
 
+/// Free pages of all zones called Device in /proc/zoneinfo. The kernel's own allocator must never
+/// get a page of device memory.
+fn device_zone_free(text: &str) -> i64 {
+    let mut is_device = false;
+    let mut sum = 0;
+    for line in text.lines() {
+        if line.starts_with("Node ") {
+            is_device = line.ends_with(" Device");
+        } else if is_device && let Some(free) = line.trim().strip_prefix("pages free ") {
+            sum += free.trim().parse().unwrap_or(0);
+        }
+    }
+    sum
+}
+
 fn parse(text: &str) -> BTreeMap<String, i64> {
     text.lines()
         .filter_map(|line| {
@@ -103,6 +138,17 @@ mod tests {
         let before = snapshot("nr_anon_pages 1000\nnr_mlock 1\n");
         let now = snapshot("nr_anon_pages 1100\nnr_mlock 1\n");
         assert_eq!(before.difference(&now), None);
+    }
+
+    #[test]
+    fn free_pages_of_the_device_zone_are_found() {
+        let text = "Node 0, zone    DMA32\n  pages free     7\n        boost    0\n\
+                    Node 0, zone   Device\n  pages free     3\n        boost    0\n\
+                    Node 1, zone   Device\n  pages free     2\n";
+        assert_eq!(device_zone_free(text), 5);
+        let before = snapshot("device_zone_free 0\n");
+        let complaint = before.difference(&snapshot("device_zone_free 1\n"));
+        assert!(complaint.is_some_and(|text| text.contains("device_zone_free")));
     }
 
     #[test]

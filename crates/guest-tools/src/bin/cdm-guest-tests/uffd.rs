@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! userfaultfd(2), as much of it as tests use
+//! (Documentation/admin-guide/mm/userfaultfd.rst).
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cdm_guest_tools::memory::Mapping;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// From linux/userfaultfd.h.
+mod uapi {
+    pub const API: u64 = 0xAA;
+    pub const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+    pub const FEATURE_MOVE: u64 = 1 << 16;
+    pub const REGISTER_MODE_MISSING: u64 = 1 << 0;
+    pub const REGISTER_MODE_WP: u64 = 1 << 1;
+    pub const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
+    pub const EVENT_PAGEFAULT: u8 = 0x12;
+    pub const PAGEFAULT_FLAG_WP: u64 = 1 << 1;
+    /// Bytes of `struct uffd_msg`; the event is the first of them, the flags are the third word's.
+    pub const MESSAGE_BYTES: usize = 32;
+
+    #[repr(C)]
+    pub struct Api {
+        pub api: u64,
+        pub features: u64,
+        pub ioctls: u64,
+    }
+
+    #[repr(C)]
+    pub struct Range {
+        pub start: u64,
+        pub len: u64,
+    }
+
+    #[repr(C)]
+    pub struct Register {
+        pub range: Range,
+        pub mode: u64,
+        pub ioctls: u64,
+    }
+
+    #[repr(C)]
+    pub struct WriteProtect {
+        pub range: Range,
+        pub mode: u64,
+    }
+
+    #[repr(C)]
+    pub struct Move {
+        pub dst: u64,
+        pub src: u64,
+        pub len: u64,
+        pub mode: u64,
+        pub moved: i64,
+    }
+
+    nix::ioctl_readwrite!(api, 0xAA, 0x3F, Api);
+    nix::ioctl_readwrite!(register, 0xAA, 0x00, Register);
+    nix::ioctl_read!(unregister, 0xAA, 0x01, Range);
+    nix::ioctl_readwrite!(move_pages, 0xAA, 0x05, Move);
+    nix::ioctl_readwrite!(write_protect, 0xAA, 0x06, WriteProtect);
+}
+
+/// Watches a mapping for faults that this process answers.
+pub struct Userfault {
+    file: File,
+}
+
+fn range(memory: &Mapping) -> uapi::Range {
+    uapi::Range {
+        start: memory.address(),
+        len: memory.bytes() as u64,
+    }
+}
+
+impl Userfault {
+    /// Faults on pages of `memory` that are not there wait for this process.
+    pub fn watch_missing(memory: &Mapping) -> Result<Self> {
+        Self::watch(memory, uapi::FEATURE_MOVE, uapi::REGISTER_MODE_MISSING)
+    }
+
+    /// Stores to pages of `memory` that are protected wait for this process.
+    pub fn watch_writes(memory: &Mapping) -> Result<Self> {
+        let feature = uapi::FEATURE_PAGEFAULT_FLAG_WP;
+        Self::watch(memory, feature, uapi::REGISTER_MODE_WP)
+    }
+
+    fn watch(memory: &Mapping, features: u64, mode: u64) -> Result<Self> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        // SAFETY: the call takes flags alone.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+        ensure!(fd >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
+        // SAFETY: the descriptor is new and nobody else's.
+        let file = unsafe { File::from_raw_fd(fd as i32) };
+        let mut api = uapi::Api {
+            api: uapi::API,
+            features,
+            ioctls: 0,
+        };
+        // SAFETY: the kernel reads and writes the structure of the request.
+        unsafe { uapi::api(file.as_raw_fd(), &raw mut api) }.context("UFFDIO_API")?;
+        let mut request = uapi::Register {
+            range: range(memory),
+            mode,
+            ioctls: 0,
+        };
+        // SAFETY: as above; whoever touches the memory waits for this process.
+        unsafe { uapi::register(file.as_raw_fd(), &raw mut request) }.context("UFFDIO_REGISTER")?;
+        Ok(Self { file })
+    }
+
+    /// Watches `memory` no longer.
+    pub fn leave(&self, memory: &Mapping) -> Result<()> {
+        let mut range = range(memory);
+        // SAFETY: the kernel reads the structure of the request.
+        unsafe { uapi::unregister(self.file.as_raw_fd(), &raw mut range) }
+            .context("UFFDIO_UNREGISTER")?;
+        Ok(())
+    }
+
+    /// Moves the pages of `source` to the same places of `target`, which has none there.
+    pub fn move_memory(&self, source: &Mapping, target: &Mapping) -> Result<()> {
+        let mut request = uapi::Move {
+            dst: target.address(),
+            src: source.address(),
+            len: source.bytes() as u64,
+            mode: 0,
+            moved: 0,
+        };
+        // SAFETY: both ranges are mappings of this process that only atomics access, and the source
+        // reads as zeroes afterwards.
+        unsafe { uapi::move_pages(self.file.as_raw_fd(), &raw mut request) }
+            .with_context(|| format!("UFFDIO_MOVE, after {} bytes", request.moved))?;
+        ensure!(
+            request.moved == source.bytes() as i64,
+            "{} bytes moved",
+            request.moved
+        );
+        Ok(())
+    }
+
+    /// Protects `memory` against stores, or lets them happen again.
+    pub fn protect(&self, memory: &Mapping, protect: bool) -> Result<()> {
+        let mut request = uapi::WriteProtect {
+            range: range(memory),
+            mode: if protect {
+                uapi::WRITEPROTECT_MODE_WP
+            } else {
+                0
+            },
+        };
+        // SAFETY: the kernel reads the structure of the request.
+        unsafe { uapi::write_protect(self.file.as_raw_fd(), &raw mut request) }
+            .context("UFFDIO_WRITEPROTECT")?;
+        Ok(())
+    }
+
+    /// Whether a store to protected memory is reported within `limit`.
+    pub fn wait_for_write(&self, limit: Duration) -> Result<bool> {
+        let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::try_from(limit)?).context("poll")? == 0 {
+            return Ok(false);
+        }
+        let mut message = [0; uapi::MESSAGE_BYTES];
+        (&self.file)
+            .read_exact(&mut message)
+            .context("cannot read the fault")?;
+        let flags = u64::from_ne_bytes(message[8..16].try_into()?);
+        Ok(message[0] == uapi::EVENT_PAGEFAULT && flags & uapi::PAGEFAULT_FLAG_WP != 0)
+    }
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What all processes of a run count together, and how much of each makes the
+//! run worth its time.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use anyhow::{Context, Result};
+use cdm_guest_tools::memory::Mapping;
+
+/// Makes the counts: a name in the program, one in the output, and how many there must be at least
+/// for each thousand operations.
+macro_rules! counts {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $least:literal;)+) => {
+        /// Something that is counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Count {
+            $($(#[$doc])* $variant,)+
+        }
+
+        impl Count {
+            /// Every one of them, in the order of the output.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// Its name in the output.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// Fewer than these in a thousand operations, and the run proves nothing of it.
+            pub fn least_per_thousand(self) -> u64 {
+                match self {
+                    $(Self::$variant => $least,)+
+                }
+            }
+        }
+    };
+}
+
+counts! {
+    /// Steps of all threads.
+    Operations = "operations", 1000;
+    /// Calls that move memory of one's own into a device.
+    ToDevice = "migrate_to_device", 80;
+    /// Calls that bring it back.
+    ToSystem = "migrate_to_system", 40;
+    /// Calls of a thread that moves what others work on.
+    Foreign = "migrate_foreign", 100;
+    /// Pages that went into a device.
+    PagesToDevice = "pages_to_device", 5000;
+    /// Pages that came back.
+    PagesToSystem = "pages_to_system", 2000;
+    /// Pages that stayed because somebody held them.
+    PagesBusy = "pages_busy", 1;
+    /// Pages stored with new contents by the CPU.
+    Rewrite = "pages_rewritten", 100;
+    /// Fills and copies of the device.
+    DeviceStore = "device_stores", 20;
+    /// Checksums of the device.
+    DeviceRead = "device_checksums", 20;
+    /// Children that checked their copy and wrote to it.
+    Fork = "forks", 10;
+    /// Parts of a mapping that were unmapped.
+    UnmapPart = "munmap_part", 10;
+    /// Mappings that moved.
+    Remap = "mremap", 10;
+    /// Mappings cut by their protection.
+    Protect = "mprotect_part", 10;
+    /// Parts whose contents were dropped.
+    Drop = "dontneed", 10;
+    /// Long-term pins.
+    Pin = "long_term_pins", 10;
+    /// Files cut and grown again.
+    Truncate = "truncates", 5;
+    /// Holes punched into files.
+    Punch = "punches", 5;
+    /// Pieces of files read and written by system calls.
+    ReadWrite = "read_write", 10;
+    /// Pages of files lent to a pipe.
+    Splice = "splices", 10;
+    /// Private mappings of files, and copies on write in them.
+    PrivateMapping = "private_mappings", 5;
+    /// Ranges locked and unlocked.
+    Lock = "mlocks", 5;
+    /// Requests for huge pages.
+    Collapse = "collapses", 5;
+    /// Calls of the shrinkers and of compaction.
+    Shrink = "shrinks", 1;
+    /// Pages whose contents were compared.
+    Verified = "verified_pages", 10000;
+}
+
+/// Words behind the counts.
+const STOP: usize = Count::ALL.len();
+const WORDS: usize = STOP + 1;
+
+/// The counts, in memory that all processes share.
+pub struct Counts {
+    memory: Mapping,
+}
+
+impl Counts {
+    /// All zero.
+    pub fn new() -> Result<Self> {
+        let memory = Mapping::shared(WORDS * size_of::<u64>()).context("cannot share counts")?;
+        Ok(Self { memory })
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.memory.words()[index]
+    }
+
+    /// Adds to a count.
+    pub fn add(&self, count: Count, number: u64) {
+        self.word(count as usize).fetch_add(number, Relaxed);
+    }
+
+    /// Reads a count.
+    pub fn get(&self, count: Count) -> u64 {
+        self.word(count as usize).load(Relaxed)
+    }
+
+    /// Lets every process come to its end.
+    pub fn stop(&self) {
+        self.word(STOP).store(1, Relaxed);
+    }
+
+    /// Whether every process shall come to its end.
+    pub fn is_stopped(&self) -> bool {
+        self.word(STOP).load(Relaxed) != 0
+    }
+
+    /// All counts with their names.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Count::ALL
+            .iter()
+            .map(|count| (count.name(), self.get(*count)))
+    }
+
+    /// What is there too rarely: name, number, least number.
+    pub fn below_minimum(&self) -> Vec<(&'static str, u64, u64)> {
+        let operations = self.get(Count::Operations);
+        Count::ALL
+            .iter()
+            .map(|count| {
+                let least = operations * count.least_per_thousand() / 1000;
+                (count.name(), self.get(*count), least)
+            })
+            .filter(|(_, found, least)| found < least)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_happened_is_below_its_minimum() {
+        let counts = Counts::new().unwrap();
+        assert!(counts.below_minimum().is_empty(), "nothing was done yet");
+        for count in Count::ALL {
+            counts.add(*count, count.least_per_thousand());
+        }
+        assert_eq!(counts.get(Count::Operations), 1000);
+        assert!(counts.below_minimum().is_empty());
+        counts.add(Count::Operations, 1000);
+        let below = counts.below_minimum();
+        assert!(below.iter().any(|(name, ..)| *name == "forks"), "{below:?}");
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = Count::ALL.iter().map(|count| count.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Count::ALL.len());
+    }
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A thread that moves the memory of all processes while they work on it.
+
+use anyhow::{Context, Result};
+use cdm_guest_tools::device::{Device, Direction};
+use cdm_guest_tools::memory::PAGE_BYTES;
+use cdm_guest_tools::random::Random;
+use cdm_guest_tools::range::AddressRange;
+
+use crate::counts::{Count, Counts};
+use crate::directory::Directory;
+use crate::worker::{End, count_moved};
+
+/// Moves pieces of what the directory names until the end.
+pub fn run(seed: u64, counts: &Counts, directory: &Directory, end: End) -> Result<()> {
+    let devices = Device::numbers()?
+        .into_iter()
+        .map(|number| Device::open(number).with_context(|| format!("device {number}")))
+        .collect::<Result<Vec<_>>>()?;
+    let mut random = Random::new(seed);
+    while !end.has_come(counts) {
+        let Some((pid, whole)) = directory.pick(&mut random) else {
+            std::thread::yield_now();
+            continue;
+        };
+        let range = piece(&mut random, whole);
+        // More often in than out: where everything is at home there is nothing to test.
+        let direction = match random.one_in(3) {
+            true => Direction::ToSystem,
+            false => Direction::ToDevice,
+        };
+        let device = &devices[random.below(devices.len())];
+        match device.migrate(pid, range, direction) {
+            Ok(migration) => {
+                counts.add(Count::Foreign, 1);
+                count_moved(counts, direction, &migration)?;
+            }
+            // The process is at its end, or the entry was half old and half new.
+            Err(error) if is_expected(&error) => {}
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot move {range} of {pid} {direction:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_expected(error: &std::io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ESRCH | libc::EINTR | libc::EINVAL)
+    )
+}
+
+/// A part of a range, in whole pages.
+fn piece(random: &mut Random, whole: AddressRange) -> AddressRange {
+    /// A range that is made of two entries may be very long.
+    const PAGES_MAX: u64 = 4096;
+    let pages = whole.pages().clamp(1, PAGES_MAX) as usize;
+    let piece = random.piece(pages);
+    let start = whole.start() + (piece.start * PAGE_BYTES) as u64;
+    AddressRange::new(start, start + (piece.len() * PAGE_BYTES) as u64).unwrap_or(whole)
+}

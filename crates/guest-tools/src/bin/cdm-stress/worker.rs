@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! One thread that works on memory of its own.
+
+use std::fs::File;
+use std::ops::Range;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use cdm_guest_tools::device::{Device, Direction, Migration};
+use cdm_guest_tools::memory::PAGE_BYTES;
+use cdm_guest_tools::random::Random;
+
+use crate::contents::Region;
+use crate::counts::{Count, Counts};
+use crate::directory::{Directory, Slots};
+use crate::pin::Pin;
+use crate::steps::STEPS;
+
+/// When a run ends.
+#[derive(Clone, Copy, Debug)]
+pub enum End {
+    /// At that time.
+    At(Instant),
+    /// After so many operations of all workers.
+    After(u64),
+}
+
+impl End {
+    /// Whether it has come.
+    pub fn has_come(self, counts: &Counts) -> bool {
+        let is_over = match self {
+            Self::At(time) => Instant::now() >= time,
+            Self::After(operations) => counts.get(Count::Operations) >= operations,
+        };
+        is_over || counts.is_stopped()
+    }
+}
+
+/// Pages of a region of small pages.
+pub const SMALL_PAGES: usize = 192;
+/// Huge pages of a region of such.
+pub const HUGE_COUNT: usize = 2;
+/// Operations between two checks of everything.
+const CHECK_INTERVAL: u64 = 16;
+/// Operations that a failure tells.
+const TRAIL: usize = 12;
+
+/// A worker.
+pub struct Worker<'a> {
+    pub devices: Vec<Device>,
+    pub random: Random,
+    pub regions: Vec<Region>,
+    pub pin: Option<Pin>,
+    pub counts: &'a Counts,
+    slots: Slots<'a>,
+}
+
+impl<'a> Worker<'a> {
+    /// A worker whose part of the common file is `own`.
+    pub fn new(
+        seed: u64,
+        counts: &'a Counts,
+        directory: &'a Directory,
+        common: &File,
+        own: Range<usize>,
+    ) -> Result<Self> {
+        let devices = Device::numbers()?
+            .into_iter()
+            .map(|number| Device::open(number).with_context(|| format!("device {number}")))
+            .collect::<Result<_>>()?;
+        let regions = vec![
+            Region::small(SMALL_PAGES)?,
+            Region::huge(HUGE_COUNT)?,
+            Region::file(SMALL_PAGES)?,
+            Region::huge_file(1)?,
+            Region::common(common, own)?,
+        ];
+        let slots = directory.claim(regions.len())?;
+        Ok(Self {
+            devices,
+            random: Random::new(seed),
+            regions,
+            pin: None,
+            counts,
+            slots,
+        })
+    }
+
+    /// Works until the end, checks everything once more, and tells how much it did.
+    pub fn run(&mut self, end: End) -> Result<()> {
+        let weights: usize = STEPS.iter().map(|step| step.weight).sum();
+        let mut trail: Vec<&str> = Vec::new();
+        let mut number = 0;
+        while !end.has_come(self.counts) {
+            self.publish();
+            let mut ticket = self.random.below(weights);
+            let step = STEPS
+                .iter()
+                .find(|step| match ticket.checked_sub(step.weight) {
+                    Some(rest) => {
+                        ticket = rest;
+                        false
+                    }
+                    None => true,
+                })
+                .context("the weights do not add up")?;
+            trail.push(step.name);
+            let done = (step.run)(self).and_then(|()| {
+                number += 1;
+                self.counts.add(Count::Operations, 1);
+                match number % CHECK_INTERVAL {
+                    0 => self.verify_all(),
+                    _ => self.verify_some(),
+                }
+            });
+            done.with_context(|| {
+                let recent = &trail[trail.len().saturating_sub(TRAIL)..];
+                format!("operation {number}, after {recent:?}")
+            })?;
+        }
+        self.pin = None;
+        self.verify_all()
+            .with_context(|| format!("at the end, after {number} operations"))
+    }
+
+    /// Lets the movers know where the memory is.
+    fn publish(&self) {
+        for (slot, region) in self.regions.iter().enumerate() {
+            self.slots.publish(slot, region.memory.range());
+        }
+    }
+
+    /// A region, by chance.
+    pub fn any_region(&mut self) -> usize {
+        self.random.below(self.regions.len())
+    }
+
+    /// Pages of a region that are the worker's own, by chance. Half of the time it is all of them.
+    pub fn own_pages(&mut self, region: usize) -> Range<usize> {
+        let own = self.regions[region].own.clone();
+        if self.random.one_in(2) {
+            return own;
+        }
+        let piece = self.random.piece(own.len());
+        own.start + piece.start..own.start + piece.end
+    }
+
+    /// Moves pages of a region, which may be anybody's.
+    pub fn migrate(
+        &mut self,
+        region: usize,
+        pages: &Range<usize>,
+        direction: Direction,
+    ) -> Result<()> {
+        let device = self.random.below(self.devices.len());
+        let memory = &self.regions[region].memory;
+        let range = memory.page_range(pages.start, pages.len());
+        match self.devices[device].migrate(0, range, direction) {
+            Ok(migration) => count_moved(self.counts, direction, &migration),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("cannot move {range} {direction:?}")),
+        }
+    }
+
+    /// Compares the pages of a region.
+    pub fn verify(&self, region: usize, pages: Range<usize>) -> Result<()> {
+        self.counts.add(Count::Verified, pages.len() as u64);
+        for page in pages {
+            self.regions[region]
+                .verify(page)
+                .with_context(|| format!("region {region}, page {page}: wrong contents"))?;
+        }
+        Ok(())
+    }
+
+    fn verify_some(&mut self) -> Result<()> {
+        const PAGES: usize = 16;
+        let region = self.any_region();
+        let own = self.regions[region].own.clone();
+        let start = own.start + self.random.below(own.len());
+        self.verify(region, start..own.end.min(start + PAGES))
+    }
+
+    /// Compares everything.
+    pub fn verify_all(&self) -> Result<()> {
+        (0..self.regions.len()).try_for_each(|region| {
+            let own = self.regions[region].own.clone();
+            self.verify(region, own)
+        })
+    }
+}
+
+/// Adds up what a migration did, which must add up itself.
+pub fn count_moved(counts: &Counts, direction: Direction, migration: &Migration) -> Result<()> {
+    anyhow::ensure!(
+        migration.adds_up(),
+        "the counts of a migration do not add up: {migration:?}"
+    );
+    let count = match direction {
+        Direction::ToDevice => Count::PagesToDevice,
+        Direction::ToSystem => Count::PagesToSystem,
+    };
+    counts.add(count, migration.moved);
+    counts.add(Count::PagesBusy, migration.busy);
+    Ok(())
+}
+
+/// Bytes of the common file that a worker has as its own.
+pub const COMMON_BYTES: usize = 64 * PAGE_BYTES;

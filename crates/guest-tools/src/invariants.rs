@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What must be the same before a test and after it, whatever it did.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::device::Device;
+use crate::memory::PAGE_BYTES;
+use crate::vmstat;
+
+/// How long the kernel may take to give freed device pages back.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// The state of the kernel's page counts and of every device.
+pub struct Snapshot {
+    free_pages: Vec<(u32, u64)>,
+    vm: vmstat::Snapshot,
+}
+
+impl Snapshot {
+    /// Reads it all.
+    pub fn take() -> Result<Self> {
+        let mut free = Vec::new();
+        for number in Device::numbers()? {
+            let device =
+                Device::open(number).with_context(|| format!("cannot open device {number}"))?;
+            free.push((number, free_pages(&device)?));
+        }
+        Ok(Self {
+            free_pages: free,
+            vm: vmstat::Snapshot::take()?,
+        })
+    }
+
+    /// Waits until everything is as it was, and fails if it does not come to that.
+    pub fn compare(&self) -> Result<()> {
+        for (number, pages) in &self.free_pages {
+            let device = Device::open(*number)
+                .with_context(|| format!("device {number} is gone, which was there before"))?;
+            expect_free_pages(&device, *pages)?;
+            expect_figures_that_fit(&device)?;
+        }
+        self.vm.compare()
+    }
+}
+
+/// Pages of `device` that are free.
+pub fn free_pages(device: &Device) -> Result<u64> {
+    Ok(device.query()?.bytes_free / PAGE_BYTES as u64)
+}
+
+/// Waits until `device` has `expected` free pages.
+pub fn expect_free_pages(device: &Device, expected: u64) -> Result<()> {
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    loop {
+        let free = free_pages(device)?;
+        if free == expected {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!(
+                "device {} has {free} free pages, not {expected}, after {SETTLE_LIMIT:?}",
+                device.number()
+            );
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Expects that the driver's figures of a device, which nobody uses meanwhile, agree with each
+/// other.
+fn expect_figures_that_fit(device: &Device) -> Result<()> {
+    let figure = |name: &str| -> Result<u64> {
+        let text = debugfs(device, name)?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("{name}: {text}"))
+    };
+    let total = device.query()?.bytes_total / PAGE_BYTES as u64;
+    let (free, in_use) = (figure("pages_free")?, figure("pages_in_use")?);
+    ensure!(
+        free + in_use == total,
+        "device {}: {free} free pages and {in_use} in use are not {total}",
+        device.number()
+    );
+    Ok(())
+}
+
+/// What a file of the device in debugfs holds.
+fn debugfs(device: &Device, name: &str) -> Result<String> {
+    let path = format!("/sys/kernel/debug/cdm/cdm{}/{name}", device.number());
+    fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+}
