@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Reads KTAP, version 1 (Documentation/dev-tools/ktap.rst), line by line as it
-//! comes, and trusts it with nothing: what is out of order is an error.
+//! comes, and trusts it with nothing: what is out of order is an error. The
+//! kernel's selftests still announce it as TAP, and write other lines in between.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,7 @@ pub struct Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The first line says something else.
-    #[error("it does not begin with 'KTAP version 1', but with '{0}'")]
+    #[error("it does not begin with its version, but with '{0}'")]
     NoVersion(String),
     /// The second line says something else.
     #[error("there is no plan where it should be, but '{0}'")]
@@ -62,9 +63,20 @@ pub enum Fault {
     Empty,
 }
 
+/// Who writes a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// Programs of this project: nothing but KTAP.
+    #[default]
+    Strict,
+    /// Programs of tools/testing/selftests: another first line, and whatever their tests write.
+    Kselftest,
+}
+
 /// A stream being read.
 #[derive(Debug, Default)]
 pub struct Reader {
+    dialect: Dialect,
     versioned: bool,
     planned: Option<usize>,
     names: BTreeMap<String, usize>,
@@ -73,11 +85,27 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// Reads what a program of the kernel's selftests writes.
+    pub fn of_kselftest() -> Self {
+        Self {
+            dialect: Dialect::Kselftest,
+            ..Self::default()
+        }
+    }
+
     /// Takes in one line; a result if that is one.
     pub fn line(&mut self, line: &str) -> Result<Option<Outcome>, Fault> {
         let line = line.trim_end();
         if !self.versioned {
-            if line != "KTAP version 1" {
+            // What a selftest finds out before it begins comes before its first line.
+            if self.dialect == Dialect::Kselftest && line.starts_with('#') {
+                return Ok(None);
+            }
+            let first = match self.dialect {
+                Dialect::Strict => &["KTAP version 1"][..],
+                Dialect::Kselftest => &["TAP version 13", "KTAP version 1"],
+            };
+            if !first.contains(&line) {
                 return Err(Fault::NoVersion(line.to_owned()));
             }
             self.versioned = true;
@@ -94,7 +122,13 @@ impl Reader {
             self.diagnostics.push(text.trim_start().to_owned());
             return Ok(None);
         }
-        if line.is_empty() {
+        let foreign = self.dialect == Dialect::Kselftest
+            && !line.starts_with("ok ")
+            && !line.starts_with("not ok ");
+        if foreign {
+            self.diagnostics.push(line.to_owned());
+        }
+        if line.is_empty() || foreign {
             return Ok(None);
         }
         let outcome = self.result(line, planned)?;
@@ -194,6 +228,33 @@ mod tests {
             (outcomes[2].verdict, outcomes[2].reason.as_str()),
             (Verdict::Skipped, "no disk")
         );
+    }
+
+    #[test]
+    fn stream_of_a_selftest_may_hold_other_lines_and_no_gap() {
+        let text = "# [INFO] a page size\nTAP version 13\n1..2\n# Starting 2 tests\n#  RUN   hmm.a ...\n\n\
+                    === Small Buffer ===\n#    OK  hmm.a\nok 1 hmm.a\nnot ok 2 hmm.b\n";
+        let mut reader = Reader::of_kselftest();
+        let outcomes: Vec<Outcome> = text
+            .lines()
+            .filter_map(|line| reader.line(line).expect("well formed"))
+            .collect();
+        reader.end().expect("complete");
+        assert_eq!(
+            (outcomes[0].name.as_str(), outcomes[1].verdict),
+            ("hmm.a", Verdict::Failed)
+        );
+        assert!(
+            outcomes[0]
+                .diagnostics
+                .contains(&"=== Small Buffer ===".into())
+        );
+        let mut gap = Reader::of_kselftest();
+        for line in ["TAP version 13", "1..2"] {
+            gap.line(line).expect("a head");
+        }
+        let fault = gap.line("ok 2 hmm.b").expect_err("the first is missing");
+        assert!(matches!(fault, Fault::OutOfOrder { .. }), "{fault}");
     }
 
     #[test]

@@ -313,7 +313,7 @@ impl Vm {
     /// [`Vm::exec`] with standard input.
     pub fn exec_with_input(&self, line: &str, input: &[u8]) -> Result<Output> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let status = self.drive(line, input, |stream, data| match stream {
+        let status = self.drive(line, input, None, |stream, data| match stream {
             Stream::Stdout => stdout.extend_from_slice(data),
             Stream::Stderr => stderr.extend_from_slice(data),
         })?;
@@ -328,10 +328,30 @@ impl Vm {
     pub fn exec_streaming(
         &self,
         line: &str,
+        on_line: impl FnMut(Stream, &str),
+    ) -> Result<ExitStatus> {
+        self.exec_lines(line, None, on_line)
+    }
+
+    /// [`Vm::exec_streaming`] for a command that may hang in a guest that lives: one that writes
+    /// nothing for as long as `silence` is given up, and the guest with it.
+    pub fn exec_streaming_within(
+        &self,
+        silence: Duration,
+        line: &str,
+        on_line: impl FnMut(Stream, &str),
+    ) -> Result<ExitStatus> {
+        self.exec_lines(line, Some(silence), on_line)
+    }
+
+    fn exec_lines(
+        &self,
+        line: &str,
+        silence: Option<Duration>,
         mut on_line: impl FnMut(Stream, &str),
     ) -> Result<ExitStatus> {
         let mut partial = [Vec::new(), Vec::new()];
-        let status = self.drive(line, &[], |stream, data| {
+        let status = self.drive(line, &[], silence, |stream, data| {
             let buffer = &mut partial[stream as usize];
             buffer.extend_from_slice(data);
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
@@ -352,6 +372,7 @@ impl Vm {
         &self,
         line: &str,
         input: &[u8],
+        silence: Option<Duration>,
         mut on_data: impl FnMut(Stream, &[u8]),
     ) -> Result<ExitStatus> {
         let mut running = self.agent.start(Exec {
@@ -368,7 +389,11 @@ impl Vm {
                 }
             });
             loop {
-                match self.next_event(&mut running)? {
+                let event = match silence {
+                    None => self.next_event(&mut running)?,
+                    Some(silence) => self.next_event_within(silence, &mut running, line)?,
+                };
+                match event {
                     Event::Stdout(data) => on_data(Stream::Stdout, &data),
                     Event::Stderr(data) => on_data(Stream::Stderr, &data),
                     Event::Exit(status) => return Ok(status),
@@ -397,6 +422,23 @@ impl Vm {
                 Err(self.starting().error(&silent("ran a command")))
             }
         }
+    }
+
+    fn next_event_within(
+        &self,
+        silence: Duration,
+        running: &mut Running,
+        line: &str,
+    ) -> Result<Event> {
+        running.next_event(silence).ok_or_else(|| {
+            report_on_console(&self.qmp, self.dir.path());
+            self.agent.break_off("a command in the guest hangs");
+            self.starting().error(&format!(
+                "'{line}' has written nothing for {} s; what the guest was doing is at the end of \
+                 console.log",
+                silence.as_secs()
+            ))
+        })
     }
 
     /// Starts the guest again, and waits until its agent answers.

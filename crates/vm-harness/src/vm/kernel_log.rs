@@ -74,6 +74,42 @@ pub fn breaches(log: &str) -> Vec<Line> {
         .collect()
 }
 
+/// How the kernel marks the first line of a report about itself, and its last one.
+const CUT: &str = "------------[ cut here ]------------";
+const END: &str = "---[ end trace";
+
+/// Reports of the kernel about itself, each by the line that tells what it is: breaches that
+/// belong together count once.
+pub fn reports(log: &str) -> Vec<Line> {
+    let mut reports: Vec<Line> = Vec::new();
+    // A report has begun, and may still lack the line that tells what it is.
+    let (mut open, mut titled) = (false, true);
+    for (index, line) in log.lines().enumerate() {
+        let text = message(line).trim_end();
+        let this = || Line {
+            number: index + 1,
+            text: text.to_owned(),
+        };
+        if text.contains(END) {
+            (open, titled) = (false, true);
+        } else if text.contains(CUT) {
+            reports.push(this());
+            (open, titled) = (true, false);
+        } else if is_breach(line) {
+            let begins = ["WARNING:", "BUG:", "BUG ", "Bad "]
+                .iter()
+                .any(|start| text.starts_with(start));
+            match reports.last_mut() {
+                Some(last) if !titled => *last = this(),
+                _ if begins || !open => reports.push(this()),
+                _ => {}
+            }
+            (open, titled) = (true, true);
+        }
+    }
+    reports
+}
+
 fn is_breach(line: &str) -> bool {
     let message = message(line);
     BEGINNINGS.iter().any(|start| message.starts_with(start))
@@ -171,6 +207,38 @@ mod tests {
             }]
         );
         assert_eq!(found[0].to_string(), "line 3: [    1.0] WARNING: x");
+    }
+
+    #[test]
+    fn lines_of_one_report_count_once_by_what_it_is() {
+        let log = "\
+[    1.0] hmm: fine
+[    2.0] ------------[ cut here ]------------
+[    2.0] WARNING: mm/memremap.c:158 at memremap_pages+0x1/0x2, CPU#0: insmod/70
+[    2.0] Call Trace:
+[    2.0] ---[ end trace 0000000000000000 ]---
+[    3.0] BUG: kernel NULL pointer dereference, address: 0000000000000008
+[    3.0] Oops: Oops: 0000 [#1] SMP
+[    3.0] Call Trace:
+[    3.0] ---[ end trace 0000000000000000 ]---
+[    4.0] BUG: Bad page state in process hmm-tests  pfn:180000
+[    4.0] page dumped because: nonzero mapcount
+[    4.0] Call Trace:
+[    4.1] BUG: Bad page state in process hmm-tests  pfn:180001
+[    5.0] Kernel panic - not syncing: Fatal exception
+";
+        let titles: Vec<(usize, String)> = reports(log)
+            .into_iter()
+            .map(|line| (line.number, line.text.chars().take(26).collect()))
+            .collect();
+        let expected = [
+            (3, "WARNING: mm/memremap.c:158"),
+            (6, "BUG: kernel NULL pointer d"),
+            (10, "BUG: Bad page state in pro"),
+            (13, "BUG: Bad page state in pro"),
+        ];
+        assert_eq!(titles, expected.map(|(line, text)| (line, text.to_owned())));
+        assert_eq!(reports("[ 1.0] reboot: Power down\n"), []);
     }
 
     #[test]

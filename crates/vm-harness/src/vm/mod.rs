@@ -30,7 +30,7 @@ pub use agent::{Event, Input, Lost, Running};
 pub use backend::Backend;
 pub use boot::{Output, Parts, Stream, Vm};
 pub use boot_time::{BootTimeArgs, boot_time};
-pub use kernel_log::{Line, breaches};
+pub use kernel_log::{Line, breaches, reports};
 pub use run::{RunVmArgs, run_vm};
 pub use rundir::RunDir;
 pub use spec::{ByteSize, FileCopy, Gdb, MemoryType, VmSpec};

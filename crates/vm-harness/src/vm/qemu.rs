@@ -125,6 +125,9 @@ impl MachineData {
         if let Some(share) = &spec.share {
             values.insert("share", text(share));
         }
+        if let Some(size) = spec.plain_memory {
+            values.insert("plain-memory", size.to_string());
+        }
         if let Some(gdb) = spec.gdb {
             values.insert("gdb", "yes".to_owned());
             if gdb == Gdb::Wait {
@@ -320,6 +323,19 @@ mod tests {
         spec.share = Some("/home/a,b".into());
         spec.gdb = Some(Gdb::Wait);
         assert_golden("everything.txt", &by_option(&arguments(&spec)));
+    }
+
+    #[test]
+    fn plain_memory_takes_the_place_of_devices() {
+        let mut spec = testing::spec();
+        spec.devices = 0;
+        spec.plain_memory = Some(ByteSize(512 << 20));
+        let line = by_option(&arguments(&spec));
+        assert!(
+            line.contains("-object memory-backend-memfd,id=plain,size=512M,share=on\n"),
+            "{line}"
+        );
+        assert!(!line.contains("vhost-user"), "{line}");
     }
 
     #[test]
