@@ -27,6 +27,16 @@ boot-time *ARGS:
 test *ARGS:
     @{{ cdm }} test "$@"
 
+# Run the kernel's own suite for device memory, or everything at once for a while
+[no-cd, no-exit-message]
+stress *ARGS:
+    @{{ cdm }} stress "$@"
+
+# Build and boot the kernel after each patch of the series
+[no-cd, no-exit-message]
+series-check *ARGS:
+    @{{ cdm }} series-check "$@"
+
 # Tell what this machine has and lacks, and how to mend it
 [no-cd, no-exit-message]
 doctor *ARGS:

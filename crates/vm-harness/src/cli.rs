@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cdm_harness::{Context, build, clean, doctor, test, vm};
+use cdm_harness::{Context, build, clean, doctor, series_check, stress, test, vm};
 use clap::{Parser, Subcommand};
 
 /// Build, boot and test a virtual machine with a coherent memory device.
@@ -31,6 +31,10 @@ pub enum Command {
     BootTime(vm::BootTimeArgs),
     /// Run all checks and tests; the last line counts them
     Test(test::TestArgs),
+    /// Run the kernel's own suite for device memory, or everything at once for a while
+    Stress(stress::StressArgs),
+    /// Build and boot the kernel after each patch of the series
+    SeriesCheck(series_check::SeriesCheckArgs),
     /// Tell what this machine has and lacks, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Build everything that a guest needs, and boot nothing
@@ -49,6 +53,8 @@ impl Command {
             Self::RunVm(args) => vm::run_vm(ctx, args),
             Self::BootTime(args) => vm::boot_time(ctx, &args),
             Self::Test(args) => test::run(ctx, args),
+            Self::Stress(args) => stress::run(ctx, &args),
+            Self::SeriesCheck(args) => series_check::run(ctx, &args),
             Self::Doctor(args) => doctor::run(ctx, &args),
             Self::Build(args) => build::run(ctx, &args),
             Self::Kernel(args) => build::run_kernel(ctx, &args),

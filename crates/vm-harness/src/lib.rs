@@ -13,7 +13,11 @@ pub mod clean;
 pub mod command;
 pub mod context;
 pub mod doctor;
+mod git;
 pub mod progress;
+mod results;
+pub mod series_check;
+pub mod stress;
 pub mod test;
 pub mod vm;
 

@@ -10,7 +10,9 @@
 //! where it was left.
 
 mod config;
+pub mod series;
 mod source;
+mod working_tree;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +23,9 @@ use anyhow::{Context as _, Result};
 
 use self::config::Fragments;
 use self::source::Source;
+pub use self::working_tree::WorkingTree;
 use super::{BuildKind, KernelChoice};
+
 use crate::cache::{self, Key, KeyBuilder};
 use crate::command::run_logged;
 use crate::context::Context;

@@ -10,6 +10,7 @@ mod backend;
 mod cargo;
 pub mod cpio;
 mod guest_tools;
+mod hmm_tests;
 mod initramfs;
 pub mod kernel;
 mod module;
@@ -26,8 +27,9 @@ use crate::context::Context;
 pub use backend::backend;
 pub use cargo::set_environment;
 pub use guest_tools::guest_tools;
+pub use hmm_tests::hmm_tests;
 pub use initramfs::initramfs;
-pub use kernel::{Kernel, kernel};
+pub use kernel::{Kernel, WorkingTree, kernel, series};
 pub use module::module;
 
 /// Which kernel source the guest runs.

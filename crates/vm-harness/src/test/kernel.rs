@@ -45,15 +45,7 @@ fn patches_folder(ctx: &Context) -> PathBuf {
 
 /// The patches in their order.
 fn patches(ctx: &Context) -> Result<Vec<PathBuf>> {
-    let folder = patches_folder(ctx);
-    let path = folder.join("series");
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let names = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'));
-    Ok(names.map(|name| folder.join(name)).collect())
+    build::series::patches(&ctx.repo)
 }
 
 /// Source tree of a kernel that was built out of tree.

@@ -12,10 +12,10 @@ mod docs;
 mod e2e;
 mod host;
 mod kernel;
-mod ktap;
+pub(crate) mod ktap;
 mod lint;
 mod output;
-mod report;
+pub(crate) mod report;
 mod run;
 mod select;
 mod table;
@@ -28,6 +28,8 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::context::Context;
+
+pub(crate) use self::e2e::Session;
 
 use self::report::Report;
 use self::run::Run;

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::super::KernelChoice;
 use super::config::Lost;
+use super::series;
 use crate::cache::{self, KeyBuilder};
 use crate::command::run_logged;
 use crate::context::Context;
@@ -51,9 +52,7 @@ impl Source {
         match choice {
             KernelChoice::Tree(path) => {
                 let tree = check_foreign(path)?;
-                let mut key = KeyBuilder::new();
-                key.text("tree", tree.to_string_lossy());
-                let builds = kernels.join(format!("tree-{}", key.finish()));
+                let builds = builds_of_foreign(&kernels, &tree);
                 Ok(Self {
                     builds,
                     tree,
@@ -62,7 +61,7 @@ impl Source {
             }
             KernelChoice::Public | KernelChoice::Vanilla => {
                 let patches = if *choice == KernelChoice::Public {
-                    patches(&ctx.repo.join("images/kernel/patches"))?
+                    series::patches(&ctx.repo)?
                 } else {
                     Vec::new()
                 };
@@ -111,16 +110,7 @@ impl Source {
         if self.tree.is_dir() {
             return Ok(());
         }
-        // All sources of one toolbox start as the same files: unpacked once, and
-        // shared by hard links. patch(1) writes a new file, never into a link.
-        let pristine = ctx
-            .cache
-            .join("kernel")
-            .join(format!("unpacked-{}", ctx.toolbox));
-        if !pristine.is_dir() {
-            cache::require_space(&ctx.cache, SOURCE_MIB, "unpacking the kernel source")?;
-            cache::publish(&pristine, |folder| unpack(ctx, archive, folder))?;
-        }
+        let pristine = pristine(ctx, archive)?;
         cache::publish(&self.tree, |folder| {
             let task = ctx.progress.task("preparing the kernel source", None);
             link_tree(&pristine, folder)?;
@@ -152,6 +142,38 @@ impl Source {
         ));
         Ok(())
     }
+}
+
+/// Where the build trees of a foreign source are: apart from it, as it is never written into. A
+/// source that lies in the cache is nobody's but the tool's, and its build trees lie in it, where
+/// ccache knows the objects of its twins.
+fn builds_of_foreign(kernels: &Path, tree: &Path) -> PathBuf {
+    if tree.starts_with(kernels) {
+        return tree.to_owned();
+    }
+    let mut key = KeyBuilder::new();
+    key.text("tree", tree.to_string_lossy());
+    kernels.join(format!("tree-{}", key.finish()))
+}
+
+/// [`pristine`] of the toolbox's archive.
+pub(super) fn pristine_source(ctx: &Context) -> Result<PathBuf> {
+    pristine(ctx, &find_archive(Path::new(ARCHIVES))?)
+}
+
+/// The distribution's source as it is. All sources of one toolbox start as these files: unpacked
+/// once, and shared by hard links. patch(1) writes a new file, never into a link. The caller holds
+/// the kernel lock.
+fn pristine(ctx: &Context, archive: &Path) -> Result<PathBuf> {
+    let folder = ctx
+        .cache
+        .join("kernel")
+        .join(format!("unpacked-{}", ctx.toolbox));
+    if !folder.is_dir() {
+        cache::require_space(&ctx.cache, SOURCE_MIB, "unpacking the kernel source")?;
+        cache::publish(&folder, |folder| unpack(ctx, archive, folder))?;
+    }
+    Ok(folder)
 }
 
 /// Checks that a path is a kernel tree that can be built without touching it.
@@ -188,30 +210,6 @@ fn check_foreign(path: &Path) -> Result<PathBuf> {
         }
     }
     Ok(tree)
-}
-
-/// The patches that `series` in this folder names, in its order. A patch beside
-/// it that it does not name has been forgotten by somebody.
-fn patches(dir: &Path) -> Result<Vec<PathBuf>> {
-    let series = dir.join("series");
-    let text =
-        fs::read_to_string(&series).with_context(|| format!("cannot read {}", series.display()))?;
-    let listed: Vec<PathBuf> = text
-        .lines()
-        .map(|line| line.split('#').next().unwrap_or_default().trim())
-        .filter(|name| !name.is_empty())
-        .map(|name| dir.join(name))
-        .collect();
-    for path in cache::files_below(dir)? {
-        if path.extension().is_some_and(|ext| ext == "patch") && !listed.contains(&path) {
-            bail!(
-                "{} does not name {}; add it in its place, or remove the patch",
-                series.display(),
-                path.strip_prefix(dir)?.display()
-            );
-        }
-    }
-    Ok(listed)
 }
 
 /// The one kernel source archive of the toolbox.
@@ -257,7 +255,7 @@ fn unpack(ctx: &Context, archive: &Path, folder: &Path) -> Result<()> {
 }
 
 /// Copies a tree by hard links.
-fn link_tree(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn link_tree(from: &Path, to: &Path) -> Result<()> {
     let status = Command::new("cp")
         .args(["--archive", "--link", "--no-target-directory"])
         .arg(from)
@@ -276,7 +274,7 @@ fn link_tree(from: &Path, to: &Path) -> Result<()> {
 
 /// Applies one patch, exactly: a hunk that fits only elsewhere or only nearly is
 /// a failure, named with its file.
-fn apply(ctx: &Context, tree: &Path, patch: &Path) -> Result<()> {
+pub(super) fn apply(ctx: &Context, tree: &Path, patch: &Path) -> Result<()> {
     let name = patch.file_name().unwrap_or_default().to_string_lossy();
     let log = ctx.logs().join(format!("{name}.log"));
     let mut file = String::from("an unknown file");
@@ -384,24 +382,6 @@ mod tests {
     }
 
     #[test]
-    fn the_series_gives_the_order_and_forgets_no_patch() {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        let write = |name: &str, text: &str| {
-            fs::write(dir.path().join(name), text).expect("written");
-        };
-        write("0001-a.patch", "");
-        write("0002-b.patch", "");
-        write("series", "# base: 7.3\n0002-b.patch\n0001-a.patch # late\n");
-        let names = ["0002-b.patch", "0001-a.patch"].map(|name| dir.path().join(name));
-        assert_eq!(patches(dir.path()).expect("complete"), names);
-        write("0003-c.patch", "");
-        let error = patches(dir.path())
-            .expect_err("one is forgotten")
-            .to_string();
-        assert!(error.contains("0003-c.patch"), "{error}");
-    }
-
-    #[test]
     fn an_unknown_kernel_path_is_refused_with_what_to_give_instead() {
         let error = check_foreign(Path::new("/no/such/tree")).expect_err("nothing there");
         assert!(error.to_string().contains("/no/such/tree"), "{error}");
@@ -430,6 +410,15 @@ mod tests {
             error.contains(".config") && error.contains("mrproper"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn source_of_the_users_own_is_not_built_into() {
+        let kernels = Path::new("/cache/kernel");
+        let foreign = builds_of_foreign(kernels, Path::new("/home/me/linux"));
+        assert!(foreign.starts_with(kernels), "{}", foreign.display());
+        let own = kernels.join("series-1");
+        assert_eq!(builds_of_foreign(kernels, &own), own);
     }
 
     #[test]

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Results as files: JSON for programs, a page for people, in the run's folder and,
+//! when asked for, in the repository.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::outcome::{TypeRun, Verdict};
+use super::state::Summary;
+use super::{Suite, Task};
+use crate::results::{self, LICENCE, cell, head};
+
+/// Results of the kernel's suite.
+#[derive(Debug, Serialize)]
+pub struct Document {
+    #[serde(rename = "$comment")]
+    comment: &'static str,
+    version: u32,
+    suite: String,
+    kernel: String,
+    build: String,
+    commit: String,
+    command: String,
+    /// One for each type of memory.
+    pub runs: Vec<TypeRun>,
+}
+
+impl Document {
+    /// A document without runs.
+    pub fn new(suite: Suite, task: &Task<'_>) -> Self {
+        Self {
+            comment: LICENCE,
+            version: 1,
+            suite: suite.to_string(),
+            kernel: task.kernel_name(),
+            build: task.kernel.kind.to_string(),
+            commit: task.commit.to_string(),
+            command: task.command.clone(),
+            runs: Vec::new(),
+        }
+    }
+
+    /// Whether something ran and nothing is wrong.
+    pub fn is_good(&self) -> bool {
+        !self.runs.is_empty() && self.runs.iter().all(TypeRun::is_good)
+    }
+
+    fn name(&self) -> String {
+        format!("{}-{}-{}", self.suite, self.kernel, self.build)
+    }
+
+    fn page(&self) -> String {
+        let mut page = head(
+            &format!(
+                "{} on the {} kernel, {} build",
+                self.suite, self.kernel, self.build
+            ),
+            &self.command,
+            &self.commit,
+        );
+        page +=
+            "| memory | tests | passed | failed as declared | failed | guests | kernel reports |\n";
+        page += "|---|---|---|---|---|---|---|\n";
+        for run in &self.runs {
+            let _ = writeln!(
+                page,
+                "| {} | {} | {} | {} | {} | {} | {} |",
+                run.memory_type,
+                run.tests.len(),
+                run.passed,
+                run.known,
+                run.failed,
+                run.guests,
+                run.reports.len()
+            );
+        }
+        for run in &self.runs {
+            page += &details(run);
+        }
+        page
+    }
+}
+
+/// What of a run deserves a line of its own.
+fn details(run: &TypeRun) -> String {
+    let mut text = String::new();
+    let unusual: Vec<_> = run
+        .tests
+        .iter()
+        .filter(|test| test.verdict != Verdict::Passed || !test.expected)
+        .collect();
+    if !unusual.is_empty() {
+        let _ = writeln!(
+            text,
+            "\n## Tests that did not pass, {} memory\n",
+            run.memory_type
+        );
+        text += "| test | ended | declared | why |\n|---|---|---|---|\n";
+        for test in unusual {
+            let verdict = format!("{:?}", test.verdict).to_lowercase();
+            let (patch, why) = match &test.declared {
+                Some(declared) => (
+                    declared
+                        .patch
+                        .as_deref()
+                        .unwrap_or("no patch of the series"),
+                    declared.why.as_str(),
+                ),
+                None => ("no", test.detail.lines().last().unwrap_or_default()),
+            };
+            let _ = writeln!(
+                text,
+                "| `{}` | {verdict} | {} | {} |",
+                test.name,
+                cell(patch),
+                cell(why)
+            );
+        }
+    }
+    if !run.reports.is_empty() {
+        let _ = writeln!(
+            text,
+            "\n## Reports of the kernel, {} memory\n",
+            run.memory_type
+        );
+        text += "| report | during | declared |\n|---|---|---|\n";
+        for report in &run.reports {
+            let declared = report
+                .declared
+                .as_ref()
+                .map_or("no", |known| known.mended_by());
+            let during = report.during.as_deref().unwrap_or("before the first test");
+            let _ = writeln!(
+                text,
+                "| `{}` | {} | {} |",
+                cell(&report.text),
+                cell(during),
+                cell(declared)
+            );
+        }
+    }
+    text
+}
+
+/// What can be published.
+pub enum Published<'a> {
+    /// The kernel's suite.
+    Suite(&'a Document),
+    /// The long run.
+    Mixed(&'a Summary),
+}
+
+/// Writes results.json into the run's folder; with `--record` JSON and page into the repository.
+pub fn publish(task: &Task<'_>, what: &Published<'_>) -> Result<()> {
+    let (name, json, page) = match what {
+        Published::Suite(document) => (
+            document.name(),
+            serde_json::to_string_pretty(document)?,
+            document.page(),
+        ),
+        Published::Mixed(summary) => (
+            summary.name(),
+            serde_json::to_string_pretty(summary)?,
+            summary.page(),
+        ),
+    };
+    results::write(&task.folder.join("results.json"), &json)?;
+    if task.record {
+        results::record(task.ctx, &name, &json, &page)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::known::tests::sample;
+    use super::super::outcome::Ended;
+    use super::*;
+    use crate::vm::MemoryType;
+
+    fn document() -> Document {
+        let file = sample();
+        let known = file.of("hmm-tests", "vanilla", MemoryType::Coherent);
+        let ended = |name: &str, verdict| Ended {
+            name: name.into(),
+            verdict,
+            detail: String::new(),
+        };
+        let tests = vec![
+            ended("hmm.one", Verdict::Failed),
+            ended("hmm.two", Verdict::Passed),
+        ];
+        let log = "BUG: kernel NULL pointer dereference\n".to_owned();
+        Document {
+            comment: LICENCE,
+            version: 1,
+            suite: "hmm-tests".into(),
+            kernel: "vanilla".into(),
+            build: "plain".into(),
+            commit: "abc".into(),
+            command: "just stress --suite hmm-tests".into(),
+            runs: vec![TypeRun::judge(MemoryType::Coherent, &known, tests, &[log])],
+        }
+    }
+
+    #[test]
+    fn page_has_command_commit_counts_and_what_did_not_pass() {
+        let page = document().page();
+        for part in [
+            "just stress --suite hmm-tests\n",
+            "Commit abc.",
+            "| coherent | 2 | 1 | 1 | 0 | 1 | 1 |",
+            "| `hmm.one` | failed | mm: mend it | it is broken |",
+            "NULL pointer",
+        ] {
+            assert!(page.contains(part), "{part} is not in:\n{page}");
+        }
+        assert!(!page.contains("`hmm.two`"), "{page}");
+    }
+
+    #[test]
+    fn json_names_its_licence_and_each_test() {
+        let text = serde_json::to_string_pretty(&document()).expect("JSON");
+        assert!(
+            text.lines()
+                .take(5)
+                .any(|line| line.contains("SPDX-License-Identifier"))
+        );
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(json["runs"][0]["tests"][1]["verdict"], "passed");
+        assert_eq!(
+            json["runs"][0]["tests"][0]["declared"]["patch"],
+            "mm: mend it"
+        );
+    }
+
+    #[test]
+    fn document_without_a_run_is_not_good() {
+        let mut document = document();
+        assert!(document.is_good());
+        document.runs.clear();
+        assert!(!document.is_good());
+    }
+}
