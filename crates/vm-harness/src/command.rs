@@ -246,15 +246,24 @@ mod tests {
         let error = run_logged_within(limit, &mut command, "x", &dir.path().join("l"), |_| {})
             .expect_err("killed");
         let text = error.to_string();
-        assert!(text.contains("killed after") && text.contains("here"), "{text}");
+        assert!(
+            text.contains("killed after") && text.contains("here"),
+            "{text}"
+        );
     }
 
     #[test]
     fn a_program_that_ends_in_time_is_not_called_late() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let limit = Duration::from_secs(600);
-        run_logged_within(limit, &mut shell("true"), "x", &dir.path().join("l"), |_| {})
-            .expect("in time");
+        run_logged_within(
+            limit,
+            &mut shell("true"),
+            "x",
+            &dir.path().join("l"),
+            |_| {},
+        )
+        .expect("in time");
     }
 
     #[test]
