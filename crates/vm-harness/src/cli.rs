@@ -67,10 +67,72 @@ impl Command {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use std::fs;
+    use std::path::{Path, PathBuf};
 
     #[test]
     fn the_command_line_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Command lines of a document: in a line of their own, or between backquotes.
+    fn commands_in(text: &str) -> Vec<String> {
+        let indented = text.lines().filter_map(|line| line.strip_prefix("    "));
+        let quoted = text.split('`').skip(1).step_by(2);
+        indented
+            .chain(quoted)
+            .map(|line| line.trim_start_matches("time "))
+            .filter_map(|line| {
+                let line = line.strip_prefix("ci/").unwrap_or(line);
+                line.strip_prefix("just ").map(str::to_owned)
+            })
+            .collect()
+    }
+
+    fn documents(folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                found.extend(documents(&path));
+            } else if path.extension().is_some_and(|ext| ext == "md") {
+                found.push(path);
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_recipe_that_a_document_shows_is_understood() {
+        let repo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut files = vec![repo.join("README.md")];
+        for folder in ["docs", "qemu", "images", "ci"] {
+            files.extend(documents(&repo.join(folder)));
+        }
+        let mut seen = 0;
+        for file in files {
+            let text = fs::read_to_string(&file).expect("a document");
+            for command in commands_in(&text) {
+                let words = shlex::split(&command).expect("closed quotes");
+                // Bare or with an option of just itself, it names no recipe.
+                if words.first().is_none_or(|word| word.starts_with('-')) {
+                    continue;
+                }
+                seen += 1;
+                let parsed = Cli::try_parse_from(std::iter::once("cdm".to_owned()).chain(words));
+                if let Err(error) = parsed {
+                    let help = error.kind() == clap::error::ErrorKind::DisplayHelp;
+                    assert!(help, "{}: just {command}: {error}", file.display());
+                }
+            }
+        }
+        assert!(seen > 5, "only {seen} commands were recognised");
+    }
+
+    #[test]
+    fn commands_are_found_in_lines_and_in_quotes() {
+        let text = "Run `ci/just test` or\n\n    time ci/just run-vm --smp 2  # four\n\nnot just so.";
+        assert_eq!(commands_in(text), ["run-vm --smp 2  # four", "test"]);
     }
 
     #[test]

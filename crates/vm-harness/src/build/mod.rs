@@ -29,7 +29,7 @@ pub use cargo::set_environment;
 pub use guest_tools::guest_tools;
 pub use hmm_tests::hmm_tests;
 pub use initramfs::initramfs;
-pub use kernel::{Kernel, WorkingTree, kernel, series};
+pub use kernel::{Kernel, WorkingTree, kernel, modules as kernel_modules, series};
 pub use module::module;
 
 /// Which kernel source the guest runs.

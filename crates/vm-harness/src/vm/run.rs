@@ -80,6 +80,10 @@ pub struct RunVmArgs {
     #[arg(long = "file", value_name = "HOST:GUEST")]
     files: Vec<FileCopy>,
 
+    /// Bring the kernel's own modules into the guest, for modprobe
+    #[arg(long)]
+    kernel_modules: bool,
+
     /// Give the driver a parameter, such as altmap=0; repeatable
     #[arg(long = "module-param", value_name = "NAME=VALUE")]
     module_params: Vec<String>,
@@ -118,6 +122,10 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
             kernel.choice
         );
     }
+    let mut files = args.files;
+    if args.kernel_modules {
+        files.push(FileCopy::kernel_modules(ctx, &kernel)?);
+    }
     let spec = VmSpec {
         devices: args.devices,
         device_memory: args.device_memory,
@@ -127,7 +135,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         memory_type: args.memory_type,
         module_params: args.module_params,
         share,
-        files: args.files,
+        files,
         gdb: args.gdb,
         ..VmSpec::new(kernel)
     };

@@ -6,12 +6,13 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::accel::AccelChoice;
-use crate::build::Kernel;
+use crate::build::{self, Kernel};
+use crate::context::Context;
 
 /// Most devices of one machine.
 pub const DEVICES_MAX: u8 = 4;
@@ -153,6 +154,16 @@ pub struct FileCopy {
     pub host: PathBuf,
     /// Absolute path in the guest.
     pub guest: String,
+}
+
+impl FileCopy {
+    /// The kernel's own modules, which are built if they are not yet, for modprobe.
+    pub fn kernel_modules(ctx: &Context, kernel: &Kernel) -> Result<Self> {
+        let host = build::kernel_modules(ctx, kernel)?;
+        let release = host.file_name().context("the modules have no release")?;
+        let guest = format!("/lib/modules/{}", release.display());
+        Ok(Self { host, guest })
+    }
 }
 
 impl FromStr for FileCopy {
