@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn commands_are_found_in_lines_and_in_quotes() {
-        let text = "Run `ci/just test` or\n\n    time ci/just run-vm --smp 2  # four\n\nnot just so.";
+        let text =
+            "Run `ci/just test` or\n\n    time ci/just run-vm --smp 2  # four\n\nnot just so.";
         assert_eq!(commands_in(text), ["run-vm --smp 2  # four", "test"]);
     }
 

@@ -220,7 +220,12 @@ pub fn modules(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
     let mut install = make(ctx, &source, &kernel.objects, &["modules_install"]);
     install.arg(format!("INSTALL_MOD_PATH={}", root.display()));
     let log = ctx.logs().join("kernel-modules-install.log");
-    run_logged(&mut install, "installing the kernel's modules", &log, |_| {})?;
+    run_logged(
+        &mut install,
+        "installing the kernel's modules",
+        &log,
+        |_| {},
+    )?;
     // A link to the host's build tree, which the guest does not have.
     let _ = fs::remove_file(folder.join("build"));
     Ok(folder)
