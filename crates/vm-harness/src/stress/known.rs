@@ -38,7 +38,7 @@ struct TestRow {
     #[serde(default = "failed")]
     ends: Verdict,
     #[serde(default)]
-    patch: Option<String>,
+    patches: Vec<String>,
     why: String,
 }
 
@@ -55,24 +55,27 @@ struct ReportRow {
     /// Part of the line that tells what the report is.
     text: String,
     #[serde(default)]
-    patch: Option<String>,
+    patches: Vec<String>,
     why: String,
 }
 
 /// What is declared of a failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Declared {
-    /// Subject of the patch that mends it; absent if no patch of the series does.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub patch: Option<String>,
+    /// Subjects of the patches that mend it; none if no patch of the series does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub patches: Vec<String>,
     /// Why it fails.
     pub why: String,
 }
 
 impl Declared {
     /// What has to come for it to pass.
-    pub fn mended_by(&self) -> &str {
-        self.patch.as_deref().unwrap_or(&self.why)
+    pub fn mended_by(&self) -> String {
+        match self.patches.as_slice() {
+            [] => "no patch of the series".to_owned(),
+            patches => patches.join("; "),
+        }
     }
 }
 
@@ -92,8 +95,8 @@ impl File {
 
     /// Refuses a row whose patch is not in the series.
     fn check_patches(&self, subjects: &[String]) -> Result<()> {
-        let tests = self.test.iter().filter_map(|row| row.patch.as_ref());
-        let reports = self.report.iter().filter_map(|row| row.patch.as_ref());
+        let tests = self.test.iter().flat_map(|row| &row.patches);
+        let reports = self.report.iter().flat_map(|row| &row.patches);
         for patch in tests.chain(reports) {
             ensure!(
                 subjects.contains(patch),
@@ -115,9 +118,9 @@ impl File {
     }
 }
 
-fn declared(patch: Option<&String>, why: &str) -> Declared {
+fn declared(patches: &[String], why: &str) -> Declared {
     Declared {
-        patch: patch.cloned(),
+        patches: patches.to_vec(),
         why: why.to_owned(),
     }
 }
@@ -134,7 +137,7 @@ impl Known<'_> {
         self.tests
             .iter()
             .find(|row| row.names.iter().any(|known| known == name))
-            .map(|row| (row.ends, declared(row.patch.as_ref(), &row.why)))
+            .map(|row| (row.ends, declared(&row.patches, &row.why)))
     }
 
     /// What is declared of a report of the kernel's.
@@ -142,7 +145,7 @@ impl Known<'_> {
         self.reports
             .iter()
             .find(|row| text.contains(&row.text))
-            .map(|row| declared(row.patch.as_ref(), &row.why))
+            .map(|row| declared(&row.patches, &row.why))
     }
 
     /// Texts of the declared reports.
@@ -175,14 +178,14 @@ pub mod tests {
             kernel = "vanilla"
             memory-type = "coherent"
             names = ["hmm.one"]
-            patch = "mm: mend it"
+            patches = ["mm: mend it"]
             why = "it is broken"
             [[report]]
             suite = "hmm-tests"
             kernel = "vanilla"
             memory-type = "coherent"
             text = "NULL pointer"
-            patch = "mm: mend it"
+            patches = ["mm: mend it"]
             why = "it is broken"
             "#,
         )

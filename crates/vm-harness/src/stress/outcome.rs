@@ -49,11 +49,13 @@ pub struct Judged {
     pub detail: String,
 }
 
-/// One report of the kernel about itself, judged.
+/// Reports of the kernel about itself that say the same of one test, judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct JudgedReport {
-    /// The line that tells what it is.
+    /// The line that tells what it is, the first time.
     pub text: String,
+    /// How often it came.
+    pub times: usize,
     /// The test that ran, by the kernel's log; before the first one, none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub during: Option<String>,
@@ -99,10 +101,10 @@ impl TypeRun {
             .into_iter()
             .map(|test| judge_test(known, test))
             .collect();
-        let reports: Vec<JudgedReport> = logs
-            .iter()
-            .flat_map(|log| judge_reports(known, log))
-            .collect();
+        let mut reports = Vec::new();
+        for log in logs {
+            judge_reports(known, log, &mut reports);
+        }
         let absent_reports = known
             .reports()
             .filter(|text| !reports.iter().any(|report| report.text.contains(*text)))
@@ -131,11 +133,12 @@ impl TypeRun {
 
     /// One line that counts.
     pub fn count(&self) -> String {
-        let undeclared = self
+        let undeclared: usize = self
             .reports
             .iter()
             .filter(|report| report.declared.is_none())
-            .count();
+            .map(|report| report.times)
+            .sum();
         format!(
             "{}: {} tests, {} passed, {} failed as declared, {} failed; {} reports of the kernel, \
              {undeclared} of them not declared",
@@ -144,8 +147,13 @@ impl TypeRun {
             self.passed,
             self.known,
             self.failed,
-            self.reports.len(),
+            self.report_count(),
         )
+    }
+
+    /// Number of reports of the kernel.
+    pub fn report_count(&self) -> usize {
+        self.reports.iter().map(|report| report.times).sum()
     }
 
     /// What is not as it should be, a line each.
@@ -168,8 +176,12 @@ impl TypeRun {
         });
         let reports = self.reports.iter().filter_map(|report| {
             let during = report.during.as_deref().unwrap_or("before the first test");
-            (report.declared.is_none())
-                .then(|| format!("the kernel reports ({during}): {}", report.text))
+            (report.declared.is_none()).then(|| {
+                format!(
+                    "the kernel reports {} times ({during}): {}",
+                    report.times, report.text
+                )
+            })
         });
         let absent = self
             .absent_reports
@@ -197,7 +209,8 @@ fn judge_test(known: &Known<'_>, test: Ended) -> Judged {
     }
 }
 
-fn judge_reports(known: &Known<'_>, log: &str) -> Vec<JudgedReport> {
+/// Adds the reports of one guest's log.
+fn judge_reports(known: &Known<'_>, log: &str, all: &mut Vec<JudgedReport>) {
     let marks: Vec<(usize, &str)> = log
         .lines()
         .enumerate()
@@ -206,18 +219,27 @@ fn judge_reports(known: &Known<'_>, log: &str) -> Vec<JudgedReport> {
             Some((index + 1, name.trim_end()))
         })
         .collect();
-    crate::vm::reports(log)
-        .into_iter()
-        .map(|Line { number, text }| JudgedReport {
-            during: marks
-                .iter()
-                .rev()
-                .find(|(mark, _)| *mark < number)
-                .map(|(_, name)| (*name).to_owned()),
-            declared: known.report(&text),
-            text,
-        })
-        .collect()
+    for Line { number, text } in crate::vm::reports(log) {
+        let during = marks.iter().rev().find(|(mark, _)| *mark < number);
+        let during = during.map(|(_, name)| (*name).to_owned());
+        let same = |report: &&mut JudgedReport| {
+            report.during == during && what_it_is(&report.text) == what_it_is(&text)
+        };
+        match all.iter_mut().find(same) {
+            Some(report) => report.times += 1,
+            None => all.push(JudgedReport {
+                times: 1,
+                during,
+                declared: known.report(&text),
+                text,
+            }),
+        }
+    }
+}
+
+/// A report's line without where and to whom it happened.
+fn what_it_is(text: &str) -> &str {
+    text.split_once(", CPU#").map_or(text, |(what, _)| what)
 }
 
 #[cfg(test)]
@@ -299,6 +321,24 @@ mod tests {
         assert!(!run.is_good());
         assert!(
             run.complaints()[0].contains("does not report"),
+            "{:?}",
+            run.complaints()
+        );
+    }
+
+    #[test]
+    fn reports_that_say_the_same_of_one_test_are_counted() {
+        let tests = [("hmm.one", Verdict::Failed), ("hmm.two", Verdict::Passed)];
+        let log = "hmm-tests: RUN hmm.one\n\
+                   WARNING: mm/x.c:1 at f, CPU#0: a/1\n\
+                   WARNING: mm/x.c:1 at f, CPU#1: a/2\n\
+                   hmm-tests: RUN hmm.two\n\
+                   WARNING: mm/x.c:1 at f, CPU#1: a/2\n";
+        let run = judged(&tests, log);
+        let times: Vec<usize> = run.reports.iter().map(|report| report.times).collect();
+        assert_eq!((times, run.report_count()), (vec![2, 1], 3));
+        assert!(
+            run.complaints()[0].contains("2 times (hmm.one)"),
             "{:?}",
             run.complaints()
         );

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use serde::Serialize;
 
+use super::known::Declared;
 use super::outcome::{TypeRun, Verdict};
 use super::state::Summary;
 use super::{Suite, Task};
@@ -74,7 +75,7 @@ impl Document {
                 run.known,
                 run.failed,
                 run.guests,
-                run.reports.len()
+                run.report_count()
             );
         }
         for run in &self.runs {
@@ -98,24 +99,21 @@ fn details(run: &TypeRun) -> String {
             "\n## Tests that did not pass, {} memory\n",
             run.memory_type
         );
-        text += "| test | ended | declared | why |\n|---|---|---|---|\n";
+        text += "| test | ended | mended by | why |\n|---|---|---|---|\n";
         for test in unusual {
             let verdict = format!("{:?}", test.verdict).to_lowercase();
-            let (patch, why) = match &test.declared {
-                Some(declared) => (
-                    declared
-                        .patch
-                        .as_deref()
-                        .unwrap_or("no patch of the series"),
-                    declared.why.as_str(),
+            let (mended_by, why) = match &test.declared {
+                Some(declared) => (declared.mended_by(), declared.why.as_str()),
+                None => (
+                    "not declared".to_owned(),
+                    test.detail.lines().last().unwrap_or_default(),
                 ),
-                None => ("no", test.detail.lines().last().unwrap_or_default()),
             };
             let _ = writeln!(
                 text,
                 "| `{}` | {verdict} | {} | {} |",
                 test.name,
-                cell(patch),
+                cell(&mended_by),
                 cell(why)
             );
         }
@@ -126,19 +124,20 @@ fn details(run: &TypeRun) -> String {
             "\n## Reports of the kernel, {} memory\n",
             run.memory_type
         );
-        text += "| report | during | declared |\n|---|---|---|\n";
+        text += "| report | times | during | mended by |\n|---|---|---|---|\n";
         for report in &run.reports {
-            let declared = report
+            let mended_by = report
                 .declared
                 .as_ref()
-                .map_or("no", |known| known.mended_by());
+                .map_or("not declared".to_owned(), Declared::mended_by);
             let during = report.during.as_deref().unwrap_or("before the first test");
             let _ = writeln!(
                 text,
-                "| `{}` | {} | {} |",
+                "| `{}` | {} | {} | {} |",
                 cell(&report.text),
+                report.times,
                 cell(during),
-                cell(declared)
+                cell(&mended_by)
             );
         }
     }
@@ -232,7 +231,7 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(json["runs"][0]["tests"][1]["verdict"], "passed");
         assert_eq!(
-            json["runs"][0]["tests"][0]["declared"]["patch"],
+            json["runs"][0]["tests"][0]["declared"]["patches"][0],
             "mm: mend it"
         );
     }

@@ -208,7 +208,7 @@ fn public_on_vanilla(run: &Run) -> Result<()> {
 }
 
 fn wrong_arguments(run: &Run) -> Result<()> {
-    let cases: [(&[&str], &[&str]); 6] = [
+    let cases: [(&[&str], &[&str]); 9] = [
         (
             &["run-vm", "--device-memory", "192M"],
             &["power of two", "256M"],
@@ -218,6 +218,23 @@ fn wrong_arguments(run: &Run) -> Result<()> {
         (&["run-vm", "--kernel", "/none/linux"], &["/none/linux"]),
         (&["run-vm", "--share", "/none"], &["--share", "/none"]),
         (&["run-vm", "--file", "/none:/root/x"], &["--file", "/none"]),
+        (&["stress", "--suite", "mixed"], &["--seed", "--minutes"]),
+        (
+            &["stress", "--suite", "hmm-tests", "--seed", "1"],
+            &["--seed", "--suite mixed"],
+        ),
+        (
+            &[
+                "stress",
+                "--suite",
+                "hmm-tests",
+                "--kernel",
+                "vanilla",
+                "--memory-type",
+                "public",
+            ],
+            &["vanilla", "MEMORY_DEVICE_PUBLIC", "--memory-type coherent"],
+        ),
     ];
     for (arguments, words) in cases {
         let left = Leftovers::watch()?;
