@@ -37,6 +37,11 @@ stress *ARGS:
 series-check *ARGS:
     @{{ cdm }} series-check "$@"
 
+# Try what each type of device memory can do, and print a table of it
+[no-cd, no-exit-message]
+behaviour-table *ARGS:
+    @{{ cdm }} behaviour-table "$@"
+
 # Tell what this machine has and lacks, and how to mend it
 [no-cd, no-exit-message]
 doctor *ARGS:

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cdm_harness::{Context, build, clean, doctor, series_check, stress, test, vm};
+use cdm_harness::{Context, behaviour, build, clean, doctor, series_check, stress, test, vm};
 use clap::{Parser, Subcommand};
 
 /// Build, boot and test a virtual machine with a coherent memory device.
@@ -35,6 +35,8 @@ pub enum Command {
     Stress(stress::StressArgs),
     /// Build and boot the kernel after each patch of the series
     SeriesCheck(series_check::SeriesCheckArgs),
+    /// Try what each type of device memory can do, and print a table of it
+    BehaviourTable(behaviour::BehaviourTableArgs),
     /// Tell what this machine has and lacks, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Build everything that a guest needs, and boot nothing
@@ -55,6 +57,7 @@ impl Command {
             Self::Test(args) => test::run(ctx, args),
             Self::Stress(args) => stress::run(ctx, &args),
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
+            Self::BehaviourTable(args) => behaviour::run(ctx, &args),
             Self::Doctor(args) => doctor::run(ctx, &args),
             Self::Build(args) => build::run(ctx, &args),
             Self::Kernel(args) => build::run_kernel(ctx, &args),

@@ -7,6 +7,7 @@
 //! tools it starts (make, cargo, QEMU) are those of one distribution release on
 //! every machine.
 
+pub mod behaviour;
 pub mod build;
 pub mod cache;
 pub mod clean;

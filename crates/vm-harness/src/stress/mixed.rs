@@ -151,7 +151,7 @@ struct Said {
 }
 
 /// Totals without which nothing has been shown, and those that must be nothing.
-const SOME: [&str; 3] = ["seconds", "operations", "verify_pages"];
+const SOME: [&str; 3] = ["seconds", "operations", "verified_pages"];
 const NONE: [&str; 2] = ["mismatches", "leaked_pages"];
 
 impl Said {
@@ -213,7 +213,7 @@ cdm-stress: seed 1, 3 processes of 2 threads
 progress 10 s, 3456 operations
 total seconds 20
 total operations 6000
-total verify_pages 99
+total verified_pages 99
 total mismatches 0
 total leaked_pages 0
 result ok";
@@ -246,7 +246,7 @@ result ok";
                 "total operations 0",
                 "no operations",
             ),
-            ("total verify_pages 99\n", "", "no verify_pages"),
+            ("total verified_pages 99\n", "", "no verified_pages"),
             ("result ok", "result failed: why", "failed: why"),
             ("\nresult ok", "", "no result"),
         ];

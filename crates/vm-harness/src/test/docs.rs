@@ -24,6 +24,10 @@ pub const DOCS: Table = Table {
             "docs::every_test_that_a_document_names_exists",
             every_test_exists,
         ),
+        (
+            "docs::behaviour_table_has_its_rows_and_each_row_a_test",
+            behaviour_table,
+        ),
     ],
 };
 
@@ -43,6 +47,11 @@ fn every_test_exists(run: &Run) -> Result<()> {
         }
     }
     tests_exist(&named, &names)
+}
+
+fn behaviour_table(run: &Run) -> Result<()> {
+    let names = super::e2e::guest_tests(run.ctx())?;
+    crate::behaviour::check(&run.ctx().repo, &names)
 }
 
 fn documents(run: &Run) -> Result<Vec<String>> {

@@ -194,7 +194,7 @@ impl Stage for EndToEnd {
     }
 
     fn list(&mut self, run: &Run) -> Result<Vec<String>> {
-        self.guest_tests = list_guest_tests(run.ctx())?;
+        self.guest_tests = guest_tests(run.ctx())?;
         plan::check(&self.guest_tests)?;
         Ok(SUITES
             .iter()
@@ -257,7 +257,7 @@ fn run_suite(
 }
 
 /// The programs for the guest are static, so the names can be had without one.
-fn list_guest_tests(ctx: &Context) -> Result<Vec<String>> {
+pub fn guest_tests(ctx: &Context) -> Result<Vec<String>> {
     let program = build::guest_tools(ctx)?.join("cdm-guest-tests");
     let output = Command::new(&program)
         .arg("--list")

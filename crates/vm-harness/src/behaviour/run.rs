@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The tests of the table, one after the other in a guest; a guest that goes wrong
+//! under one of them is replaced before the next.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use cdm_agent_protocol::ModuleState;
+use serde::Serialize;
+
+use super::table::Column;
+use crate::build::{self, BuildKind, KernelChoice};
+use crate::context::Context;
+use crate::test::Session;
+use crate::test::ktap::Reader;
+use crate::test::report::Verdict;
+use crate::vm::boot::Stream;
+use crate::vm::{ByteSize, VmSpec, reports};
+
+/// Longest silence of one test: the longest takes a tenth of it.
+const SILENCE: Duration = Duration::from_secs(180);
+
+/// What a test found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Found {
+    /// It can be done.
+    Works,
+    /// It cannot.
+    Fails,
+    /// The test cannot be tried with this memory.
+    Inapplicable,
+    /// The kernel reports a fault of its own, or dies.
+    Breaks,
+}
+
+/// A test of one column.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tried {
+    /// As `group::name`.
+    pub test: String,
+    /// What it found.
+    pub found: Found,
+    /// The reason, unless it works.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+/// All tests of one column.
+#[derive(Clone, Debug, Serialize)]
+pub struct ColumnResults {
+    /// Its heading.
+    pub name: String,
+    /// In the order of the table.
+    pub results: Vec<Tried>,
+}
+
+/// Runs all tests of one column.
+pub fn column(
+    ctx: &Context,
+    column: &Column,
+    tests: &[String],
+    folder: &Path,
+) -> Result<ColumnResults> {
+    let choice: KernelChoice = column.kernel.parse().map_err(anyhow::Error::msg)?;
+    let mut spec = VmSpec::new(build::kernel(ctx, &choice, BuildKind::Plain)?);
+    // The machine that these tests run on otherwise.
+    spec.devices = 2;
+    spec.device_memory = ByteSize(256 << 20);
+    spec.memory_type = Some(column.memory_type);
+    let logs = folder.join(format!("{}-{}", column.kernel, column.memory_type));
+    let mut session = Session::new(ctx, spec, logs);
+    let task = ctx.progress.task(format!("trying {}", column.name), None);
+    task.set_total(tests.len() as u64);
+    let mut results = Vec::new();
+    for test in tests {
+        task.set_detail(test);
+        let (found, why) =
+            one(&mut session, test).with_context(|| format!("{} on {}", test, column.name))?;
+        results.push(Tried {
+            test: test.clone(),
+            found,
+            why,
+        });
+        task.advance();
+    }
+    session.discard();
+    Ok(ColumnResults {
+        name: column.name.clone(),
+        results,
+    })
+}
+
+/// Runs one test. An error means that there is no guest to try it in.
+fn one(session: &mut Session<'_>, test: &str) -> Result<(Found, String)> {
+    if let ModuleState::Failed(reason) = &session.vm()?.greeting().module {
+        anyhow::bail!("the driver does not load: {reason}");
+    }
+    let mut reader = Reader::default();
+    let mut outcome = None;
+    let mut errors = Vec::new();
+    let line = format!("cdm-guest-tests --exact {test}");
+    let ran = session
+        .vm()?
+        .exec_streaming_within(SILENCE, &line, |stream, text| match stream {
+            Stream::Stdout => match reader.line(text) {
+                Ok(Some(ended)) => outcome = Some(ended),
+                Ok(None) => {}
+                Err(fault) => errors.push(fault.to_string()),
+            },
+            Stream::Stderr => errors.push(text.to_owned()),
+        });
+    let log = match &ran {
+        Ok(_) => session.new_log()?,
+        Err(_) => session.vm()?.kernel_log()?,
+    };
+    let report = reports(&log).into_iter().next();
+    if ran.is_err() || report.is_some() {
+        // Nothing that comes after it counts.
+        session.discard();
+    }
+    let why = |text: Option<&str>| text.unwrap_or_default().to_owned();
+    Ok(match (report, ran, outcome) {
+        (Some(report), _, _) => (Found::Breaks, report.text),
+        (None, Err(error), _) => (Found::Breaks, why(format!("{error:#}").lines().next())),
+        (None, Ok(_), None) => {
+            anyhow::bail!("'{line}' gives no result: {}", errors.join("; "))
+        }
+        (None, Ok(_), Some(outcome)) => match outcome.verdict {
+            Verdict::Passed => (Found::Works, String::new()),
+            Verdict::Skipped => (Found::Inapplicable, outcome.reason),
+            Verdict::Failed => (
+                Found::Fails,
+                why(outcome.diagnostics.first().map(String::as_str)),
+            ),
+        },
+    })
+}
