@@ -75,6 +75,8 @@ struct CdmModule {
     /// Then the queue that their last work is on.
     work: work::WorkQueue,
     folder: device::Folder,
+    /// Last, when no device has a driver.
+    left: virtio::LeftRunning,
 }
 
 impl kernel::InPlaceModule for CdmModule {
@@ -89,6 +91,8 @@ impl kernel::InPlaceModule for CdmModule {
                 registration <- virtio::Registration::new(module, c"cdm", wire::VIRTIO_ID),
                 work,
                 folder,
+                // SAFETY: The module has one, and drops it after the registration.
+                left: unsafe { virtio::LeftRunning::new() },
             }? Error))
         })
     }

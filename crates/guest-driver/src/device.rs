@@ -28,7 +28,7 @@ use kernel::sync::Arc;
 
 use crate::chardev::Node;
 use crate::command::Control;
-use crate::evacuate::{self, Patience};
+use crate::evacuate;
 use crate::events::EventSink;
 use crate::gate::Gate;
 use crate::identity::{identify, Identity, Refusal};
@@ -174,14 +174,14 @@ impl Device {
     ///
     /// False if pages did not leave in time; then the memory is still in use and the
     /// device must keep it mapped.
-    fn retire(&self, patience: Patience) -> bool {
+    fn retire(&self, patience_ms: u32) -> bool {
         self.gate.shut();
         // Whoever waits for a command shall not hold this up.
         if self.control.call(ControlOpcode::RESET, 0, 0).is_err() {
             self.transport.declare_gone();
         }
         self.gate.wait();
-        if !evacuate::run(self, patience) {
+        if !evacuate::run(self, patience_ms) {
             return false;
         }
         self.region.unmap();
@@ -190,6 +190,27 @@ impl Device {
             let _ = self.control.call(ControlOpcode::SET_METADATA, 0, 0);
         }
         true
+    }
+}
+
+impl Device {
+    /// Pages do not leave, and the driver must: leaves them, and the device, as they are.
+    ///
+    /// A reset would take the memory from under whoever has them, and the struct pages with
+    /// it. What they are made of stays allocated until the guest restarts, and so long no
+    /// driver can have the device again.
+    fn strand(self: &Arc<Self>) {
+        let pages = self.region.abandon();
+        self.transport.leave_running();
+        // INVARIANT: Neither region nor transport is dropped.
+        core::mem::forget(self.clone());
+        dev_err!(
+            self.dev(),
+            "cdm{}: {} pages did not leave in time; they stay where they are, and the device is \
+             left running and unusable until the guest restarts\n",
+            self.number,
+            pages
+        );
     }
 }
 
@@ -312,7 +333,11 @@ impl Driver for Bound {
         this.node = None;
         this.files = None;
         let device = this.device.clone();
-        device.retire(Patience::Endless);
+        // SAFETY: Returns a module parameter.
+        if !device.retire(unsafe { sys::cdm_param_evacuate_ms() }) {
+            device.strand();
+            return;
+        }
         device.transport.stop();
         dev_info!(
             device.dev(),
@@ -323,7 +348,7 @@ impl Driver for Bound {
     }
 
     fn shutdown(&self) {
-        if self.device.retire(Patience::Milliseconds(SHUTDOWN_MS)) {
+        if self.device.retire(SHUTDOWN_MS) {
             self.device.transport.shut_down();
             return;
         }

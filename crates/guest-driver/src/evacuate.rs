@@ -18,22 +18,14 @@ use crate::pagemap::Region;
 use crate::sys;
 use crate::transfer::BadMemory;
 
-/// When to stop if pages do not leave.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// After this many milliseconds without progress.
-    Milliseconds(u32),
-    /// Never: what follows must not happen while a page is in use.
-    Endless,
-}
-
 /// Longest pause between passes.
 const PAUSE_MS_MAX: u32 = 100;
 /// How long pages may stay before the log says which.
 const SILENCE_MS: u32 = 5_000;
 
-/// Evacuates a region; whether it is empty now.
-pub(crate) fn run(device: &Device, patience: Patience) -> bool {
+/// Evacuates a region; whether it is empty now. False if for `patience_ms` milliseconds no
+/// page left: new ones do not come, so this ends.
+pub(crate) fn run(device: &Device, patience_ms: u32) -> bool {
     let region = device.region();
     let mut evictor = wait_for_memory(Evictor::new);
 
@@ -60,10 +52,8 @@ pub(crate) fn run(device: &Device, patience: Patience) -> bool {
             is_reported = true;
             report(device);
         }
-        if let Patience::Milliseconds(limit) = patience {
-            if idle_ms >= limit {
-                return false;
-            }
+        if idle_ms >= patience_ms {
+            return false;
         }
         // SAFETY: Process context, no lock held.
         unsafe { sys::cdm_drain() };

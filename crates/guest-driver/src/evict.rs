@@ -229,6 +229,30 @@ fn pause(attempt: u32) {
     }
 }
 
+/// Splits the large folios of which processes unmapped a part, so that the part is free.
+///
+/// The kernel leaves such a folio in one piece: it splits those of system memory when that
+/// is short, which says nothing about this device. How many folios were split.
+pub(crate) fn split_partly_mapped(device: &Device) -> Result<u32> {
+    let region = device.region();
+    let mut folios = KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?;
+    let mut count = 0;
+    for block in 0..region.blocks() {
+        if is_over(device) {
+            break;
+        }
+        region.used_folios(region.block(block), &mut folios);
+        for folio in folios.iter().filter(|folio| folio.order != 0) {
+            let frame = region.frame(folio.page);
+            // SAFETY: The frame is in the mapped region; no lock is held.
+            count += u32::from(unsafe {
+                sys::cdm_frame_partly_mapped(frame) && sys::cdm_frame_split(frame)
+            });
+        }
+    }
+    Ok(count)
+}
+
 /// Evicts the pages of a range of the device, lowest first, until `limit` have left.
 pub(crate) fn pages(device: &Device, pages: Range<u32>, limit: u64) -> Result<Tally> {
     let region = device.region();

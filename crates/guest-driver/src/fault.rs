@@ -14,7 +14,6 @@ use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
 use crate::notifier::{Mirror, ReadTicket};
 use crate::pagemap::{home_of, Home};
 use crate::sys;
-use crate::tally::Reason;
 
 /// What is mapped at an address.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,11 +52,6 @@ impl Traits {
     /// Somebody pinned its folio for DMA.
     pub(crate) fn is_pinned(self) -> bool {
         self.0 & sys::CDM_TRAIT_PINNED != 0
-    }
-
-    /// Why it cannot move, as far as that is known before it is tried.
-    pub(crate) fn reason(self) -> Option<Reason> {
-        Reason::of_raw(self.0 >> sys::CDM_TRAIT_REASON_SHIFT)
     }
 }
 

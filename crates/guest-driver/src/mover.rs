@@ -119,6 +119,7 @@ pub(crate) fn run(
         is_whole: false,
         must_split: false,
         can_wait: false,
+        has_split: false,
         large: 0,
         evicted: 0,
     };
@@ -187,6 +188,8 @@ struct Mover<'a> {
     must_split: bool,
     /// Room will be made if there is none.
     can_wait: bool,
+    /// Folios of the device were split to get at what nobody maps any more.
+    has_split: bool,
     /// Pages of the batch that moved as large folios.
     large: u64,
     /// Pages that left the device to make room.
@@ -260,6 +263,14 @@ impl Mover<'_> {
             }
             let homeless = Outcome::Failed(Reason::NoMemory);
             let wanted = outcomes.iter().filter(|o| **o == homeless).count() as u64;
+            if wanted != 0 && self.direction == Direction::ToDevice && !self.has_split {
+                // Once a call: every folio of the device is looked at.
+                self.has_split = true;
+                if evict::split_partly_mapped(self.device)? != 0 {
+                    tries -= 1;
+                    continue;
+                }
+            }
             if wanted != 0 && self.can_wait {
                 room_tries += 1;
                 let evicted = evict::make_room(self.device, wanted, self.stamp)?;
@@ -360,9 +371,7 @@ impl Mover<'_> {
         }
         Outcome::Failed(if !self.is_kind_movable(traits) {
             // The zero page gets there, too, and moves all the same.
-            traits.reason().unwrap_or(Reason::Unsupported)
-        } else if let Some(reason) = traits.reason() {
-            reason
+            Reason::Unsupported
         } else if traits.is_pinned() {
             Reason::Pinned
         } else if traits.is_compound() && !(self.is_whole && traits.is_large()) {

@@ -15,6 +15,7 @@
 //! Invariant: every folio is home before the region is unmapped. `unmap` asks for it,
 //! and the kernel would wait for ever for a folio that is not.
 
+use core::cell::UnsafeCell;
 use core::marker::PhantomPinned;
 use core::ops::Range;
 
@@ -23,7 +24,7 @@ use kernel::sync::atomic::{Atomic, Full, Relaxed, Release};
 use kernel::sync::{new_mutex, new_spinlock_irq, Mutex, SpinLockIrq};
 use kernel::types::Opaque;
 
-use crate::ages::{self, Ages, Candidate, Stamp, Turn};
+use crate::ages::{self, Ages, Candidate, Stamp, Turn, NEVER};
 use crate::alloc::{words_needed, FreeError, PageAlloc, ORDER_MAX};
 use crate::batch::{BATCH_PAGES, PAGE_BYTES};
 use crate::evict::Relief;
@@ -115,6 +116,9 @@ impl MemoryType {
     }
 }
 
+/// How often pages that are given up are looked for, at most; a tenth of a second lies between.
+const ABANDON_ROUNDS: u32 = 20;
+
 /// Names a region towards `migrate_vma`, also a region of another device.
 ///
 /// Only compared and passed to the kernel, never followed.
@@ -183,8 +187,8 @@ struct CpuStash {
 pub(crate) struct Region {
     #[pin]
     pgmap: Opaque<sys::dev_pagemap>,
-    /// Methods of `pgmap`; never written to.
-    ops: sys::dev_pagemap_ops,
+    /// Methods of `pgmap`; written to by `abandon` only.
+    ops: UnsafeCell<sys::dev_pagemap_ops>,
     is_mapped: Atomic<bool>,
     layout: Layout,
     /// Page frame of the allocator's page 0.
@@ -200,7 +204,7 @@ pub(crate) struct Region {
     #[pin]
     ages: SpinLockIrq<Ages<KVVec<Stamp>>>,
     #[pin]
-    relief: Mutex<Relief>,
+    relief: Mutex<Option<Relief>>,
     /// Pages that left because a memory cgroup was at its limit.
     relieved: Atomic<u64>,
     #[pin]
@@ -221,7 +225,7 @@ impl Region {
         let alloc = PageAlloc::new(pages, words).ok_or(EINVAL)?;
         let blocks = pages.div_ceil(BATCH_PAGES as u32) as usize;
         let ages = Ages::new(KVVec::zeroed(blocks, GFP_KERNEL)?);
-        let relief = Relief::new(pages)?;
+        let relief = Some(Relief::new(pages)?);
         let cpus = kernel::cpu::nr_cpu_ids() as usize;
         let mut stashes = KVec::with_capacity(cpus, GFP_KERNEL)?;
         for _ in 0..cpus {
@@ -233,7 +237,7 @@ impl Region {
         let this = KBox::pin_init(
             pin_init!(Self {
                 pgmap: Opaque::zeroed(),
-                ops: ops(),
+                ops: UnsafeCell::new(ops()),
                 is_mapped: Atomic::new(false),
                 layout,
                 first_pfn: (layout.base + layout.metadata_bytes) / PAGE_BYTES,
@@ -256,7 +260,7 @@ impl Region {
         // SAFETY: The structure is ours alone until `memremap_pages()`, and zeroed.
         unsafe {
             (*pgmap).type_ = layout.memory_type.number();
-            (*pgmap).ops = &this.ops;
+            (*pgmap).ops = this.ops.get();
             (*pgmap).owner = owner;
             (*pgmap).nr_range = 1;
             *(*pgmap).__bindgen_anon_1.range.as_mut() = sys::range {
@@ -283,6 +287,47 @@ impl Region {
             // SAFETY: Live by the type invariant, and unmapped once, thanks to the flag.
             unsafe { sys::memunmap_pages(self.pgmap.get()) };
         }
+    }
+
+    /// Gives the memory up as it is: whoever has a page of it keeps it, and no page comes
+    /// back from here on. The region and its value stay for good.
+    ///
+    /// How many pages that are.
+    pub(crate) fn abandon(&self) -> u32 {
+        // Nobody helps a memory cgroup any more, nor is at it.
+        *self.relief.lock() = None;
+        // A reference to each folio in use: then none is ever freed, and no method called. A
+        // folio that is being moved by the kernel has none to give for a moment.
+        let mut held = 0;
+        for _ in 0..ABANDON_ROUNDS {
+            held += self.hold_all();
+            // SAFETY: Process context, no lock held.
+            unsafe { sys::cdm_wait_for_callbacks() };
+            if held >= self.used_pages() {
+                break;
+            }
+        }
+        // SAFETY: All zero bytes are no methods, and nobody calls one any more: every folio
+        // in use has a reference that is never dropped, and the kernel asks whether there
+        // is a method to reclaim with.
+        unsafe { *self.ops.get() = core::mem::zeroed() };
+        held
+    }
+
+    /// Takes a reference for good to each folio in use that has none yet; to how many pages.
+    fn hold_all(&self) -> u32 {
+        let mut held = 0;
+        let mut next = 0;
+        while let Some(folio) = self.next_folio(next, self.pages) {
+            next = folio.page + (1 << folio.order);
+            // SAFETY: The frame is in the mapped region.
+            let is_held = folio.stamp != NEVER
+                && unsafe { sys::cdm_frame_hold(self.frame(folio.page), NEVER) };
+            if is_held {
+                held += 1 << folio.order;
+            }
+        }
+        held
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -429,6 +474,11 @@ impl Region {
     /// A stamp for what migrates now.
     pub(crate) fn stamp(&self) -> Stamp {
         self.clock.fetch_add(1, Relaxed) + 1
+    }
+
+    /// Blocks of 2 MiB, the last of which may be shorter.
+    pub(crate) fn blocks(&self) -> u32 {
+        self.pages.div_ceil(BATCH_PAGES as u32)
     }
 
     /// Pages of a block.
@@ -643,6 +693,9 @@ unsafe extern "C" fn cdm_reclaim(
     }
     // Somebody else is at it: that helps, too.
     let Some(mut relief) = region.relief.try_lock() else {
+        return 0;
+    };
+    let Some(relief) = &mut *relief else {
         return 0;
     };
     let tally = relief.run(region, memcg, pages as u64);

@@ -230,6 +230,25 @@ impl<T: Driver> PinnedDrop for Registration<T> {
     }
 }
 
+/// Devices that were left running without a driver; the module holds it until it goes.
+pub(crate) struct LeftRunning(());
+
+impl LeftRunning {
+    /// # Safety
+    ///
+    /// It is dropped when no device has the module's driver any more, and once.
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Drop for LeftRunning {
+    fn drop(&mut self) {
+        // SAFETY: By the contract of `new`.
+        unsafe { sys::cdm_vdevs_let_go() };
+    }
+}
+
 /// What a request left behind when its waiter went away.
 struct Parked {
     /// The device is done with the buffers.
@@ -533,8 +552,8 @@ pub(crate) struct Transport {
 impl Transport {
     /// Sets up `names.len()` queues and tells the device that the driver is ready.
     ///
-    /// EBUSY if an earlier transport was left running because the device did not answer;
-    /// see `Live::leak` in `device.rs`.
+    /// EBUSY if an earlier transport was left running, because the device did not answer or
+    /// its memory is in use for good; see `Live::leak` and `Device::strand` in `device.rs`.
     pub(crate) fn start(
         vdev: VirtioDevice,
         names: &[&'static CStr],
@@ -634,6 +653,16 @@ impl Transport {
     pub(crate) fn shut_down(&self) {
         self.close();
         self.vdev.shut_down();
+    }
+
+    /// Lets the device run on without a driver: neither asks it for anything nor hears it.
+    ///
+    /// The queues, this value and what they point to stay for good, and `priv` tells the
+    /// next driver so.
+    pub(crate) fn leave_running(&self) {
+        self.close();
+        // SAFETY: The device is valid, and is being removed from its driver.
+        unsafe { sys::cdm_vdev_leave_running(self.vdev.as_ptr()) };
     }
 
     fn close(&self) {

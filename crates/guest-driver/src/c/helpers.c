@@ -5,6 +5,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/capability.h>
+#include <linux/delay.h>
 #include <linux/cred.h>
 #include <linux/highmem.h>
 #include <linux/hmm.h>
@@ -15,8 +16,10 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/nodemask.h>
 #include <linux/pci.h>
+#include <linux/rcupdate.h>
 #include <linux/scatterlist.h>
 #include <linux/sched/exec_state.h>
 #include <linux/sched/mm.h>
@@ -257,6 +260,79 @@ void cdm_vdev_del_vqs(struct virtio_device *vdev)
 	vdev->config->del_vqs(vdev);
 }
 
+/*
+ * A device that is left running when its driver goes, because memory of it is in use
+ * for good. The virtio core expects a driver to leave its device reset, and says so
+ * with a warning; so for the core it looks reset once, and keeps its status.
+ */
+struct left_running {
+	struct list_head node;
+	struct virtio_device *vdev;
+	const struct virtio_config_ops *config;
+	struct virtio_config_ops ops;
+	bool is_asked;
+};
+
+/* Changed in remove of a device and at the end of the module, which waits for the former. */
+static LIST_HEAD(left_running);
+static DEFINE_MUTEX(left_running_lock);
+
+static u8 left_running_get_status(struct virtio_device *vdev)
+{
+	struct left_running *left = container_of(vdev->config, struct left_running, ops);
+
+	if (!left->is_asked) {
+		left->is_asked = true;
+		return 0;
+	}
+	return left->config->get_status(vdev);
+}
+
+static void left_running_set_status(struct virtio_device *vdev, u8 status)
+{
+}
+
+/*
+ * Lets a device run without a driver: no callback any more, and no reset. The module
+ * stays from here on, unless it is on its way out; then cdm_vdevs_let_go() follows.
+ */
+bool cdm_vdev_leave_running(struct virtio_device *vdev)
+{
+	struct left_running *left = kzalloc(sizeof(*left), GFP_KERNEL | __GFP_NOFAIL);
+	struct virtqueue *vq;
+
+	virtio_device_for_each_vq(vdev, vq)
+		WRITE_ONCE(vq->callback, NULL);
+	virtio_synchronize_cbs(vdev);
+
+	left->vdev = vdev;
+	left->config = vdev->config;
+	left->ops = *vdev->config;
+	left->ops.get_status = left_running_get_status;
+	left->ops.set_status = left_running_set_status;
+	get_device(&vdev->dev);
+	mutex_lock(&left_running_lock);
+	list_add(&left->node, &left_running);
+	mutex_unlock(&left_running_lock);
+	vdev->config = &left->ops;
+	return try_module_get(THIS_MODULE);
+}
+
+/* The module goes: its functions are needed no more, now that no device has a driver. */
+void cdm_vdevs_let_go(void)
+{
+	struct left_running *left, *next;
+
+	mutex_lock(&left_running_lock);
+	list_for_each_entry_safe(left, next, &left_running, node) {
+		left->vdev->config = left->config;
+		put_device(&left->vdev->dev);
+		list_del(&left->node);
+		kfree(left);
+	}
+	mutex_unlock(&left_running_lock);
+}
+
 struct virtio_device *cdm_vq_vdev(struct virtqueue *vq)
 {
 	return vq->vdev;
@@ -347,6 +423,7 @@ static u32 cdm_reason_of(enum migrate_refusal refusal)
 	}
 }
 
+/* As far as the folio itself tells, which is locked. */
 static u32 cdm_folio_reason(struct folio *folio)
 {
 	return cdm_reason_of(migrate_device_refusal(folio));
@@ -371,10 +448,7 @@ u32 cdm_mpfn_reason(unsigned long mpfn)
 }
 #endif
 
-/*
- * What can be seen of a page: CDM_TRAIT_*, and why it cannot move as far as that is
- * known before it is tried. The page is mapped or referenced, and stays so meanwhile.
- */
+/* What can be seen of a page: CDM_TRAIT_*. It is mapped or referenced, and stays so. */
 u32 cdm_page_traits(struct page *page)
 {
 	struct folio *folio = page_folio(page);
@@ -388,10 +462,10 @@ u32 cdm_page_traits(struct page *page)
 		traits |= CDM_TRAIT_LARGE;
 	if (folio_maybe_dma_pinned(folio))
 		traits |= CDM_TRAIT_PINNED;
-	return traits | cdm_folio_reason(folio) << CDM_TRAIT_REASON_SHIFT;
+	return traits;
 }
 
-/* Why a page that is referenced did not move although it was tried. */
+/* Why a page that is referenced and locked did not move although it was tried. */
 u32 cdm_page_late_reason(struct page *page)
 {
 	struct folio *folio = page_folio(page);
@@ -569,8 +643,12 @@ u32 cdm_frame_reason(unsigned long pfn)
 
 	if (!folio_try_get(folio))
 		return 0;
-	/* The reference taken here is none that keeps it from leaving. */
-	reason = cdm_page_late_reason(&folio->page);
+	reason = CDM_REASON(BUSY);
+	if (folio_trylock(folio)) {
+		/* The reference taken here is none that keeps it from leaving. */
+		reason = cdm_page_late_reason(&folio->page);
+		folio_unlock(folio);
+	}
 	folio_put(folio);
 	return reason;
 }
@@ -586,6 +664,44 @@ bool cdm_frame_split(unsigned long pfn)
 #else
 	return false;
 #endif
+}
+
+/*
+ * Whether a large folio of anonymous memory has pages that nothing maps any more. They
+ * are in use until the folio is split, and no kernel list knows of it: those are for
+ * system memory. It is a hint, taken without the folio lock; one that several processes
+ * map may be missed.
+ */
+bool cdm_frame_partly_mapped(unsigned long pfn)
+{
+	struct folio *folio = (struct folio *)pfn_to_page(pfn);
+	bool is_partly_mapped;
+
+	if (!folio_try_get(folio))
+		return false;
+	is_partly_mapped = folio_test_large(folio) && folio_test_anon(folio) &&
+			   folio_mapped(folio) && !folio_entire_mapcount(folio) &&
+			   folio_mapcount(folio) < folio_nr_pages(folio);
+	folio_put(folio);
+	return is_partly_mapped;
+}
+
+/* Takes a reference to a folio of the device that will never be dropped, and stamps it. */
+bool cdm_frame_hold(unsigned long pfn, u64 stamp)
+{
+	struct folio *folio = (struct folio *)pfn_to_page(pfn);
+
+	if (!folio_try_get(folio))
+		return false;
+	folio->page.zone_device_data = (void *)(unsigned long)stamp;
+	return true;
+}
+
+/* Whoever has just left the allocator's lock shall also have left the module's code. */
+void cdm_wait_for_callbacks(void)
+{
+	synchronize_rcu();
+	msleep(100);
 }
 
 #ifdef DEV_PAGEMAP_HAS_RECLAIM

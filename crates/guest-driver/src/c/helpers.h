@@ -67,7 +67,6 @@ static const u32 CDM_TRAIT_ANON = 1 << 0;
 static const u32 CDM_TRAIT_LARGE = 1 << 1;
 static const u32 CDM_TRAIT_COMPOUND = 1 << 2;
 static const u32 CDM_TRAIT_PINNED = 1 << 3;
-static const u32 CDM_TRAIT_REASON_SHIFT = 8;
 
 struct miscdevice;
 struct workqueue_struct;
@@ -92,6 +91,8 @@ bool cdm_vdev_shm_region(struct virtio_device *vdev, u8 id, u64 *base, u64 *byte
 int cdm_vdev_find_vqs(struct virtio_device *vdev, u32 num, struct virtqueue **vqs,
 		      const char *const *names, void (*callback)(struct virtqueue *vq));
 void cdm_vdev_del_vqs(struct virtio_device *vdev);
+bool cdm_vdev_leave_running(struct virtio_device *vdev);
+void cdm_vdevs_let_go(void);
 struct virtio_device *cdm_vq_vdev(struct virtqueue *vq);
 u32 cdm_vq_index(struct virtqueue *vq);
 int cdm_vq_add(struct virtqueue *vq, void *out, u32 out_bytes, void *in, u32 in_bytes,
@@ -123,6 +124,9 @@ u32 cdm_page_order(struct page *page);
 bool cdm_frame_look(unsigned long pfn, unsigned long *head, u32 *order, u64 *stamp);
 u32 cdm_frame_reason(unsigned long pfn);
 bool cdm_frame_split(unsigned long pfn);
+bool cdm_frame_partly_mapped(unsigned long pfn);
+bool cdm_frame_hold(unsigned long pfn, u64 stamp);
+void cdm_wait_for_callbacks(void);
 bool cdm_frame_reclaimable(unsigned long pfn, void *memcg);
 void cdm_ops_set_reclaim(struct dev_pagemap_ops *ops);
 bool cdm_dying(void);
