@@ -121,6 +121,16 @@ impl Fixture {
         Ok(memory)
     }
 
+    /// As `resident_memory`, in pages of their own: a part of a huge page that is given back is
+    /// free only when the rest is, or when the driver needs the room.
+    pub fn resident_small_pages(&self, pages: usize, seed: u64) -> Result<Mapping> {
+        let memory = Mapping::anonymous(pages * PAGE_BYTES).context("cannot map memory")?;
+        memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
+        memory.fill_pattern(seed);
+        self.move_all(memory.range(), Direction::ToDevice)?;
+        Ok(memory)
+    }
+
     /// Memory of `count` huge pages with the pattern of `seed`, each in one piece, in system memory.
     pub fn huge_memory(&self, count: usize, seed: u64) -> Result<Mapping> {
         let memory = Mapping::huge_aligned(count * HUGE_PAGE_BYTES).context("cannot map memory")?;

@@ -42,7 +42,7 @@ fn munmap_gives_the_pages_back(t: &Fixture) -> Result<()> {
 
 fn munmap_of_a_part_gives_that_part_back(t: &Fixture) -> Result<()> {
     let free = t.free_pages()?;
-    let mut memory = t.resident_memory(PAGES, 2)?;
+    let mut memory = t.resident_small_pages(PAGES, 2)?;
     memory.unmap_tail(100 * PAGE_BYTES)?;
     t.expect_free_pages(free - PAGES as u64 + 100)?;
     memory.check_pattern(2)?;
@@ -83,7 +83,7 @@ fn mremap_moves_the_mapping_and_not_the_pages(t: &Fixture) -> Result<()> {
 
 fn mremap_to_fewer_pages_gives_the_rest_back(t: &Fixture) -> Result<()> {
     let free = t.free_pages()?;
-    let mut memory = t.resident_memory(PAGES, 4)?;
+    let mut memory = t.resident_small_pages(PAGES, 4)?;
     memory.move_and_resize(PAGES / 4 * PAGE_BYTES)?;
     t.expect_free_pages(free - PAGES as u64 / 4)?;
     memory.check_pattern(4)?;
@@ -131,7 +131,7 @@ fn mprotect_keeps_the_pages_and_forbids_the_store(t: &Fixture) -> Result<()> {
 
 fn madvise_dontneed_gives_the_pages_back_and_reads_zero(t: &Fixture) -> Result<()> {
     let free = t.free_pages()?;
-    let memory = t.resident_memory(PAGES, 7)?;
+    let memory = t.resident_small_pages(PAGES, 7)?;
     memory.advise_pages(0, PAGES / 2, MmapAdvise::MADV_DONTNEED)?;
     t.expect_free_pages(free - PAGES as u64 / 2)?;
     ensure!(

@@ -77,7 +77,7 @@ fn pinned_pages_are_refused_and_move_after_the_pin(t: &Fixture) -> Result<()> {
     let memory = t.system_memory(PAGES, 3)?;
     let registered = Registered::new(&memory, 8..24)?;
     let migration = t.device.migrate(0, memory.range(), Direction::ToDevice)?;
-    ensure!(migration.busy >= 16, "16 pages are pinned: {migration:?}");
+    ensure!(migration.pinned == 16, "16 pages are pinned: {migration:?}");
     t.expect_in_system(memory.page_range(8, 16))?;
     memory.check_pattern(3)?;
     // The rest moves; and asking again does not wear the pin out.
@@ -134,7 +134,7 @@ fn pin_by_gup_test(t: &Fixture, flags: u32) -> Result<()> {
     memory.check_pattern(4)?;
     let migration = t.device.migrate(0, memory.range(), Direction::ToDevice)?;
     ensure!(
-        migration.busy == PAGES as u64,
+        migration.pinned == PAGES as u64,
         "pinned pages: {migration:?}"
     );
     // SAFETY: the request has no argument.

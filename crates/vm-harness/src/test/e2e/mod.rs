@@ -10,6 +10,7 @@
 
 mod cdmctl;
 mod group;
+mod held;
 mod identity;
 mod machine;
 mod memory;
@@ -161,10 +162,20 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Public,
         shape: plan::one_device,
         has_groups: false,
-        checks: &[(
-            "persistence::second_guest_on_the_same_backend_works",
-            persistence::second_guest,
-        )],
+        checks: &[
+            (
+                "persistence::second_guest_on_the_same_backend_works",
+                persistence::second_guest,
+            ),
+            (
+                "held::unload_ends_and_the_holder_keeps_its_bytes",
+                held::unload_ends,
+            ),
+            (
+                "held::unbind_ends_and_the_holder_keeps_its_bytes",
+                held::unbind_ends,
+            ),
+        ],
     },
 ];
 
