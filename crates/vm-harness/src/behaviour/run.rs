@@ -131,10 +131,26 @@ fn one(session: &mut Session<'_>, test: &str) -> Result<(Found, String)> {
         (None, Ok(_), Some(outcome)) => match outcome.verdict {
             Verdict::Passed => (Found::Works, String::new()),
             Verdict::Skipped => (Found::Inapplicable, outcome.reason),
-            Verdict::Failed => (
-                Found::Fails,
-                why(outcome.diagnostics.first().map(String::as_str)),
-            ),
+            Verdict::Failed => (Found::Fails, why(reason(&outcome.diagnostics))),
         },
     })
+}
+
+/// Why a test failed: the first of its notes. The program's own note about all its tests comes
+/// before them.
+fn reason(diagnostics: &[String]) -> Option<&str> {
+    let mut notes = diagnostics.iter().map(String::as_str);
+    notes.find(|note| !note.starts_with("seed "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_is_the_tests_own() {
+        let notes = ["seed 1, limit 120 s a test", "no page moved", "more"].map(str::to_owned);
+        assert_eq!(reason(&notes), Some("no page moved"));
+        assert_eq!(reason(&notes[..1]), None);
+    }
 }
