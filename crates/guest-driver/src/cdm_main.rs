@@ -9,8 +9,8 @@
 //!
 //! Each file is about one facility of the kernel, says so in its first lines, and
 //! keeps the unsafe code that the facility needs. `ages.rs`, `alloc.rs`, `batch.rs`,
-//! `identity.rs`, `plan.rs`, `stash.rs` and `tally.rs` need no kernel: `lib.rs` takes
-//! them in for `cargo test`.
+//! `identity.rs`, `plan.rs`, `stash.rs`, `table.rs` and `tally.rs` need no kernel:
+//! `lib.rs` takes them in for `cargo test`.
 
 // The derives that `wire.rs` uses; the kernel's zerocopy does not re-export them.
 #[macro_use]
@@ -28,6 +28,7 @@ mod chardev;
 mod command;
 mod device;
 mod done;
+mod engine;
 mod evacuate;
 mod events;
 mod evict;
@@ -35,7 +36,10 @@ mod fault;
 mod gate;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod identity;
+mod in_place;
 mod migrate;
+mod mirror;
+mod misc;
 mod mover;
 mod notifier;
 mod number;
@@ -44,11 +48,14 @@ mod pins;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod plan;
 mod process;
+mod ram;
 mod residency;
 #[allow(dead_code, unreachable_pub)] // shared with lib.rs
 mod stash;
 mod stats;
 mod sys;
+#[allow(unreachable_pub)] // shared with lib.rs
+mod table;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod tally;
 mod transfer;
@@ -83,7 +90,7 @@ impl kernel::InPlaceModule for CdmModule {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
             // Before anything else, so that an impossible choice is refused at once.
-            device::memory_type()?;
+            device::check_memory_types()?;
             let work = work::WorkQueue::new()?;
             // SAFETY: A module is initialised once.
             let folder = unsafe { device::Folder::new() };

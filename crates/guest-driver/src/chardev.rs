@@ -11,41 +11,21 @@
 //!
 //! An ioctl writes its structure back before it does anything, so that one that cannot
 //! be written to is EFAULT while nothing has changed yet.
-//!
-//! `kernel::miscdevice` gives a device neither a name of its own, nor a parent, nor
-//! attributes, hence the wrapper here.
 
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::str::CString;
 use kernel::sync::{Arc, ArcBorrow};
 use kernel::transmute::{AsBytes, FromBytes};
-use kernel::types::{ForeignOwnable, Opaque};
+use kernel::types::ForeignOwnable;
 use kernel::uaccess::{UserPtr, UserSlice};
 
 use crate::batch::PageRange;
 use crate::device::Device;
+use crate::misc::{Node, Shape};
 use crate::mover::{self, Direction, Options};
 use crate::plan::Request;
 use crate::{command, process, residency, sys, CdmModule};
-
-/// A registered node.
-///
-/// # Invariants
-///
-/// `misc` is registered; `name` is its name.
-#[pin_data(PinnedDrop)]
-pub(crate) struct Node {
-    #[pin]
-    misc: Opaque<sys::miscdevice>,
-    device: Arc<Device>,
-    name: CString,
-}
-
-// SAFETY: A miscdevice may be deregistered by another thread than registered it.
-unsafe impl Send for Node {}
-// SAFETY: Shared references only reach the `Device`, which is `Sync`.
-unsafe impl Sync for Node {}
 
 /// File operations of every node.
 struct Operations(sys::file_operations);
@@ -64,57 +44,18 @@ static OPERATIONS: Operations = Operations(sys::file_operations {
     ..unsafe { core::mem::zeroed() }
 });
 
-impl Node {
-    /// Makes `/dev/cdmN` for a device that is ready.
-    pub(crate) fn register(device: &Arc<Device>) -> Result<Pin<KBox<Self>>> {
-        let name = CString::try_from_fmt(fmt!("cdm{}", device.number()))?;
-        let name_ptr = name.as_char_ptr();
-        let parent = sys::raw_device(device.dev());
-        KBox::try_pin_init(
-            try_pin_init!(Self {
-                device: device.clone(),
-                name,
-                // INVARIANT: Registered here; the name lives in the same structure.
-                misc <- Opaque::try_ffi_init(move |slot: *mut sys::miscdevice| {
-                    // SAFETY: All zero bytes are a valid `struct miscdevice`.
-                    let mut misc: sys::miscdevice = unsafe { core::mem::zeroed() };
-                    misc.minor = sys::MISC_DYNAMIC_MINOR as c_int;
-                    misc.name = name_ptr;
-                    misc.fops = &OPERATIONS.0;
-                    misc.parent = parent;
-                    // Everybody may have pages in the device, charged to their own cgroup;
-                    // the ioctls check whose memory they touch, and RESET its caller.
-                    misc.mode = 0o666;
-                    // SAFETY: Returns a table that lives as long as the module.
-                    misc.groups = unsafe { sys::cdm_attribute_groups() };
-                    // SAFETY: `slot` is valid for writing, and pinned.
-                    unsafe { slot.write(misc) };
-                    // SAFETY: The structure is complete, and lives until deregistered.
-                    kernel::error::to_result(unsafe { sys::misc_register(slot) })
-                }),
-            }? Error),
-            GFP_KERNEL,
-        )
-    }
-
-    /// The node of a registered miscdevice of this driver.
-    ///
-    /// # Safety
-    ///
-    /// `misc` is the one in a `Node`, and stays registered for `'a`.
-    unsafe fn of<'a>(misc: *mut sys::miscdevice) -> &'a Self {
-        let misc = Opaque::cast_from(misc);
-        // SAFETY: By the function's contract.
-        unsafe { &*kernel::container_of!(misc, Self, misc) }
-    }
-}
-
-#[pinned_drop]
-impl PinnedDrop for Node {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Registered by the type invariant. Waits for `open` and for attributes.
-        unsafe { sys::misc_deregister(self.misc.get()) };
-    }
+/// Makes `/dev/cdmN` for a device that is ready.
+pub(crate) fn register(device: &Arc<Device>) -> Result<Pin<KBox<Node>>> {
+    let name = CString::try_from_fmt(fmt!("cdm{}", device.number()))?;
+    let shape = Shape {
+        operations: &OPERATIONS.0,
+        // Everybody may have pages in the device, charged to their own cgroup; the ioctls
+        // check whose memory they touch, and RESET its caller.
+        mode: 0o666,
+        // SAFETY: Returns a table that lives as long as the module.
+        groups: unsafe { sys::cdm_attribute_groups() },
+    };
+    Node::register(device, name, shape)
 }
 
 /// A figure for sysfs; `c/helpers.c` formats it.
@@ -125,7 +66,7 @@ impl PinnedDrop for Node {
 #[no_mangle]
 unsafe extern "C" fn cdm_attribute(misc: *mut sys::miscdevice, id: u32) -> i64 {
     // SAFETY: By the function's contract.
-    let device = &unsafe { Node::of(misc) }.device;
+    let device = unsafe { Node::device_of(misc) };
     let layout = device.region().layout();
     let figure = match id {
         sys::cdm_attribute_id_CDM_ATTRIBUTE_MEMORY_TYPE => layout.memory_type.uapi().into(),
@@ -153,9 +94,9 @@ unsafe extern "C" fn cdm_attribute(misc: *mut sys::miscdevice, id: u32) -> i64 {
 /// The kernel calls it as `open` of a node of this driver.
 unsafe extern "C" fn open(_inode: *mut sys::inode, file: *mut sys::file) -> c_int {
     // SAFETY: `misc_open()` left the miscdevice in `private_data`, and keeps it registered.
-    let node = unsafe { Node::of((*file).private_data.cast()) };
+    let device = unsafe { Node::device_of((*file).private_data.cast()) };
     // SAFETY: The file is being opened, so its private data is the driver's to set.
-    unsafe { (*file).private_data = node.device.clone().into_foreign() };
+    unsafe { (*file).private_data = device.clone().into_foreign() };
     0
 }
 

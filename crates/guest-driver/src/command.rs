@@ -12,12 +12,14 @@ use kernel::sync::{new_mutex, Arc, Mutex};
 use zerocopy::IntoBytes;
 
 use crate::device::Device;
+use crate::engine::Engine;
+use crate::in_place;
 use crate::pins::Operands;
-use crate::plan::{Answer, Job, Next, Request};
+use crate::plan::{Answer, Job, Next, Request, Segment, Step};
 use crate::sys;
-use crate::virtio::{self, Transport};
+use crate::virtio::{self, Draft, Signals, Transport};
 use crate::wire::{
-    self, CommandHeader, Completion, ControlOpcode, ControlRequest, Range, Status, QUEUE_CONTROL,
+    CommandHeader, Completion, ControlOpcode, ControlRequest, Range, Status, QUEUE_CONTROL,
     QUEUE_FIRST_COMMAND, RANGES_MAX,
 };
 
@@ -105,77 +107,174 @@ pub(crate) fn run(device: &Device, request: &Request) -> Result<Answer> {
         device.counters().answered(false);
         return Ok(answer);
     }
+    let done = if device.region().is_cpu_addressable() {
+        run_pinned(device, request, &mut job)
+    } else {
+        in_place::run(device, request)
+    };
+    match &done {
+        Ok(answer) => device.counters().answered(answer.status == Status::OK),
+        Err(err) if *err == EIO => device.counters().answered(false),
+        Err(_) => {}
+    }
+    done
+}
+
+/// The same for memory that stays where it is because it is pinned.
+fn run_pinned(device: &Device, request: &Request, job: &mut Job) -> Result<Answer> {
     let operands = Operands::pin(request, device.region())?;
-    let answer = loop {
-        let mut output = KVec::new();
-        output.extend_from_slice(&[0; size_of::<CommandHeader>()], GFP_KERNEL)?;
-        let next = job.next(operands.source(), operands.destination(), |range: Range| {
-            output.extend_from_slice(range.as_bytes(), GFP_KERNEL)
-        })?;
-        let step = match next {
-            Next::Done(answer) => break answer,
-            Next::Submit(step) => step,
-        };
-        output[..size_of::<CommandHeader>()].copy_from_slice(step.header.as_bytes());
+    let give = |request: Arc<virtio::Request>, step: &Step| {
         if device.gate().is_shut() {
             return Err(ENODEV);
         }
-        let completion = submit(device, output, &step.header, step.bytes, &operands)?;
-        if completion.status == Status::CANCELLED {
-            device.counters().answered(false);
-            return Err(EIO);
+        let queue = submit(device.engine(), &request, step, Signals::Heard)?;
+        if let Err(err) = request.wait_interruptible(device.transport()) {
+            // The device may be at it still: the pins go when it is done.
+            device.counters().abandoned();
+            request.abandon(operands.clone());
+            return Err(err);
         }
-        job.complete(&step, &completion);
+        finish(device.engine(), &request, queue)
     };
-    device.counters().answered(answer.status == Status::OK);
-    Ok(answer)
+    let (source, destination) = (operands.source(), operands.destination());
+    let room = || draft(source.len() + destination.len());
+    match carry_out(job, source, destination, room, give) {
+        Err(err) if err == ECANCELED => Err(EIO),
+        done => done,
+    }
 }
 
-/// Gives the device one command and waits for its completion.
+/// Has the device work for the driver itself: deaf to signals, and again after a RESET.
+///
+/// The memory is the driver's until this returns. EIO if the device cannot do it; ENODEV
+/// if it does not answer any more, and then it may still come to touch the memory.
+pub(crate) fn run_for_driver(
+    engine: &Engine,
+    request: &Request,
+    source: &[Segment],
+    destination: &[Segment],
+) -> Result {
+    let ranges = source.len() + destination.len();
+    loop {
+        match run_once_for_driver(engine, request, source, destination, || draft(ranges)) {
+            Err(err) if err == ECANCELED => {}
+            done => return done,
+        }
+    }
+}
+
+/// The same with room that the caller makes; ECANCELED after a RESET.
+pub(crate) fn run_once_for_driver(
+    engine: &Engine,
+    request: &Request,
+    source: &[Segment],
+    destination: &[Segment],
+    room: impl FnMut() -> Result<Draft>,
+) -> Result {
+    let answer = once(engine, &mut Job::new(request), source, destination, room)?;
+    if answer.status != Status::OK {
+        return Err(EIO);
+    }
+    Ok(())
+}
+
+/// Takes a job through the device, deaf to signals; ECANCELED after a RESET.
+pub(crate) fn once(
+    engine: &Engine,
+    job: &mut Job,
+    source: &[Segment],
+    destination: &[Segment],
+    room: impl FnMut() -> Result<Draft>,
+) -> Result<Answer> {
+    let give = |request: Arc<virtio::Request>, step: &Step| {
+        let queue = submit(engine, &request, step, Signals::Ignored)?;
+        request.wait_patiently(engine.transport())?;
+        finish(engine, &request, queue)
+    };
+    carry_out(job, source, destination, room, give)
+}
+
+/// A request with room for a command on so many ranges.
+pub(crate) fn draft(ranges: usize) -> Result<Draft> {
+    let bytes = size_of::<CommandHeader>() + ranges.min(RANGES_MAX) * size_of::<Range>();
+    Draft::new(KVec::with_capacity(bytes, GFP_KERNEL)?)
+}
+
+/// Takes a job through the device, command by command: `draft` makes room for each, and
+/// `give` submits it and waits for its completion.
+///
+/// ECANCELED if the device was reset on the way.
+fn carry_out(
+    job: &mut Job,
+    source: &[Segment],
+    destination: &[Segment],
+    mut draft: impl FnMut() -> Result<Draft>,
+    mut give: impl FnMut(Arc<virtio::Request>, &Step) -> Result<Completion>,
+) -> Result<Answer> {
+    loop {
+        if let Some(answer) = job.answer() {
+            return Ok(answer);
+        }
+        let mut draft = draft()?;
+        let output = draft.output();
+        // The room was made before; nothing is allocated from here on.
+        output.extend_from_slice(&[0; size_of::<CommandHeader>()], GFP_NOWAIT)?;
+        let next = job.next(source, destination, |range: Range| {
+            output.extend_from_slice(range.as_bytes(), GFP_NOWAIT)
+        })?;
+        let step = match next {
+            Next::Done(answer) => return Ok(answer),
+            Next::Submit(step) => step,
+        };
+        output[..size_of::<CommandHeader>()].copy_from_slice(step.header.as_bytes());
+        let completion = give(draft.finish(), &step)?;
+        if completion.status == Status::CANCELLED {
+            return Err(ECANCELED);
+        }
+        job.complete(&step, &completion);
+    }
+}
+
+/// Gives the device one command; the queue that it is on.
 fn submit(
-    device: &Device,
-    output: KVec<u8>,
-    header: &CommandHeader,
-    bytes: u64,
-    operands: &Arc<Operands>,
-) -> Result<Completion> {
-    let transport = device.transport();
-    let request = virtio::Request::new(output)?;
-    // SAFETY: Returns a number; which CPU this is may change at any time, and need not
-    // be exact.
-    let cpu = unsafe { sys::cdm_cpu() } as usize;
-    let first = usize::from(QUEUE_FIRST_COMMAND);
-    let index = first + cpu % (transport.num_queues() - first);
-    let ranges = u32::from(header.num_src.get()) + u32::from(header.num_dst.get());
-    let (number, token) = (device.number(), request.token());
+    engine: &Engine,
+    request: &Arc<virtio::Request>,
+    step: &Step,
+    signals: Signals,
+) -> Result<usize> {
+    let queue = queue_of_cpu(engine.transport());
+    let ranges = u32::from(step.header.num_src.get()) + u32::from(step.header.num_dst.get());
     // SAFETY: Takes values only.
     unsafe {
         sys::cdm_trace_command_submit(
-            number,
-            index as u32,
-            token,
-            header.opcode.get().into(),
+            engine.number(),
+            queue as u32,
+            request.token(),
+            step.header.opcode.get().into(),
             ranges,
-            bytes,
+            step.bytes,
         )
     };
-    transport.queue(index)?.submit(&request)?;
-    if let Err(err) = request.wait_interruptible(transport) {
-        // The device may be at it still: the pins go when it is done.
-        device.counters().abandoned();
-        request.abandon(operands.clone());
-        return Err(err);
-    }
+    engine.transport().queue(queue)?.submit(request, signals)?;
+    Ok(queue)
+}
+
+/// The completion of a command that the device is done with.
+fn finish(engine: &Engine, request: &virtio::Request, queue: usize) -> Result<Completion> {
     let Some(completion) = request.answer::<Completion>() else {
         // The device gave the buffer back without an answer, as a reset does.
-        return Err(if transport.is_gone() { ENODEV } else { EIO });
+        return Err(if engine.transport().is_gone() {
+            ENODEV
+        } else {
+            EIO
+        });
     };
     // SAFETY: Takes values only.
     unsafe {
         sys::cdm_trace_command_done(
-            number,
-            index as u32,
-            token,
+            engine.number(),
+            queue as u32,
+            request.token(),
             completion.status.get().into(),
             completion.result.get(),
             completion.bytes_done.get(),
@@ -184,5 +283,14 @@ fn submit(
     Ok(completion)
 }
 
+/// Index of the command queue for this CPU.
+fn queue_of_cpu(transport: &Transport) -> usize {
+    // SAFETY: Returns a number; which CPU this is may change at any time, and need not
+    // be exact.
+    let cpu = unsafe { sys::cdm_cpu() } as usize;
+    let first = usize::from(QUEUE_FIRST_COMMAND);
+    first + cpu.checked_rem(transport.num_queues() - first).unwrap_or(0)
+}
+
 // A command with the most ranges is one slab object, so it is contiguous for the device.
-const _: () = assert!(size_of::<CommandHeader>() + RANGES_MAX * size_of::<wire::Range>() <= 16384);
+const _: () = assert!(size_of::<CommandHeader>() + RANGES_MAX * size_of::<Range>() <= 16384);

@@ -12,7 +12,7 @@
 //! 3. `exec_update_lock` of another process, taken and left before 4
 //! 4. mmap lock, for reading, for one batch
 //! 5. folio locks of a batch, page table locks (kernel)
-//! 6. `Mirror::judgement`
+//! 6. `Mirror::follower`; the device may be waited for under it, memory may not
 //! 7. `Control::turn`, never together with 3 to 6
 //! 8. `Queue::ring`, `Request::parked`, with interrupts off
 //! 9. a CPU's stash of free pages, with interrupts off
@@ -26,18 +26,19 @@ use kernel::prelude::*;
 use kernel::sync::aref::ARef;
 use kernel::sync::Arc;
 
-use crate::chardev::Node;
 use crate::command::Control;
+use crate::engine::Engine;
 use crate::evacuate;
 use crate::events::EventSink;
 use crate::gate::Gate;
 use crate::identity::{identify, Identity, Refusal};
+use crate::misc::Node;
 use crate::number::Number;
 use crate::pagemap::{metadata_bytes, Layout, MemoryType, Region};
 use crate::stats::{self, Counters, Files};
 use crate::virtio::{self, Driver, Transport, VirtioDevice};
 use crate::wire::{self, ControlOpcode};
-use crate::{sys, CdmModule};
+use crate::{chardev, sys, CdmModule};
 
 /// Buffers on the event queue.
 const EVENT_BUFFERS: usize = 16;
@@ -97,12 +98,10 @@ impl Drop for Folder {
 pub(crate) struct Device {
     /// Dropped first, should it still be mapped: nothing may outlive the mapping.
     region: Pin<KBox<Region>>,
-    number: u32,
     identity: Identity,
     dev: ARef<kernel::device::Device>,
-    counters: Counters,
     events: Arc<EventSink>,
-    transport: Arc<Transport>,
+    engine: Arc<Engine>,
     #[pin]
     control: Control,
     #[pin]
@@ -111,7 +110,7 @@ pub(crate) struct Device {
 
 impl Device {
     pub(crate) fn number(&self) -> u32 {
-        self.number
+        self.engine.number()
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -127,7 +126,11 @@ impl Device {
     }
 
     pub(crate) fn counters(&self) -> &Counters {
-        &self.counters
+        self.engine.counters()
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     pub(crate) fn events(&self) -> &EventSink {
@@ -135,7 +138,7 @@ impl Device {
     }
 
     pub(crate) fn transport(&self) -> &Transport {
-        &self.transport
+        self.engine.transport()
     }
 
     pub(crate) fn control(&self) -> &Control {
@@ -167,7 +170,7 @@ impl Device {
     }
 
     pub(crate) fn num_command_queues(&self) -> u16 {
-        self.transport.num_queues() as u16 - wire::QUEUE_FIRST_COMMAND
+        self.transport().num_queues() as u16 - wire::QUEUE_FIRST_COMMAND
     }
 
     /// Ends all work, brings all pages back and takes the memory out of the kernel.
@@ -178,7 +181,7 @@ impl Device {
         self.gate.shut();
         // Whoever waits for a command shall not hold this up.
         if self.control.call(ControlOpcode::RESET, 0, 0).is_err() {
-            self.transport.declare_gone();
+            self.transport().declare_gone();
         }
         self.gate.wait();
         if !evacuate::run(self, patience_ms) {
@@ -194,6 +197,17 @@ impl Device {
 }
 
 impl Device {
+    /// How long the end of the device waits without progress for pages to leave.
+    fn patience_ms(&self) -> u32 {
+        if !self.region.is_cpu_addressable() {
+            // Who has a page of private memory comes to the driver for it, which therefore
+            // cannot go. Nobody can hold such a page for good.
+            return u32::MAX;
+        }
+        // SAFETY: Returns a module parameter.
+        unsafe { sys::cdm_param_evacuate_ms() }
+    }
+
     /// Pages do not leave, and the driver must: leaves them, and the device, as they are.
     ///
     /// A reset would take the memory from under whoever has them, and the struct pages with
@@ -201,14 +215,14 @@ impl Device {
     /// driver can have the device again.
     fn strand(self: &Arc<Self>) {
         let pages = self.region.abandon();
-        self.transport.leave_running();
+        self.transport().leave_running();
         // INVARIANT: Neither region nor transport is dropped.
         core::mem::forget(self.clone());
         dev_err!(
             self.dev(),
             "cdm{}: {} pages did not leave in time; they stay where they are, and the device is \
              left running and unusable until the guest restarts\n",
-            self.number,
+            self.number(),
             pages
         );
     }
@@ -240,10 +254,10 @@ impl Driver for Bound {
             );
             ENODEV
         })?;
-        let memory_type = memory_type()?;
-        let node = node(vdev)?;
         let reserved = Number::take()?;
         let number = reserved.get();
+        let memory_type = memory_type(number)?;
+        let node = node(vdev)?;
 
         let live = Live::start(vdev, &identity, number)?;
         let control = KBox::pin_init(Control::new(live.transport.clone()), GFP_KERNEL)?;
@@ -256,7 +270,8 @@ impl Driver for Bound {
                 return Err(err);
             }
         };
-        let region = Region::map(layout).inspect_err(|err| {
+        let engine = Arc::new(Engine::new(number, live.transport.clone()), GFP_KERNEL)?;
+        let region = Region::map(layout, engine.clone()).inspect_err(|err| {
             dev_err!(
                 dev,
                 "cannot hotplug {} MiB at {:#x}: error {}\n",
@@ -270,13 +285,11 @@ impl Driver for Bound {
         let device = Arc::pin_init(
             try_pin_init!(Device {
                 region,
-                number,
                 identity,
                 dev: dev.into(),
-                counters: Counters::new(),
                 events,
-                control <- Control::new(transport.clone()),
-                transport,
+                control <- Control::new(transport),
+                engine,
                 gate <- Gate::new(),
             }? Error),
             GFP_KERNEL,
@@ -307,7 +320,7 @@ impl Driver for Bound {
             )
         };
         // Last, because from here on a process may use the device.
-        bound.node = Some(Node::register(&bound.device)?);
+        bound.node = Some(chardev::register(&bound.device)?);
         dev_info!(
             dev,
             "cdm{}: {} MiB of {} device memory at {:#x}, {} MiB of them for struct pages, node {}, \
@@ -333,23 +346,22 @@ impl Driver for Bound {
         this.node = None;
         this.files = None;
         let device = this.device.clone();
-        // SAFETY: Returns a module parameter.
-        if !device.retire(unsafe { sys::cdm_param_evacuate_ms() }) {
+        if !device.retire(device.patience_ms()) {
             device.strand();
             return;
         }
-        device.transport.stop();
+        device.transport().stop();
         dev_info!(
             device.dev(),
             "cdm{}: removed, {} pages brought back to system memory\n",
             device.number(),
-            device.counters.pages_evacuated()
+            device.counters().pages_evacuated()
         );
     }
 
     fn shutdown(&self) {
         if self.device.retire(SHUTDOWN_MS) {
-            self.device.transport.shut_down();
+            self.device.transport().shut_down();
             return;
         }
         // A reset would unmap memory that processes still use. Without one they can go
@@ -417,24 +429,44 @@ impl Drop for Live {
     }
 }
 
-/// The memory type to use: what the parameter says, or the best there is.
-pub(crate) fn memory_type() -> Result<MemoryType> {
+/// The memory type to use for a device: what the parameter says, or the best there is.
+pub(crate) fn memory_type(device: u32) -> Result<MemoryType> {
     // SAFETY: Returns a module parameter.
-    let wanted = match unsafe { sys::cdm_param_memory_type() } {
+    let wanted = match unsafe { sys::cdm_param_memory_type(device) } {
+        sys::cdm_memory_type_CDM_MEMORY_PRIVATE => MemoryType::Private,
         sys::cdm_memory_type_CDM_MEMORY_COHERENT => MemoryType::Coherent,
         sys::cdm_memory_type_CDM_MEMORY_PUBLIC => MemoryType::Public,
+        sys::CDM_PARAM_NO_MEMORY_TYPE => {
+            pr_err!(
+                "memory_type names fewer devices than there are: nothing is said about cdm{}; name \
+                 one type for all devices, or one for each\n",
+                device
+            );
+            return Err(EINVAL);
+        }
         _ if MemoryType::Public.is_available() => MemoryType::Public,
         _ => MemoryType::Coherent,
     };
     if !wanted.is_available() {
         pr_err!(
-            "memory_type={}: this kernel has no MEMORY_DEVICE_PUBLIC; load with \
-             memory_type=coherent, or use a kernel with CONFIG_DEVICE_PUBLIC\n",
-            wanted.name()
+            "memory_type={}: this kernel has no {}; load with memory_type=coherent, or use a \
+             kernel with {}\n",
+            wanted.name(),
+            wanted.kernel_name(),
+            wanted.option()
         );
         return Err(EOPNOTSUPP);
     }
     Ok(wanted)
+}
+
+/// Refuses a parameter that asks for what the kernel lacks.
+pub(crate) fn check_memory_types() -> Result {
+    // SAFETY: Returns a module parameter.
+    for device in 0..unsafe { sys::cdm_param_memory_types() } {
+        memory_type(device)?;
+    }
+    Ok(())
 }
 
 /// The node of the memory: what the parameter says, else the bus's, else the nearest.
@@ -473,7 +505,10 @@ fn map_memory(
     // Without altmap, guest memory must do; better to know that before anything is mapped.
     // SAFETY: Returns a module parameter.
     let is_altmap_wanted = unsafe { sys::cdm_param_altmap() };
-    let is_altmap = is_altmap_wanted && identity.features & wire::FEATURE_METADATA_GUARD != 0;
+    // Struct pages are for the CPU, and private memory is not.
+    let is_altmap = is_altmap_wanted
+        && memory_type.is_cpu_addressable()
+        && identity.features & wire::FEATURE_METADATA_GUARD != 0;
     let metadata = metadata_bytes(bytes);
     if !is_altmap {
         // SAFETY: Reads counters.
@@ -488,7 +523,7 @@ fn map_memory(
                 metadata / MIB,
                 RESERVE_BYTES / MIB,
                 available / MIB,
-                if is_altmap_wanted {
+                if is_altmap_wanted || !memory_type.is_cpu_addressable() {
                     ""
                 } else {
                     ", or load with altmap=Y to keep them in the device"

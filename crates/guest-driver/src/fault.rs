@@ -2,17 +2,18 @@
 
 //! What an address space maps, and mapping what is missing.
 //!
-//! Facility: `hmm_range_fault()`, asked to fault nothing in, and `fixup_user_fault()`.
-//! C headers: `linux/hmm.h`, `linux/mm.h`.
+//! Facility: `hmm_range_fault()`, asked to look only or to fault in what is missing, and
+//! `fixup_user_fault()`. C headers: `linux/hmm.h`, `linux/mm.h`.
 //! Contexts: process context under the mmap lock for reading. Lock order: as for
 //! [`crate::notifier`]. Invariant: no pfn is used before its ticket is judged.
 
 use kernel::mm::{MmWithUser, MmapReadGuard};
 use kernel::prelude::*;
 
+use crate::alloc::ORDER_MAX;
 use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
-use crate::notifier::{Mirror, ReadTicket};
-use crate::pagemap::{home_of, Home};
+use crate::notifier::{Follower, Mirror, ReadTicket};
+use crate::pagemap::{home_of, Home, Region};
 use crate::sys;
 
 /// What is mapped at an address.
@@ -55,15 +56,80 @@ impl Traits {
     }
 }
 
+/// What a look at mappings shall bring about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Nothing.
+    Look,
+    /// Every page can be read.
+    Read,
+    /// Every page can be written to.
+    Write,
+}
+
+impl Want {
+    fn flags(self) -> usize {
+        match self {
+            Self::Look => 0,
+            // SAFETY: Returns a constant.
+            Self::Read => unsafe { sys::cdm_hmm_request(false) },
+            // SAFETY: As above.
+            Self::Write => unsafe { sys::cdm_hmm_request(true) },
+        }
+    }
+}
+
+/// A mapping, as `hmm_range_fault()` reports it.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry(usize);
+
+impl Entry {
+    /// What was reported for the page at `address`.
+    fn new(raw: usize, address: u64) -> Self {
+        // SAFETY: Takes any number.
+        if unsafe { sys::cdm_hmm_order(raw) } != ORDER_MAX {
+            return Self(raw);
+        }
+        // Linux 7.3 reports the folio's first frame for whatever page of a large private
+        // folio the range starts at (`hmm_vma_handle_absent_pmd()`). What an entry for 2 MiB
+        // maps is aligned to that, so the address tells which frame it is.
+        let within = BATCH_PAGES - 1;
+        let page = (address / PAGE_BYTES) as usize & within;
+        Self(raw & !within | page)
+    }
+
+    /// The page, which is valid as long as the mapping is.
+    pub(crate) fn page(self) -> Option<*mut sys::page> {
+        // SAFETY: Takes any number.
+        if !unsafe { sys::cdm_hmm_valid(self.0) } {
+            return None;
+        }
+        // SAFETY: The entry is valid, so it names a page frame with a struct page.
+        Some(unsafe { sys::cdm_hmm_page(self.0) })
+    }
+
+    /// The mapping can be written through.
+    pub(crate) fn is_writable(self) -> bool {
+        // SAFETY: Takes any number.
+        unsafe { sys::cdm_hmm_writable(self.0) }
+    }
+}
+
 /// What is mapped in a batch.
+///
+/// Private memory of another device than the snapshot's counts as nothing: the kernel shows
+/// it to its own driver's device only.
 pub(crate) struct Snapshot {
+    /// Whose private memory is shown; only compared.
+    private_owner: *mut c_void,
     pfns: KVec<usize>,
     mapped: KVec<Mapped>,
 }
 
 impl Snapshot {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(region: &Region) -> Result<Self> {
         Ok(Self {
+            private_owner: region.owner().owner,
             pfns: KVec::from_elem(0, BATCH_PAGES, GFP_KERNEL)?,
             mapped: KVec::from_elem(Mapped::Nothing, BATCH_PAGES, GFP_KERNEL)?,
         })
@@ -76,47 +142,107 @@ impl Snapshot {
         ticket: ReadTicket,
         mm: &MmWithUser,
         batch: PageRange,
-        _locked: &MmapReadGuard<'_>,
+        locked: &MmapReadGuard<'_>,
     ) -> Result<bool> {
-        let pages = batch.pages();
-        self.pfns[..pages].fill(0);
-        let mut range = sys::hmm_range {
-            notifier: mirror.as_ptr(),
-            notifier_seq: ticket.sequence,
-            start: batch.start() as usize,
-            end: batch.end() as usize,
-            hmm_pfns: self.pfns.as_mut_ptr(),
-            default_flags: 0,
-            pfn_flags_mask: 0,
-            dev_private_owner: core::ptr::null_mut(),
-        };
+        // Filled under the lock, so it is taken out of `self` for that long.
+        let mut mapped = core::mem::take(&mut self.mapped);
+        let judged = self.see(mirror, ticket, batch, Want::Look, locked, |(), entries| {
+            for (entry, mapped) in entries.zip(mapped.iter_mut()) {
+                *mapped = match entry.page() {
+                    None => Mapped::Nothing,
+                    // SAFETY: The ticket holds, so the page is mapped there until the
+                    // lock is dropped, and mapped pages are valid.
+                    Some(page) => unsafe { describe(page) },
+                };
+            }
+        });
+        self.mapped = mapped;
+        if judged?.is_none() {
+            return Ok(false);
+        }
+        self.look_into_unreadable(mm, batch, locked);
+        Ok(true)
+    }
+
+    /// Asks for the mappings of `batch`, and passes them to `with` with what the mirror's
+    /// follower knows. `None` if something changed meanwhile, and a new ticket is needed.
+    ///
+    /// EFAULT if a page that is wanted is not there, EPERM if it must not be written to,
+    /// ENOMEM.
+    pub(crate) fn see<T: Follower, R>(
+        &mut self,
+        mirror: &Mirror<T>,
+        ticket: ReadTicket,
+        batch: PageRange,
+        want: Want,
+        _locked: &MmapReadGuard<'_>,
+        with: impl FnOnce(&mut T, &mut dyn Iterator<Item = Entry>) -> R,
+    ) -> Result<Option<R>> {
+        let mut range = self.request(mirror, batch, want);
+        range.notifier_seq = ticket.sequence;
         // SAFETY: The notifier is inserted, the array has room for the batch, and the
         // mmap lock is held.
         let err = unsafe { sys::hmm_range_fault(&mut range) };
         if err == EBUSY.to_errno() {
-            return Ok(false);
+            return Ok(None);
         }
         kernel::error::to_result(err)?;
+        Ok(self.judge(mirror, ticket, batch, with))
+    }
 
-        // SAFETY: Returns a constant.
-        let valid = unsafe { sys::cdm_hmm_pfn_flag_valid() };
-        let (pfns, mapped) = (&self.pfns[..pages], &mut self.mapped[..pages]);
-        let is_current = mirror.judge(ticket, || {
-            for (pfn, mapped) in pfns.iter().zip(mapped.iter_mut()) {
-                *mapped = if pfn & valid == 0 {
-                    Mapped::Nothing
-                } else {
-                    // SAFETY: The ticket holds, so the page is mapped there until the
-                    // lock is dropped, and mapped pages are valid.
-                    unsafe { describe(sys::cdm_hmm_page(*pfn)) }
-                };
-            }
-        });
-        if is_current.is_none() {
-            return Ok(false);
+    /// As [`Snapshot::see`], for areas whose faults need the mmap lock dropped, such as
+    /// those that a userfaultfd serves. Not under the mmap lock; takes its own ticket. EINTR
+    /// if the process is to die.
+    pub(crate) fn see_unlocked<T: Follower, R>(
+        &mut self,
+        mirror: &Mirror<T>,
+        batch: PageRange,
+        want: Want,
+        with: impl FnOnce(&mut T, &mut dyn Iterator<Item = Entry>) -> R,
+    ) -> Result<Option<R>> {
+        let mut range = self.request(mirror, batch, want);
+        // SAFETY: The notifier is inserted, the array has room for the batch, and the
+        // address space has users. Zero is no limit of time.
+        let err = unsafe { sys::hmm_range_fault_unlocked_timeout(&mut range, 0) };
+        kernel::error::to_result(err)?;
+        let ticket = ReadTicket {
+            sequence: range.notifier_seq,
+        };
+        Ok(self.judge(mirror, ticket, batch, with))
+    }
+
+    fn request<T: Follower>(
+        &mut self,
+        mirror: &Mirror<T>,
+        batch: PageRange,
+        want: Want,
+    ) -> sys::hmm_range {
+        self.pfns[..batch.pages()].fill(0);
+        sys::hmm_range {
+            notifier: mirror.as_ptr(),
+            notifier_seq: 0,
+            start: batch.start() as usize,
+            end: batch.end() as usize,
+            hmm_pfns: self.pfns.as_mut_ptr(),
+            default_flags: want.flags(),
+            pfn_flags_mask: 0,
+            dev_private_owner: self.private_owner,
         }
-        self.look_into_unreadable(mm, batch, _locked);
-        Ok(true)
+    }
+
+    fn judge<T: Follower, R>(
+        &self,
+        mirror: &Mirror<T>,
+        ticket: ReadTicket,
+        batch: PageRange,
+        with: impl FnOnce(&mut T, &mut dyn Iterator<Item = Entry>) -> R,
+    ) -> Option<R> {
+        let pfns = self.pfns[..batch.pages()].iter().enumerate();
+        let mut entries = pfns.map(|(index, raw)| {
+            let address = batch.start() + index as u64 * PAGE_BYTES;
+            Entry::new(*raw, address)
+        });
+        mirror.judge(ticket, |follower| with(follower, &mut entries))
     }
 
     /// `hmm_range_fault()` passes over areas without VM_READ, which still have pages.
@@ -186,7 +312,8 @@ impl Area<'_> {
         self.vma
     }
 
-    fn is_readable(&self) -> bool {
+    /// Whether it may be read.
+    pub(crate) fn is_readable(&self) -> bool {
         // SAFETY: The area is valid while the mmap lock is held.
         unsafe { sys::cdm_vma_readable(self.vma) }
     }

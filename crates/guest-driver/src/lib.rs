@@ -13,6 +13,7 @@ pub mod batch;
 pub mod identity;
 pub mod plan;
 pub mod stash;
+pub mod table;
 pub mod tally;
 
 /// The wire contract, under the name that it has in the kernel module.

@@ -16,7 +16,7 @@
 use kernel::mm::MmapReadGuard;
 use kernel::prelude::*;
 
-use crate::batch::{BATCH_PAGES, PAGE_BYTES};
+use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
 use crate::fault::Area;
 use crate::sys;
 use crate::tally::Reason;
@@ -28,10 +28,16 @@ pub(crate) struct Arrays {
 }
 
 impl Arrays {
+    /// Room for any batch.
     pub(crate) fn new() -> Result<Self> {
+        Self::with_room(BATCH_PAGES)
+    }
+
+    /// Room for a batch of at most `pages` pages.
+    pub(crate) fn with_room(pages: usize) -> Result<Self> {
         Ok(Self {
-            src: KVec::from_elem(0, BATCH_PAGES, GFP_KERNEL)?,
-            dst: KVec::from_elem(0, BATCH_PAGES, GFP_KERNEL)?,
+            src: KVec::from_elem(0, pages, GFP_KERNEL)?,
+            dst: KVec::from_elem(0, pages, GFP_KERNEL)?,
         })
     }
 }
@@ -77,7 +83,8 @@ impl Drop for Batch<'_> {
         let (src, dst) = (self.arrays.src.as_mut_ptr(), self.arrays.dst.as_mut_ptr());
         match &mut self.kind {
             // SAFETY: Collected by `migrate_vma_setup()` and not finalized before; the
-            // mmap lock is still held, because `Collected::of_area` borrows it.
+            // mmap lock is still held: `Collected::of_area` borrows it, and the caller of
+            // `Collected::of_fault` promised it.
             Kind::Vma(args) => unsafe { sys::migrate_vma_finalize(args) },
             // SAFETY: Collected by `migrate_device_pfns()` and not finalized before.
             Kind::Frames => unsafe { sys::migrate_device_finalize(src, dst, self.pages) },
@@ -109,20 +116,54 @@ impl<'a> Collected<'a> {
         arrays: &'a mut Arrays,
         _locked: &'a MmapReadGuard<'_>,
     ) -> Option<Self> {
-        let pages = area.range.pages();
+        // SAFETY: The area is valid and covers the range, because the mmap lock is held.
+        unsafe { Self::of_range(area.as_ptr(), area.range, select, arrays, None) }
+    }
+
+    /// Collects the selected pages around one that a CPU touched.
+    ///
+    /// # Safety
+    ///
+    /// The fault's page is locked, and referenced once for that; the fault's area covers
+    /// the range, and its mmap lock is held for `'a`.
+    pub(crate) unsafe fn of_fault(
+        vmf: *mut sys::vm_fault,
+        range: PageRange,
+        select: Select,
+        arrays: &'a mut Arrays,
+    ) -> Option<Self> {
+        // SAFETY: By the function's contract.
+        unsafe {
+            let (vma, page) = (sys::cdm_fault_vma(vmf), sys::cdm_fault_page(vmf));
+            Self::of_range(vma, range, select, arrays, Some(page))
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The area covers the range, and its mmap lock is held for `'a`. The page of a fault
+    /// is locked.
+    unsafe fn of_range(
+        vma: *mut sys::vm_area_struct,
+        range: PageRange,
+        select: Select,
+        arrays: &'a mut Arrays,
+        fault_page: Option<*mut sys::page>,
+    ) -> Option<Self> {
+        let pages = range.pages();
         arrays.src[..pages].fill(0);
         arrays.dst[..pages].fill(0);
         // SAFETY: All zero bytes are a valid `struct migrate_vma`.
         let mut args: sys::migrate_vma = unsafe { core::mem::zeroed() };
-        args.vma = area.as_ptr();
+        args.vma = vma;
         args.src = arrays.src.as_mut_ptr();
         args.dst = arrays.dst.as_mut_ptr();
-        args.start = area.range.start() as usize;
-        args.end = area.range.end() as usize;
+        args.start = range.start() as usize;
+        args.end = range.end() as usize;
         args.pgmap_owner = select.owner;
         args.flags = select.flags as usize;
-        // SAFETY: The area is valid and covers the range, because the mmap lock is
-        // held; the arrays have room for it.
+        args.fault_page = fault_page.unwrap_or(core::ptr::null_mut());
+        // SAFETY: By the function's contract; the arrays have room for the range.
         if unsafe { sys::migrate_vma_setup(&mut args) } != 0 {
             return None;
         }
@@ -244,7 +285,21 @@ impl Committed<'_> {
 /// A new folio of system memory, locked, for the pages of `area` from `index` on.
 pub(crate) fn system_page(area: &Area<'_>, index: usize, order: u32) -> Option<*mut sys::page> {
     let address = area.range.start() + index as u64 * PAGE_BYTES;
-    // SAFETY: The area is valid while the mmap lock is held.
-    let page = unsafe { sys::cdm_page_alloc(area.as_ptr(), address as usize, order) };
+    // SAFETY: The area is valid while the mmap lock is held, and covers its range.
+    unsafe { system_page_at(area.as_ptr(), address, order) }
+}
+
+/// A new folio of system memory, locked, for pages of an area.
+///
+/// # Safety
+///
+/// The area covers the address, and its mmap lock is held.
+pub(crate) unsafe fn system_page_at(
+    vma: *mut sys::vm_area_struct,
+    address: u64,
+    order: u32,
+) -> Option<*mut sys::page> {
+    // SAFETY: By the function's contract.
+    let page = unsafe { sys::cdm_page_alloc(vma, address as usize, order) };
     (!page.is_null()).then_some(page)
 }

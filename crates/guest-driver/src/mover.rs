@@ -111,7 +111,7 @@ pub(crate) fn run(
         options,
         stamp: region.stamp(),
         arrays: Arrays::new()?,
-        snapshot: Snapshot::new()?,
+        snapshot: Snapshot::new(region)?,
         transfer: Transfer::new()?,
         outcomes: KVec::from_elem(Outcome::Failed(Reason::Busy), BATCH_PAGES, GFP_KERNEL)?,
         was_mapped: KVec::from_elem(false, BATCH_PAGES, GFP_KERNEL)?,

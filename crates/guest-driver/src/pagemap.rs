@@ -7,7 +7,12 @@
 //! Contexts: [`Region::map`] and [`Region::unmap`] in process context. `folio_free`
 //! runs wherever the last reference is dropped: in interrupts, under page table locks.
 //! It only returns the pages to the allocator. [`cdm_reclaim`] runs in the middle of reclaim,
-//! under any lock of the kernel, so it only tries the one of its own.
+//! under any lock of the kernel, so it only tries the one of its own. `migrate_to_ram` is in
+//! [`crate::ram`].
+//!
+//! Pages of public and coherent memory have the addresses of the device's BAR. Those of
+//! private memory have addresses that nothing answers to, taken from what the machine
+//! leaves free, so that no CPU can reach them; the device knows them by their offset.
 //!
 //! Lock order: a CPU's stash, then `alloc`, which with `ages` is innermost of all driver
 //! locks; all are taken with interrupts off.
@@ -21,19 +26,24 @@ use core::ops::Range;
 
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed, Release};
-use kernel::sync::{new_mutex, new_spinlock_irq, Mutex, SpinLockIrq};
+use kernel::sync::{new_mutex, new_spinlock_irq, Arc, Mutex, SpinLockIrq};
 use kernel::types::Opaque;
 
 use crate::ages::{self, Ages, Candidate, Stamp, Turn, NEVER};
 use crate::alloc::{words_needed, FreeError, PageAlloc, ORDER_MAX};
 use crate::batch::{BATCH_PAGES, PAGE_BYTES};
+use crate::engine::Engine;
 use crate::evict::Relief;
+use crate::plan::Segment;
 use crate::stash::{Stash, STASH_PAGES};
-use crate::sys;
+use crate::wire::Space;
+use crate::{ram, sys};
 
 /// Type of the struct pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MemoryType {
+    /// MEMORY_DEVICE_PRIVATE, which the CPU cannot map.
+    Private,
     /// MEMORY_DEVICE_COHERENT, which every 7.3 kernel has.
     Coherent,
     /// MEMORY_DEVICE_PUBLIC, which the patch series adds.
@@ -43,12 +53,18 @@ pub(crate) enum MemoryType {
 impl MemoryType {
     /// Whether the kernel that the module was built for has it.
     pub(crate) fn is_available(self) -> bool {
-        self != Self::Public || sys::CDM_MEMORY_TYPE_PUBLIC != 0
+        self.select() != 0
+    }
+
+    /// Whether the CPU can load from it and store to it.
+    pub(crate) fn is_cpu_addressable(self) -> bool {
+        self != Self::Private
     }
 
     /// Its number on the ioctl interface.
     pub(crate) fn uapi(self) -> u32 {
         match self {
+            Self::Private => sys::cdm_memory_type_CDM_MEMORY_PRIVATE,
             Self::Coherent => sys::cdm_memory_type_CDM_MEMORY_COHERENT,
             Self::Public => sys::cdm_memory_type_CDM_MEMORY_PUBLIC,
         }
@@ -56,8 +72,27 @@ impl MemoryType {
 
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Private => "private",
             Self::Coherent => "coherent",
             Self::Public => "public",
+        }
+    }
+
+    /// Its name in the kernel.
+    pub(crate) fn kernel_name(self) -> &'static str {
+        match self {
+            Self::Private => "MEMORY_DEVICE_PRIVATE",
+            Self::Coherent => "MEMORY_DEVICE_COHERENT",
+            Self::Public => "MEMORY_DEVICE_PUBLIC",
+        }
+    }
+
+    /// The kernel option that brings it.
+    pub(crate) fn option(self) -> &'static str {
+        match self {
+            Self::Private => "CONFIG_DEVICE_PRIVATE",
+            Self::Coherent => "CONFIG_ZONE_DEVICE",
+            Self::Public => "CONFIG_DEVICE_PUBLIC",
         }
     }
 
@@ -66,7 +101,8 @@ impl MemoryType {
     pub(crate) fn has_large_folios(self) -> bool {
         // SAFETY: Returns a module parameter.
         match unsafe { sys::cdm_param_max_order() } {
-            -1 => sys::CDM_LARGE_IS_SOUND,
+            // Upstream's own suite covers large folios of private memory.
+            -1 => sys::CDM_LARGE_IS_SOUND || self == Self::Private,
             order => order != 0,
         }
     }
@@ -84,16 +120,25 @@ impl MemoryType {
         self == Self::Public && sys::CDM_FILES_MIGRATE
     }
 
+    /// Whether the driver helps a memory cgroup that is at its limit. It cannot wait for a
+    /// device then, so the CPU must be able to copy.
+    fn can_relieve(self) -> bool {
+        sys::CDM_HAS_RECLAIM && self.is_cpu_addressable()
+    }
+
     /// What driver and kernel can do with it, by the bits of the ioctl interface.
     pub(crate) fn capabilities(self) -> u32 {
-        let mut bits = sys::CDM_CAN_CPU_ACCESS;
+        let mut bits = 0;
+        if self.is_cpu_addressable() {
+            bits |= sys::CDM_CAN_CPU_ACCESS;
+        }
         if self.has_large_folios() {
             bits |= sys::CDM_CAN_MOVE_LARGE;
         }
         if self.takes_files() {
             bits |= sys::CDM_CAN_MOVE_FILES;
         }
-        if sys::CDM_HAS_RECLAIM {
+        if self.can_relieve() {
             bits |= sys::CDM_CAN_RELIEVE;
         }
         bits
@@ -102,14 +147,16 @@ impl MemoryType {
     /// Its number in `enum memory_type`.
     fn number(self) -> u32 {
         match self {
+            Self::Private => sys::CDM_MEMORY_TYPE_PRIVATE,
             Self::Coherent => sys::CDM_MEMORY_TYPE_COHERENT,
             Self::Public => sys::CDM_MEMORY_TYPE_PUBLIC,
         }
     }
 
-    /// Its flag of `struct migrate_vma`.
+    /// Its flag of `struct migrate_vma`; zero if the kernel does not have the type.
     fn select(self) -> u64 {
         match self {
+            Self::Private => sys::CDM_SELECT_PRIVATE,
             Self::Coherent => sys::CDM_SELECT_COHERENT,
             Self::Public => sys::CDM_SELECT_PUBLIC,
         }
@@ -156,14 +203,18 @@ pub(crate) fn metadata_bytes(bytes: u64) -> u64 {
 
 /// Methods of the struct pages. The kernel may know more of them than the driver was
 /// built for, or fewer, so the C side adds what is not everywhere.
-fn ops() -> sys::dev_pagemap_ops {
+fn ops(memory_type: MemoryType) -> sys::dev_pagemap_ops {
     let mut ops = sys::dev_pagemap_ops {
         folio_free: Some(folio_free),
+        // Of private memory only.
+        migrate_to_ram: Some(ram::migrate_to_ram),
         // SAFETY: All zero bytes are no methods.
         ..unsafe { core::mem::zeroed() }
     };
-    // SAFETY: The table is valid.
-    unsafe { sys::cdm_ops_set_reclaim(&mut ops) };
+    if memory_type.can_relieve() {
+        // SAFETY: The table is valid.
+        unsafe { sys::cdm_ops_set_reclaim(&mut ops) };
+    }
     ops
 }
 
@@ -178,11 +229,12 @@ struct CpuStash {
 ///
 /// # Invariants
 ///
-/// - While `is_mapped`, `pgmap` is live and its `owner` is the address of this value.
+/// - While `is_mapped`, `pgmap` is live and its `owner` is the address of this value, and
+///   if the memory is private, `start` is the start of a range of addresses that is ours.
 /// - Allocator and stashes have as free exactly the pages that the kernel does not use and
 ///   that have no memory error; `poisoned` counts the latter.
 /// - No page in use has an older stamp than `ages` has for its block.
-/// - `first_pfn` and `layout` never change.
+/// - `start`, `first_pfn` and `layout` never change.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Region {
     #[pin]
@@ -191,6 +243,10 @@ pub(crate) struct Region {
     ops: UnsafeCell<sys::dev_pagemap_ops>,
     is_mapped: Atomic<bool>,
     layout: Layout,
+    /// Copies what the CPU cannot.
+    engine: Arc<Engine>,
+    /// Address of the first struct page's page.
+    start: u64,
     /// Page frame of the allocator's page 0.
     first_pfn: u64,
     /// Pages of the allocator.
@@ -218,7 +274,7 @@ unsafe impl Sync for Region {}
 
 impl Region {
     /// Hotplugs the memory. The device has mapped it, and guards the metadata.
-    pub(crate) fn map(layout: Layout) -> Result<Pin<KBox<Self>>> {
+    pub(crate) fn map(layout: Layout, engine: Arc<Engine>) -> Result<Pin<KBox<Self>>> {
         let pages = u32::try_from((layout.bytes - layout.metadata_bytes) / PAGE_BYTES)
             .map_err(|_| EINVAL)?;
         let words = KVVec::zeroed(words_needed(pages), GFP_KERNEL)?;
@@ -234,13 +290,16 @@ impl Region {
             });
             stashes.push(KBox::pin_init(stash, GFP_KERNEL)?, GFP_KERNEL)?;
         }
+        let addresses = Addresses::of(&layout)?;
         let this = KBox::pin_init(
             pin_init!(Self {
                 pgmap: Opaque::zeroed(),
-                ops: UnsafeCell::new(ops()),
+                ops: UnsafeCell::new(ops(layout.memory_type)),
                 is_mapped: Atomic::new(false),
                 layout,
-                first_pfn: (layout.base + layout.metadata_bytes) / PAGE_BYTES,
+                engine,
+                start: addresses.start,
+                first_pfn: (addresses.start + layout.metadata_bytes) / PAGE_BYTES,
                 pages,
                 stashes,
                 alloc <- new_spinlock_irq!(alloc),
@@ -256,7 +315,7 @@ impl Region {
 
         let pgmap = this.pgmap.get();
         let owner = this.owner().owner;
-        let base_pfn = (layout.base / PAGE_BYTES) as usize;
+        let base_pfn = (addresses.start / PAGE_BYTES) as usize;
         // SAFETY: The structure is ours alone until `memremap_pages()`, and zeroed.
         unsafe {
             (*pgmap).type_ = layout.memory_type.number();
@@ -264,8 +323,8 @@ impl Region {
             (*pgmap).owner = owner;
             (*pgmap).nr_range = 1;
             *(*pgmap).__bindgen_anon_1.range.as_mut() = sys::range {
-                start: layout.base,
-                end: layout.base + layout.bytes - 1,
+                start: addresses.start,
+                end: addresses.start + layout.bytes - 1,
             };
             if layout.metadata_bytes != 0 {
                 (*pgmap).flags = sys::CDM_PGMAP_ALTMAP_VALID;
@@ -276,7 +335,8 @@ impl Region {
         // SAFETY: The structure is complete and pinned. It lives until `unmap`.
         let mapped = unsafe { sys::memremap_pages(pgmap, layout.node) };
         kernel::error::from_err_ptr(mapped)?;
-        // INVARIANT: Live from here on.
+        // INVARIANT: Live from here on; the addresses are the region's.
+        addresses.keep();
         this.is_mapped.store(true, Release);
         Ok(this)
     }
@@ -286,6 +346,10 @@ impl Region {
         if self.is_mapped.xchg(false, Full) {
             // SAFETY: Live by the type invariant, and unmapped once, thanks to the flag.
             unsafe { sys::memunmap_pages(self.pgmap.get()) };
+            if !self.is_cpu_addressable() {
+                // SAFETY: By the type invariant; nothing has these addresses any more.
+                unsafe { sys::cdm_private_range_put(self.start, self.layout.bytes) };
+            }
         }
     }
 
@@ -328,6 +392,16 @@ impl Region {
             }
         }
         held
+    }
+
+    /// Whether the CPU can load from its pages and store to them.
+    pub(crate) fn is_cpu_addressable(&self) -> bool {
+        self.layout.memory_type.is_cpu_addressable()
+    }
+
+    /// The device that the memory is in.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     pub(crate) fn layout(&self) -> &Layout {
@@ -464,9 +538,11 @@ impl Region {
         (self.first_pfn + u64::from(page)) as usize
     }
 
-    /// The pages of a range of physical addresses; `None` if not all of it is usable.
+    /// The pages of a range of addresses in the device's BAR; `None` if not all of it is
+    /// usable.
     pub(crate) fn pages_of(&self, address: u64, length: u64) -> Option<Range<u32>> {
-        let first = (address / PAGE_BYTES).checked_sub(self.first_pfn)?;
+        let usable = self.layout.base + self.layout.metadata_bytes;
+        let first = address.checked_sub(usable)? / PAGE_BYTES;
         let end = first.checked_add(length / PAGE_BYTES)?;
         (end <= u64::from(self.pages)).then_some(first as u32..end as u32)
     }
@@ -514,9 +590,45 @@ impl Region {
         self.ages.lock().note(page as usize / BATCH_PAGES, stamp);
     }
 
-    /// Offset into the device memory of a physical address; `None` if it is elsewhere.
-    pub(crate) fn offset_of(&self, physical: u64) -> Option<u64> {
-        let offset = physical.checked_sub(self.layout.base)?;
+    /// Where this device finds `bytes` bytes at offset `offset` of a page.
+    ///
+    /// # Safety
+    ///
+    /// The page is mapped or referenced, and stays so during the call.
+    pub(crate) unsafe fn segment_of(
+        &self,
+        page: *mut sys::page,
+        offset: u64,
+        bytes: u64,
+    ) -> Segment {
+        // SAFETY: By the function's contract.
+        let physical = unsafe { sys::cdm_page_to_pfn(page) } as u64 * PAGE_BYTES + offset;
+        if let Some(address) = self.offset_of(physical) {
+            return Segment {
+                space: Space::DEVICE,
+                address,
+                bytes,
+            };
+        }
+        // Other devices' memory is ordinary guest memory for this one, at its place in the
+        // other's BAR, also where the CPU is kept away from it.
+        // SAFETY: By the function's contract.
+        let address = match unsafe { region_of(page) } {
+            Some(other) if !other.is_cpu_addressable() => {
+                other.layout.base + (physical - other.start)
+            }
+            _ => physical,
+        };
+        Segment {
+            space: Space::GUEST,
+            address,
+            bytes,
+        }
+    }
+
+    /// Offset into the device memory of the address of a page; `None` if it is elsewhere.
+    fn offset_of(&self, physical: u64) -> Option<u64> {
+        let offset = physical.checked_sub(self.start)?;
         (offset < self.layout.bytes).then_some(offset)
     }
 
@@ -729,26 +841,70 @@ pub(crate) enum Home {
 ///
 /// The page is mapped or referenced, and stays so during the call.
 pub(crate) unsafe fn home_of(page: *mut sys::page) -> Home {
-    // SAFETY: The page is valid, and so is its pagemap, which its reference holds.
+    // SAFETY: By the function's contract.
+    match unsafe { region_of(page) } {
+        Some(region) => Home::Cdm(region.owner()),
+        None => Home::System,
+    }
+}
+
+/// The region that a page is in, whichever device of this driver it belongs to.
+///
+/// # Safety
+///
+/// The page is mapped or referenced, and stays so as long as the region is used.
+pub(crate) unsafe fn region_of<'a>(page: *mut sys::page) -> Option<&'a Region> {
+    // SAFETY: The page is valid, and so is its pagemap, which its reference holds. The
+    // owner of a pagemap with these methods is a region, which is there as long as any of
+    // its pages is in use.
     unsafe {
         let pgmap = sys::cdm_page_pgmap(page);
         if pgmap.is_null() || (*pgmap).ops.is_null() {
-            return Home::System;
+            return None;
         }
         let is_ours = (*(*pgmap).ops)
             .folio_free
             .is_some_and(|method| core::ptr::fn_addr_eq(method, FOLIO_FREE));
-        if !is_ours {
-            return Home::System;
+        is_ours.then(|| &*(*pgmap).owner.cast::<Region>())
+    }
+}
+
+/// Addresses that struct pages can be made for, given back unless they are kept.
+struct Addresses {
+    start: u64,
+    /// Length, if they were taken from what is free.
+    taken: Option<u64>,
+}
+
+impl Addresses {
+    /// Those of the BAR, or, for memory that no CPU can reach, some that nothing has.
+    fn of(layout: &Layout) -> Result<Self> {
+        if layout.memory_type.is_cpu_addressable() {
+            return Ok(Self {
+                start: layout.base,
+                taken: None,
+            });
         }
-        let select = if (*pgmap).type_ == sys::CDM_MEMORY_TYPE_COHERENT {
-            sys::CDM_SELECT_COHERENT
-        } else {
-            sys::CDM_SELECT_PUBLIC
-        };
-        Home::Cdm(Owner {
-            owner: (*pgmap).owner,
-            select,
+        let mut start = 0;
+        // SAFETY: Process context; the pointer is valid for writing.
+        kernel::error::to_result(unsafe { sys::cdm_private_range_get(layout.bytes, &mut start) })?;
+        Ok(Self {
+            start,
+            taken: Some(layout.bytes),
         })
+    }
+
+    /// Somebody else gives them back.
+    fn keep(mut self) {
+        self.taken = None;
+    }
+}
+
+impl Drop for Addresses {
+    fn drop(&mut self) {
+        if let Some(bytes) = self.taken {
+            // SAFETY: Taken in `of`, and nothing has them.
+            unsafe { sys::cdm_private_range_put(self.start, bytes) };
+        }
     }
 }

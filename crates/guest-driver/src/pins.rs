@@ -8,7 +8,8 @@
 //! its address is known to the device until the device is done.
 //!
 //! The pins are short-term, so they may rest on device memory; nothing here lets a
-//! process keep them, because a command ends or is reset.
+//! process keep them, because a command ends or is reset. Private memory cannot be
+//! pinned: pinning brings it back to system memory first.
 
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -17,7 +18,6 @@ use crate::batch::PAGE_BYTES;
 use crate::pagemap::Region;
 use crate::plan::{Request, Segment};
 use crate::sys;
-use crate::wire::Space;
 
 /// Pages pinned in one call, so that a signal is seen in between.
 const CHUNK_PAGES: usize = 512;
@@ -107,22 +107,8 @@ impl Operand {
         let mut left = length;
         for page in &pages.pages {
             let bytes = (PAGE_BYTES - offset).min(left);
-            // SAFETY: The page is pinned, so it is valid.
-            let pfn = unsafe { sys::cdm_page_to_pfn(*page) } as u64;
-            let physical = pfn * PAGE_BYTES + offset;
-            // The memory of another device is ordinary guest memory for this one.
-            let segment = match region.offset_of(physical) {
-                Some(address) => Segment {
-                    space: Space::DEVICE,
-                    address,
-                    bytes,
-                },
-                None => Segment {
-                    space: Space::GUEST,
-                    address: physical,
-                    bytes,
-                },
-            };
+            // SAFETY: The page is pinned.
+            let segment = unsafe { region.segment_of(*page, offset, bytes) };
             if !segments
                 .last_mut()
                 .is_some_and(|last| last.absorb(&segment))

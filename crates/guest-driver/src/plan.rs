@@ -86,7 +86,7 @@ pub struct Answer {
 
 impl Answer {
     /// The answer that the device gives to a request with that fault.
-    fn refusal(status: Status) -> Self {
+    pub fn refusal(status: Status) -> Self {
         Self {
             status,
             result: 0,

@@ -35,7 +35,7 @@ pub(crate) fn run(
     range: PageRange,
     mut map: Option<UserSliceWriter>,
 ) -> Result<Found> {
-    let mut snapshot = Snapshot::new()?;
+    let mut snapshot = Snapshot::new(device.region())?;
     let mut places: KVec<u8> = KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?;
     let mut found = Found::default();
     let mirror = Mirror::watch(mm, range)?;

@@ -28,6 +28,7 @@ pub(crate) struct Counters {
     evacuated: Atomic<u64>,
     evicted: Atomic<u64>,
     failed_to_evict: [Atomic<u64>; Reason::ALL.len()],
+    faulted: Atomic<u64>,
     commands: Atomic<u64>,
     commands_refused: Atomic<u64>,
     commands_abandoned: Atomic<u64>,
@@ -45,6 +46,7 @@ impl Counters {
             evacuated: Atomic::new(0),
             evicted: Atomic::new(0),
             failed_to_evict: zeroes(),
+            faulted: Atomic::new(0),
             commands: Atomic::new(0),
             commands_refused: Atomic::new(0),
             commands_abandoned: Atomic::new(0),
@@ -84,6 +86,12 @@ impl Counters {
         self.evicted.load(Relaxed)
     }
 
+    /// Pages left the device because a CPU touched them.
+    pub(crate) fn faulted(&self, pages: u64) {
+        self.faulted.add(pages, Relaxed);
+        self.to_system.add(pages, Relaxed);
+    }
+
     /// The device answered a command.
     pub(crate) fn answered(&self, is_ok: bool) {
         self.commands.add(1, Relaxed);
@@ -112,7 +120,7 @@ impl Counters {
         self.to_device.load(Relaxed)
     }
 
-    /// Pages that moved from the device, also those that were evacuated.
+    /// Pages that moved from the device, also those that were evacuated or faulted back.
     pub(crate) fn pages_to_system(&self) -> u64 {
         self.to_system.load(Relaxed)
     }
@@ -137,6 +145,7 @@ figures! {
     c"pages_evacuated" => |device| device.counters().pages_evacuated();
     c"pages_evicted" => |device| device.pages_evicted();
     c"pages_relieved" => |device| device.region().relieved_pages();
+    c"pages_faulted" => |device| device.counters().faulted.load(Relaxed);
     c"to_device_not_present" => |device| failed_to_device(device, Reason::NotPresent);
     c"to_device_no_memory" => |device| failed_to_device(device, Reason::NoMemory);
     c"to_device_busy" => |device| failed_to_device(device, Reason::Busy);

@@ -2,17 +2,27 @@
 
 //! Fills the destinations of a batch with the contents of their sources.
 //!
-//! Facility: none of its own. Contexts: process context; the folios of the batch are
-//! locked. Lock order: none. Invariant: after [`Transfer::run`] each destination is
+//! Facility: none of its own; the CPU's copy, and the device's COPY and FILL for memory
+//! that the CPU cannot reach. Contexts: process context; the folios of the batch are
+//! locked, and it sleeps until the device is done, which needs none of these locks to get
+//! on. Lock order: as for a command. Invariant: after [`Transfer::run`] each destination is
 //! either filled as a whole or said not to be.
 //!
 //! All copies of a batch are known before the first one is made, so that they can be
-//! made together.
+//! made together: the device gets one command for all of them.
 
 use kernel::prelude::*;
 
-use crate::batch::BATCH_PAGES;
+use crate::batch::{BATCH_PAGES, PAGE_BYTES};
+use crate::command;
+use crate::mirror::forsake;
+use crate::pagemap::{region_of, Region};
+use crate::plan::{Request, Segment};
 use crate::sys;
+use crate::wire::Opcode;
+
+/// Bytes of an element that zeroes are written with.
+const FILL_WIDTH: u32 = 8;
 
 /// What to do about a source that cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,17 +46,29 @@ pub(crate) struct Item {
     /// `1 << order` pages.
     pub(crate) order: u32,
     pub(crate) is_filled: bool,
+    /// The device has to fill it.
+    is_beyond_cpu: bool,
 }
 
 /// The copies of a batch; reusable.
 pub(crate) struct Transfer {
     items: KVec<Item>,
+    /// Ranges of a device command, made when there is one.
+    source: KVec<Segment>,
+    destination: KVec<Segment>,
 }
 
 impl Transfer {
     pub(crate) fn new() -> Result<Self> {
+        Self::with_room(BATCH_PAGES)
+    }
+
+    /// Room for so many destinations.
+    pub(crate) fn with_room(items: usize) -> Result<Self> {
         Ok(Self {
-            items: KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?,
+            items: KVec::with_capacity(items, GFP_KERNEL)?,
+            source: KVec::new(),
+            destination: KVec::new(),
         })
     }
 
@@ -74,6 +96,7 @@ impl Transfer {
             from,
             order,
             is_filled: false,
+            is_beyond_cpu: false,
         };
         // There is room for a batch.
         let _ = self.items.push_within_capacity(item);
@@ -81,7 +104,14 @@ impl Transfer {
 
     /// Fills the destinations.
     pub(crate) fn run(&mut self, bad: BadMemory) {
+        let mut worker = None;
         for item in &mut self.items {
+            // SAFETY: The pages are held, by the contract of `add`.
+            if let Some(region) = unsafe { item.region_beyond_cpu() } {
+                item.is_beyond_cpu = true;
+                worker = Some(region);
+                continue;
+            }
             let pages = 1 << item.order;
             // SAFETY: By the contract of `add`.
             item.is_filled = unsafe {
@@ -94,10 +124,86 @@ impl Transfer {
                 }
             };
         }
+        // All pages of a batch that the CPU cannot reach are in one device, or they go from
+        // one to another one; that of the destination does it then.
+        let Some(region) = worker else { return };
+        for is_copy in [true, false] {
+            let is_done = self.run_on_device(region, is_copy).is_ok();
+            for item in self.items.iter_mut().filter(|item| item.is_beyond_cpu) {
+                if item.from.is_null() != is_copy {
+                    item.is_filled = is_done;
+                }
+            }
+        }
     }
 
     /// The destinations, in the order in which they were added.
     pub(crate) fn items(&self) -> &[Item] {
         &self.items
     }
+
+    /// Has the device fill what the CPU cannot: the copies, or the zeroes.
+    fn run_on_device(&mut self, region: &Region, is_copy: bool) -> Result {
+        self.source.clear();
+        self.destination.clear();
+        let mut length = 0;
+        for item in &self.items {
+            if !item.is_beyond_cpu || item.from.is_null() == is_copy {
+                continue;
+            }
+            let bytes = PAGE_BYTES << item.order;
+            length += bytes;
+            // SAFETY: The pages are held, by the contract of `add`.
+            unsafe {
+                append(&mut self.destination, region.segment_of(item.to, 0, bytes))?;
+                if is_copy {
+                    append(&mut self.source, region.segment_of(item.from, 0, bytes))?;
+                }
+            }
+        }
+        if length == 0 {
+            return Ok(());
+        }
+        let request = Request {
+            opcode: if is_copy { Opcode::COPY } else { Opcode::FILL }
+                .get()
+                .into(),
+            length,
+            width: if is_copy { 0 } else { FILL_WIDTH },
+            ..Request::default()
+        };
+        let done =
+            command::run_for_driver(region.engine(), &request, &self.source, &self.destination);
+        if done == Err(ENODEV) {
+            // The device may write yet to what it was given.
+            forsake(&self.destination);
+        }
+        done
+    }
+}
+
+impl Item {
+    /// The region whose device has to fill this, if the CPU cannot.
+    ///
+    /// # Safety
+    ///
+    /// Both pages are held.
+    unsafe fn region_beyond_cpu<'a>(&self) -> Option<&'a Region> {
+        let beyond_cpu = |page: *mut sys::page| {
+            if page.is_null() {
+                return None;
+            }
+            // SAFETY: By the function's contract.
+            unsafe { region_of(page) }.filter(|region| !region.is_cpu_addressable())
+        };
+        beyond_cpu(self.to).or_else(|| beyond_cpu(self.from))
+    }
+}
+
+/// Appends a segment to a list.
+fn append(list: &mut KVec<Segment>, next: Segment) -> Result {
+    if list.last_mut().is_some_and(|last| last.absorb(&next)) {
+        return Ok(());
+    }
+    Ok(list.push(next, GFP_KERNEL)?)
 }

@@ -21,7 +21,7 @@ use core::ptr::NonNull;
 use kernel::device::Device;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
-use kernel::sync::{new_condvar, new_spinlock_irq, Arc, CondVar, SpinLockIrq};
+use kernel::sync::{new_condvar, new_spinlock_irq, Arc, CondVar, SpinLockIrq, UniqueArc};
 use kernel::types::{ForeignOwnable, Opaque};
 use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 use zerocopy::FromBytes;
@@ -299,16 +299,18 @@ impl WorkItem for Request {
     }
 }
 
-/// Token of the next request.
-static NEXT_TOKEN: Atomic<u64> = Atomic::new(1);
-/// Not written yet.
-const NOT_WRITTEN: u32 = u32::MAX;
+/// A request that nobody else knows yet: its output can still be written.
+///
+/// Making one allocates everything that the request needs, so it can be filled in and
+/// submitted where an allocation might wait for the caller's own locks.
+pub(crate) struct Draft(Pin<UniqueArc<Request>>);
 
-impl Request {
-    pub(crate) fn new(output: KVec<u8>) -> Result<Arc<Self>> {
+impl Draft {
+    /// A request whose output starts with `output`, and keeps its room.
+    pub(crate) fn new(output: KVec<u8>) -> Result<Self> {
         let input = KBox::new(UnsafeCell::new([0; INPUT_BYTES]), GFP_KERNEL)?;
-        Arc::pin_init(
-            pin_init!(Self {
+        Ok(Self(UniqueArc::pin_init(
+            pin_init!(Request {
                 token: NEXT_TOKEN.fetch_add(1, Relaxed),
                 output,
                 input,
@@ -318,7 +320,28 @@ impl Request {
                 release <- new_work!("cdm::Request::release"),
             }),
             GFP_KERNEL,
-        )
+        )?))
+    }
+
+    /// What the device will read.
+    pub(crate) fn output(&mut self) -> &mut KVec<u8> {
+        self.0.as_mut().project().output
+    }
+
+    /// The request, which is not changed from here on.
+    pub(crate) fn finish(self) -> Arc<Request> {
+        self.0.into()
+    }
+}
+
+/// Token of the next request.
+static NEXT_TOKEN: Atomic<u64> = Atomic::new(1);
+/// Not written yet.
+const NOT_WRITTEN: u32 = u32::MAX;
+
+impl Request {
+    pub(crate) fn new(output: KVec<u8>) -> Result<Arc<Self>> {
+        Ok(Draft::new(output)?.finish())
     }
 
     /// A number that tells requests apart in traces.
@@ -346,6 +369,17 @@ impl Request {
                 Wait::Interrupted => return Err(EINTR),
                 Wait::TimedOut if transport.is_gone() => return Err(ENODEV),
                 Wait::TimedOut => {}
+            }
+        }
+    }
+
+    /// Waits until the device answered or the transport is gone, deaf to signals.
+    pub(crate) fn wait_patiently(&self, transport: &Transport) -> Result {
+        loop {
+            match self.done.wait(LOOK_MS) {
+                Wait::Done => return Ok(()),
+                _ if transport.is_gone() => return Err(ENODEV),
+                _ => {}
             }
         }
     }
@@ -382,6 +416,15 @@ impl Request {
             let _ = work::queue().enqueue(self);
         }
     }
+}
+
+/// Whether a wait ends when a signal comes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signals {
+    /// It does.
+    Heard,
+    /// It does not: what the device works on is not the waiter's to walk away from.
+    Ignored,
 }
 
 /// State of a queue under its lock.
@@ -462,18 +505,22 @@ impl Queue {
         })
     }
 
-    /// Lends a request to the device; waits for a free descriptor, or a signal.
-    pub(crate) fn submit(&self, request: &Arc<Request>) -> Result {
+    /// Lends a request to the device; waits for a free descriptor, or a signal if the
+    /// caller listens to signals.
+    pub(crate) fn submit(&self, request: &Arc<Request>, signals: Signals) -> Result {
         let mut ring = self.ring.lock();
         loop {
             match self.add(&ring, request) {
                 Ok(()) => return Ok(()),
                 Err(Refused::Errno(err)) => return Err(err),
-                Err(Refused::Full) => {
-                    if self.space.wait_interruptible(&mut ring) {
-                        return Err(EINTR);
+                Err(Refused::Full) => match signals {
+                    Signals::Heard => {
+                        if self.space.wait_interruptible(&mut ring) {
+                            return Err(EINTR);
+                        }
                     }
-                }
+                    Signals::Ignored => self.space.wait(&mut ring),
+                },
             }
         }
     }

@@ -10,6 +10,7 @@
 #include <linux/highmem.h>
 #include <linux/hmm.h>
 #include <linux/hugetlb.h>
+#include <linux/ioport.h>
 #include <linux/memremap.h>
 #include <linux/miscdevice.h>
 #include <linux/migrate.h>
@@ -43,40 +44,80 @@
  * tentative definitions of the two would be one variable.
  */
 
-/* Zero: the best that the kernel has. */
-static u32 param_memory_type;
+/*
+ * Zero is the best type that the kernel has. One entry is for all devices, more are for
+ * one device each, by its number.
+ */
+#define PARAM_DEVICES_MAX 64
+static u32 param_memory_types[PARAM_DEVICES_MAX];
+static u32 param_memory_types_num = 1;
 
 static const struct {
 	const char *name;
 	u32 type;
 } memory_type_names[] = {
 	{ "auto", 0 },
+	{ "private", CDM_MEMORY_PRIVATE },
 	{ "coherent", CDM_MEMORY_COHERENT },
 	{ "public", CDM_MEMORY_PUBLIC },
 };
 
-static int memory_type_set(const char *val, const struct kernel_param *kp)
+static const char *memory_type_name(u32 type)
 {
 	unsigned int i;
 
-	for (i = 0; i < ARRAY_SIZE(memory_type_names); i++) {
-		if (sysfs_streq(val, memory_type_names[i].name)) {
-			param_memory_type = memory_type_names[i].type;
+	for (i = 0; i < ARRAY_SIZE(memory_type_names); i++)
+		if (memory_type_names[i].type == type)
+			return memory_type_names[i].name;
+	return "unknown";
+}
+
+/* The type of that name, which is @length bytes long; -EINVAL if there is none. */
+static int memory_type_find(const char *name, size_t length)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(memory_type_names); i++)
+		if (strlen(memory_type_names[i].name) == length &&
+		    !memcmp(memory_type_names[i].name, name, length))
+			return memory_type_names[i].type;
+	return -EINVAL;
+}
+
+static int memory_type_set(const char *val, const struct kernel_param *kp)
+{
+	u32 num = 0;
+
+	while (num < PARAM_DEVICES_MAX) {
+		size_t length = strcspn(val, ",\n");
+		int type = memory_type_find(val, length);
+
+		if (type < 0) {
+			pr_err("memory_type=%.*s is unknown; it is auto, public, coherent or private, for all devices or, with commas, for each\n",
+			       (int)length, val);
+			return type;
+		}
+		param_memory_types[num++] = type;
+		val += length;
+		if (*val != ',') {
+			param_memory_types_num = num;
 			return 0;
 		}
+		val++;
 	}
-	pr_err("memory_type=%s is unknown; it is auto, public or coherent\n", val);
+	pr_err("memory_type names more than %u devices\n", PARAM_DEVICES_MAX);
 	return -EINVAL;
 }
 
 static int memory_type_get(char *buf, const struct kernel_param *kp)
 {
-	unsigned int i;
+	int at = 0;
+	u32 i;
 
-	for (i = 0; i < ARRAY_SIZE(memory_type_names); i++)
-		if (memory_type_names[i].type == param_memory_type)
-			return sysfs_emit(buf, "%s\n", memory_type_names[i].name);
-	return -EINVAL;
+	for (i = 0; i < param_memory_types_num; i++)
+		at += sysfs_emit_at(buf, at, "%s%s", i ? "," : "",
+				    memory_type_name(param_memory_types[i]));
+	return at + sysfs_emit_at(buf, at, "\n");
 }
 
 static const struct kernel_param_ops memory_type_ops = {
@@ -86,7 +127,7 @@ static const struct kernel_param_ops memory_type_ops = {
 
 module_param_cb(memory_type, &memory_type_ops, NULL, 0444);
 MODULE_PARM_DESC(memory_type,
-		 "type of the device memory: public, coherent, or auto, the best that the kernel has (default auto)");
+		 "type of the device memory: public, coherent, private, or auto, the best that the kernel has (default auto); one for all devices, or, with commas, one for each");
 
 static bool param_altmap = true;
 module_param_named(altmap, param_altmap, bool, 0444);
@@ -134,9 +175,18 @@ module_param_named(pressure_help, param_pressure_help, bool, 0644);
 MODULE_PARM_DESC(pressure_help,
 		 "bring pages of a memory cgroup that is at its limit back to system memory, where they can be reclaimed (default Y)");
 
-u32 cdm_param_memory_type(void)
+u32 cdm_param_memory_type(u32 device)
 {
-	return param_memory_type;
+	if (param_memory_types_num == 1)
+		device = 0;
+	if (device >= param_memory_types_num)
+		return CDM_PARAM_NO_MEMORY_TYPE;
+	return param_memory_types[device];
+}
+
+u32 cdm_param_memory_types(void)
+{
+	return param_memory_types_num;
 }
 
 bool cdm_param_altmap(void)
@@ -744,6 +794,28 @@ struct dev_pagemap *cdm_folio_pgmap(struct folio *folio)
 	return folio->pgmap;
 }
 
+/* Addresses for the pages of memory that no CPU can reach: free ones, now reserved. */
+int cdm_private_range_get(u64 bytes, u64 *start)
+{
+	struct resource *res;
+
+	res = request_free_mem_region(&iomem_resource, bytes, "Device Private Memory");
+	if (IS_ERR(res))
+		return PTR_ERR(res);
+	*start = res->start;
+	return 0;
+}
+
+void cdm_private_range_put(u64 start, u64 bytes)
+{
+	release_mem_region(start, bytes);
+}
+
+void cdm_page_get(struct page *page)
+{
+	get_page(page);
+}
+
 bool cdm_node_usable(int node)
 {
 	return node >= 0 && node < MAX_NUMNODES && node_online(node);
@@ -876,9 +948,25 @@ bool cdm_notifier_retry(struct mmu_interval_notifier *sub, unsigned long seq)
 	return mmu_interval_read_retry(sub, seq);
 }
 
-unsigned long cdm_hmm_pfn_flag_valid(void)
+/* What hmm_range_fault() shall bring about: pages that can be read, or written to. */
+unsigned long cdm_hmm_request(bool write)
 {
-	return HMM_PFN_VALID;
+	return HMM_PFN_REQ_FAULT | (write ? HMM_PFN_REQ_WRITE : 0);
+}
+
+bool cdm_hmm_valid(unsigned long hmm_pfn)
+{
+	return hmm_pfn & HMM_PFN_VALID;
+}
+
+bool cdm_hmm_writable(unsigned long hmm_pfn)
+{
+	return hmm_pfn & HMM_PFN_WRITE;
+}
+
+u32 cdm_hmm_order(unsigned long hmm_pfn)
+{
+	return hmm_pfn_to_map_order(hmm_pfn);
 }
 
 struct page *cdm_hmm_page(unsigned long hmm_pfn)
@@ -898,6 +986,21 @@ struct page *cdm_page_mapped_at(struct mm_struct *mm, unsigned long address)
 	if (get_user_pages_remote(mm, address, 1, FOLL_FORCE | FOLL_NOFAULT, &page, NULL) != 1)
 		return NULL;
 	return page;
+}
+
+struct vm_area_struct *cdm_fault_vma(struct vm_fault *vmf)
+{
+	return vmf->vma;
+}
+
+unsigned long cdm_fault_address(struct vm_fault *vmf)
+{
+	return vmf->address;
+}
+
+struct page *cdm_fault_page(struct vm_fault *vmf)
+{
+	return vmf->page;
 }
 
 /* ---- Work and CPUs ----------------------------------------------------- */
@@ -937,7 +1040,7 @@ static ssize_t memory_type_show(struct device *dev, struct device_attribute *att
 {
 	s64 type = cdm_attribute(dev_get_drvdata(dev), CDM_ATTRIBUTE_MEMORY_TYPE);
 
-	return sysfs_emit(buf, "%s\n", type == CDM_MEMORY_PUBLIC ? "public" : "coherent");
+	return sysfs_emit(buf, "%s\n", memory_type_name(type));
 }
 static DEVICE_ATTR_RO(memory_type);
 
@@ -980,6 +1083,11 @@ void cdm_trace_migrate_batch(u32 device, u32 direction, u64 address, u64 pages, 
 			     u64 there, u64 failed, u32 tries)
 {
 	trace_cdm_migrate_batch(device, direction, address, pages, moved, there, failed, tries);
+}
+
+void cdm_trace_fault(u32 device, u64 address, u64 pages)
+{
+	trace_cdm_fault(device, address, pages);
 }
 
 void cdm_trace_evacuate(u32 device, u64 in_use, u64 moved)

@@ -7,6 +7,7 @@
 #ifndef _CDM_HELPERS_H
 #define _CDM_HELPERS_H
 
+#include <linux/hmm.h>
 #include <linux/migrate.h>
 #include <linux/memremap.h>
 #include <linux/types.h>
@@ -16,9 +17,16 @@
 #include "../../uapi/cdm.h"
 
 /*
- * What the kernel has. Without CONFIG_DEVICE_PUBLIC the public type and its select
- * flag are zero, which is no memory type and selects nothing.
+ * What the kernel has. A type that it lacks and its select flag are zero, which is no
+ * memory type and selects nothing.
  */
+#ifdef CONFIG_DEVICE_PRIVATE
+static const u32 CDM_MEMORY_TYPE_PRIVATE = MEMORY_DEVICE_PRIVATE;
+static const u64 CDM_SELECT_PRIVATE = MIGRATE_VMA_SELECT_DEVICE_PRIVATE;
+#else
+static const u32 CDM_MEMORY_TYPE_PRIVATE = 0;
+static const u64 CDM_SELECT_PRIVATE = 0;
+#endif
 static const u32 CDM_MEMORY_TYPE_COHERENT = MEMORY_DEVICE_COHERENT;
 static const u64 CDM_SELECT_SYSTEM = MIGRATE_VMA_SELECT_SYSTEM;
 static const u64 CDM_SELECT_COHERENT = MIGRATE_VMA_SELECT_DEVICE_COHERENT;
@@ -68,11 +76,18 @@ static const u32 CDM_TRAIT_LARGE = 1 << 1;
 static const u32 CDM_TRAIT_COMPOUND = 1 << 2;
 static const u32 CDM_TRAIT_PINNED = 1 << 3;
 
+static const u32 CDM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
+static const u32 CDM_FAULT_OOM = VM_FAULT_OOM;
+
 struct miscdevice;
 struct workqueue_struct;
 
+/* What cdm_param_memory_type() says of a device that the parameter does not name. */
+static const u32 CDM_PARAM_NO_MEMORY_TYPE = U32_MAX;
+
 /* Module parameters */
-u32 cdm_param_memory_type(void);
+u32 cdm_param_memory_type(u32 device);
+u32 cdm_param_memory_types(void);
 bool cdm_param_altmap(void);
 int cdm_param_numa_node(void);
 int cdm_param_max_order(void);
@@ -131,6 +146,9 @@ bool cdm_frame_reclaimable(unsigned long pfn, void *memcg);
 void cdm_ops_set_reclaim(struct dev_pagemap_ops *ops);
 bool cdm_dying(void);
 struct dev_pagemap *cdm_folio_pgmap(struct folio *folio);
+int cdm_private_range_get(u64 bytes, u64 *start);
+void cdm_private_range_put(u64 start, u64 bytes);
+void cdm_page_get(struct page *page);
 bool cdm_node_usable(int node);
 int cdm_node_default(void);
 u64 cdm_struct_page_bytes(void);
@@ -150,9 +168,15 @@ bool cdm_fault_in(struct mm_struct *mm, unsigned long address);
 bool cdm_notifier_blockable(const struct mmu_notifier_range *range);
 void cdm_notifier_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
 bool cdm_notifier_retry(struct mmu_interval_notifier *sub, unsigned long seq);
-unsigned long cdm_hmm_pfn_flag_valid(void);
+unsigned long cdm_hmm_request(bool write);
+bool cdm_hmm_valid(unsigned long hmm_pfn);
+bool cdm_hmm_writable(unsigned long hmm_pfn);
+u32 cdm_hmm_order(unsigned long hmm_pfn);
 struct page *cdm_hmm_page(unsigned long hmm_pfn);
 struct page *cdm_page_mapped_at(struct mm_struct *mm, unsigned long address);
+struct vm_area_struct *cdm_fault_vma(struct vm_fault *vmf);
+unsigned long cdm_fault_address(struct vm_fault *vmf);
+struct page *cdm_fault_page(struct vm_fault *vmf);
 
 /* Work */
 struct workqueue_struct *cdm_workqueue_alloc(void);
@@ -189,6 +213,7 @@ enum cdm_evict_why {
 void cdm_trace_probe(u32 device, u32 memory_type, u64 base, u64 bytes, u64 metadata, int node);
 void cdm_trace_migrate_batch(u32 device, u32 direction, u64 address, u64 pages, u64 moved,
 			     u64 there, u64 failed, u32 tries);
+void cdm_trace_fault(u32 device, u64 address, u64 pages);
 void cdm_trace_evacuate(u32 device, u64 in_use, u64 moved);
 void cdm_trace_evict(u32 device, u32 why, u64 asked, u64 moved, u64 failed);
 void cdm_trace_command_submit(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes);

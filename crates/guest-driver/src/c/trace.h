@@ -74,6 +74,23 @@ TRACE_EVENT(cdm_migrate_batch,
 		  __entry->failed, __entry->tries)
 );
 
+TRACE_EVENT(cdm_fault,
+	TP_PROTO(u32 device, u64 address, u64 pages),
+	TP_ARGS(device, address, pages),
+	TP_STRUCT__entry(
+		__field(u32, device)
+		__field(u64, address)
+		__field(u64, pages)
+	),
+	TP_fast_assign(
+		__entry->device = device;
+		__entry->address = address;
+		__entry->pages = pages;
+	),
+	TP_printk("device=%u address=0x%llx pages=%llu",
+		  __entry->device, __entry->address, __entry->pages)
+);
+
 TRACE_EVENT(cdm_evacuate,
 	TP_PROTO(u32 device, u64 in_use, u64 moved),
 	TP_ARGS(device, in_use, moved),

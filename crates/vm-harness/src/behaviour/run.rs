@@ -69,7 +69,7 @@ pub fn column(
     // The machine that these tests run on otherwise.
     spec.devices = 2;
     spec.device_memory = ByteSize(256 << 20);
-    spec.memory_type = Some(column.memory_type);
+    spec.memory_types = vec![column.memory_type];
     let logs = folder.join(format!("{}-{}", column.kernel, column.memory_type));
     let mut session = Session::new(ctx, spec, logs);
     let task = ctx.progress.task(format!("trying {}", column.name), None);

@@ -89,7 +89,7 @@ fn machine(task: &Task<'_>, memory_type: Option<MemoryType>) -> VmSpec {
     spec.devices = 2;
     spec.device_memory = ByteSize(256 << 20);
     spec.memory = ByteSize(2 << 30);
-    spec.memory_type = memory_type;
+    spec.memory_types = memory_type.into_iter().collect();
     spec
 }
 

@@ -144,8 +144,9 @@ impl MachineData {
         if !spec.load_module {
             words.push("cdm.load=0".to_owned());
         }
-        if let Some(memory_type) = spec.memory_type {
-            words.push(format!("cdm.memory_type={memory_type}"));
+        if !spec.memory_types.is_empty() {
+            let types: Vec<_> = spec.memory_types.iter().map(ToString::to_string).collect();
+            words.push(format!("cdm.memory_type={}", types.join(",")));
         }
         words.extend(
             spec.module_params
@@ -317,7 +318,12 @@ mod tests {
         spec.device_memory = ByteSize(64 << 30);
         spec.memory = ByteSize(4 << 30);
         spec.smp = 12;
-        spec.memory_type = Some(MemoryType::Coherent);
+        spec.memory_types = vec![
+            MemoryType::Private,
+            MemoryType::Private,
+            MemoryType::Public,
+            MemoryType::Coherent,
+        ];
         spec.module_params = vec!["altmap=0".into()];
         spec.kernel_words = vec!["nokaslr".into()];
         spec.share = Some("/home/a,b".into());

@@ -50,9 +50,15 @@ pub struct RunVmArgs {
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_device_memory)]
     device_memory: ByteSize,
 
-    /// Type of the device memory [default: the best that the kernel has]
-    #[arg(long, value_name = "TYPE", value_enum)]
-    memory_type: Option<MemoryType>,
+    /// Type of the device memory, or one for each device with commas [default: the best that
+    /// the kernel has]
+    #[arg(
+        long = "memory-type",
+        value_name = "TYPE",
+        value_enum,
+        value_delimiter = ','
+    )]
+    memory_types: Vec<MemoryType>,
 
     /// Memory of the guest
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_guest_memory)]
@@ -112,7 +118,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         );
     }
     let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
-    if args.memory_type == Some(MemoryType::Public) {
+    if args.memory_types.contains(&MemoryType::Public) {
         let config = fs::read_to_string(&kernel.config)
             .with_context(|| format!("cannot read {}", kernel.config.display()))?;
         ensure!(
@@ -132,7 +138,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         memory: args.memory,
         smp: args.smp,
         accel: args.accel,
-        memory_type: args.memory_type,
+        memory_types: args.memory_types,
         module_params: args.module_params,
         share,
         files,

@@ -211,8 +211,9 @@ pub struct VmSpec {
     pub smp: u8,
     /// Who runs the guest's instructions.
     pub accel: AccelChoice,
-    /// Type of the device memory; the best that the kernel has if absent.
-    pub memory_type: Option<MemoryType>,
+    /// Types of the device memory: one for all devices, or one for each; the best that the
+    /// kernel has if there is none.
+    pub memory_types: Vec<MemoryType>,
     /// Further parameters of the driver, as `name=value`.
     pub module_params: Vec<String>,
     /// Whether the guest loads the driver when it starts.
@@ -238,7 +239,7 @@ impl VmSpec {
             memory: ByteSize(1 << 30),
             smp: 2,
             accel: AccelChoice::Auto,
-            memory_type: None,
+            memory_types: Vec::new(),
             module_params: Vec::new(),
             load_module: true,
             kernel_words: Vec::new(),
@@ -259,6 +260,13 @@ impl VmSpec {
             (1..=CPUS_MAX).contains(&self.smp),
             "a machine has 1 to {CPUS_MAX} CPUs, not {}",
             self.smp
+        );
+        ensure!(
+            matches!(self.memory_types.len(), 0 | 1)
+                || self.memory_types.len() == usize::from(self.devices),
+            "{} memory types are neither one for all devices nor one for each of {}",
+            self.memory_types.len(),
+            self.devices
         );
         parse_device_memory(&self.device_memory.to_string()).map_err(anyhow::Error::msg)?;
         parse_guest_memory(&self.memory.to_string()).map_err(anyhow::Error::msg)?;
@@ -328,6 +336,16 @@ mod tests {
         assert!(error.contains("between 256M and 64G"), "{error}");
         let error = parse_device_memory("128G").expect_err("too large");
         assert!(error.contains("between 256M and 64G"), "{error}");
+    }
+
+    #[test]
+    fn memory_types_are_one_for_all_devices_or_one_for_each() {
+        let mut spec = crate::vm::testing::spec();
+        spec.devices = 3;
+        for (count, is_good) in [(0, true), (1, true), (2, false), (3, true), (4, false)] {
+            spec.memory_types = vec![MemoryType::Private; count];
+            assert_eq!(spec.check().is_ok(), is_good, "{count} types");
+        }
     }
 
     #[test]

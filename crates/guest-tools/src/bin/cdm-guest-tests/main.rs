@@ -16,6 +16,7 @@ mod module;
 mod neighbours;
 mod observability;
 mod pins;
+mod private;
 mod processes;
 mod runner;
 mod stress;
@@ -87,6 +88,7 @@ fn all() -> Vec<Test> {
         observability::TESTS,
         two_devices::TESTS,
         stress::TESTS,
+        private::TESTS,
         unload::TESTS,
     ]
     .concat()

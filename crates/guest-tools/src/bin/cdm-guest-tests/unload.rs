@@ -34,7 +34,7 @@ fn module_with_an_open_node_stays(t: &Fixture) -> Result<()> {
 }
 
 /// Runs `body` without the open node of the fixture, which would keep the module.
-fn without_node(t: &Fixture, body: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn without_node(t: &Fixture, body: impl FnOnce() -> Result<()>) -> Result<()> {
     let null = fs::File::open("/dev/null")?;
     // SAFETY: the descriptor stays open and the fixture's; it only stands for another file, on
     // which every request of the fixture fails.

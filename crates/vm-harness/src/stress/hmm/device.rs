@@ -125,9 +125,12 @@ pub fn shape(suite: Suite, memory_type: MemoryType, spec: &mut VmSpec) {
     } else {
         spec.devices = DEVICES;
         spec.device_memory = DEVICE_MEMORY;
-        spec.module_params = vec![
-            "dmirror=1".to_owned(),
-            format!("memory_type=private,private,{memory_type},{memory_type}"),
+        spec.module_params = vec!["dmirror=1".to_owned()];
+        spec.memory_types = vec![
+            MemoryType::Private,
+            MemoryType::Private,
+            memory_type,
+            memory_type,
         ];
     }
 }

@@ -42,6 +42,27 @@ pub struct EndToEnd {
 /// A test that drives a machine from outside.
 type Check = (&'static str, fn(&mut Session) -> Result<()>);
 
+/// Groups of tests inside the guest.
+#[derive(Clone, Copy)]
+enum Groups {
+    /// None.
+    None,
+    /// All but those for a memory type of their own.
+    General,
+    /// Those.
+    Only(&'static [&'static str]),
+}
+
+impl Groups {
+    fn has(self, group: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::General => !plan::PRIVATE_GROUPS.contains(&group),
+            Self::Only(groups) => groups.contains(&group),
+        }
+    }
+}
+
 /// One machine and the tests on it.
 struct Suite {
     /// Begins the names of its tests: `e2e::public`, `e2e::public::identity`.
@@ -49,8 +70,8 @@ struct Suite {
     kernel: KernelChoice,
     /// Changes the default machine.
     shape: fn(&mut crate::vm::VmSpec),
-    /// Whether the tests inside the guest run on it.
-    has_groups: bool,
+    /// Which tests inside the guest run on it.
+    groups: Groups,
     checks: &'static [Check],
 }
 
@@ -60,7 +81,7 @@ const SUITES: &[Suite] = &[
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::main_machine,
-        has_groups: true,
+        groups: Groups::General,
         checks: &[
             (
                 "cdmctl::info_is_what_its_schema_says",
@@ -101,7 +122,7 @@ const SUITES: &[Suite] = &[
         prefix: "e2e::vanilla",
         kernel: KernelChoice::Vanilla,
         shape: plan::main_machine,
-        has_groups: true,
+        groups: Groups::General,
         checks: &[
             (
                 "cdmctl::info_is_what_its_schema_says",
@@ -124,8 +145,22 @@ const SUITES: &[Suite] = &[
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
+        shape: plan::private_machine,
+        groups: Groups::Only(plan::PRIVATE_GROUPS),
+        checks: &[],
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::private_machine,
+        groups: Groups::Only(plan::PRIVATE_GROUPS),
+        checks: &[],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
         shape: plan::large_device,
-        has_groups: false,
+        groups: Groups::None,
         checks: &[
             (
                 "memory::backend_grows_with_touched_pages_only",
@@ -145,7 +180,7 @@ const SUITES: &[Suite] = &[
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::two_impostors,
-        has_groups: false,
+        groups: Groups::None,
         checks: &[
             (
                 "identity::wrong_magic_is_refused_with_one_line",
@@ -161,7 +196,7 @@ const SUITES: &[Suite] = &[
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::one_device,
-        has_groups: false,
+        groups: Groups::None,
         checks: &[
             (
                 "persistence::second_guest_on_the_same_backend_works",
@@ -180,15 +215,20 @@ const SUITES: &[Suite] = &[
 ];
 
 impl Suite {
+    /// Its groups of tests inside the guest, in their order.
+    fn groups_of<'a>(&self, guest_tests: &'a [String]) -> Vec<&'a str> {
+        let mut groups = plan::groups(guest_tests);
+        groups.retain(|group| self.groups.has(group));
+        groups
+    }
+
     fn names(&self, guest_tests: &[String]) -> Vec<String> {
         let mut names = Vec::new();
-        if self.has_groups {
-            for group in plan::groups(guest_tests) {
-                let of_group = |test: &&String| plan::group_of(test) == group;
-                let tests = guest_tests.iter().filter(of_group);
-                names.extend(tests.map(|test| format!("{}::{test}", self.prefix)));
-                names.push(group::log_test(self.prefix, group));
-            }
+        for group in self.groups_of(guest_tests) {
+            let of_group = |test: &&String| plan::group_of(test) == group;
+            let tests = guest_tests.iter().filter(of_group);
+            names.extend(tests.map(|test| format!("{}::{test}", self.prefix)));
+            names.push(group::log_test(self.prefix, group));
         }
         names.extend(
             self.checks
@@ -246,17 +286,15 @@ fn run_suite(
         .folder()
         .join(format!("machine{number}-{}", suite.kernel));
     let mut session = Session::new(run.ctx(), spec, logs);
-    if suite.has_groups {
-        for group in plan::groups(guest_tests) {
-            group::run(
-                run,
-                &mut session,
-                suite.prefix,
-                &suite.kernel,
-                group,
-                wanted,
-            );
-        }
+    for group in suite.groups_of(guest_tests) {
+        group::run(
+            run,
+            &mut session,
+            suite.prefix,
+            &suite.kernel,
+            group,
+            wanted,
+        );
     }
     for (short, check) in suite.checks {
         let name = format!("{}::{short}", suite.prefix);

@@ -5,7 +5,7 @@
 use anyhow::{Result, bail};
 
 use crate::build::KernelChoice;
-use crate::vm::{ByteSize, VmSpec};
+use crate::vm::{ByteSize, MemoryType, VmSpec};
 
 /// Tests that a kernel cannot run, each with the reason. Any other skip is a failure: a test that
 /// is not run proves nothing.
@@ -15,11 +15,20 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[(
     "the name comes with MEMORY_DEVICE_PUBLIC",
 )];
 
+/// Groups of tests inside the guest that want private memory.
+pub const PRIVATE_GROUPS: &[&str] = &["private"];
+
 /// Two small devices, which are filled quickly, and room in the guest for more than one holds.
 pub fn main_machine(spec: &mut VmSpec) {
     spec.devices = 2;
     spec.device_memory = ByteSize(256 << 20);
     spec.memory = ByteSize(1 << 30);
+}
+
+/// The main machine with memory that the CPU cannot map.
+pub fn private_machine(spec: &mut VmSpec) {
+    main_machine(spec);
+    spec.memory_types = vec![MemoryType::Private];
 }
 
 /// A device that is many times larger than the guest: its struct pages (a 64th of it) have room in
