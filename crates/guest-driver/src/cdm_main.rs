@@ -27,11 +27,13 @@ mod batch;
 mod chardev;
 mod command;
 mod device;
+mod dmirror;
 mod done;
 mod engine;
 mod evacuate;
 mod events;
 mod evict;
+mod exclusive;
 mod fault;
 mod gate;
 #[allow(unreachable_pub)] // shared with lib.rs

@@ -27,6 +27,7 @@ use kernel::sync::aref::ARef;
 use kernel::sync::Arc;
 
 use crate::command::Control;
+use crate::dmirror;
 use crate::engine::Engine;
 use crate::evacuate;
 use crate::events::EventSink;
@@ -232,6 +233,7 @@ impl Device {
 pub(crate) struct Bound {
     /// First, so that nobody opens what goes away.
     node: Option<Pin<KBox<Node>>>,
+    dmirror: Option<Pin<KBox<Node>>>,
     /// Then the files that show the device.
     files: Option<Pin<KBox<Files>>>,
     device: Arc<Device>,
@@ -301,6 +303,7 @@ impl Driver for Bound {
         let mut bound = KBox::pin(
             Self {
                 node: None,
+                dmirror: None,
                 files,
                 device,
                 _number: reserved,
@@ -321,6 +324,7 @@ impl Driver for Bound {
         };
         // Last, because from here on a process may use the device.
         bound.node = Some(chardev::register(&bound.device)?);
+        bound.dmirror = dmirror::register(&bound.device)?;
         dev_info!(
             dev,
             "cdm{}: {} MiB of {} device memory at {:#x}, {} MiB of them for struct pages, node {}, \
@@ -344,6 +348,7 @@ impl Driver for Bound {
 
     fn remove(mut this: Pin<KBox<Self>>) {
         this.node = None;
+        this.dmirror = None;
         this.files = None;
         let device = this.device.clone();
         if !device.retire(device.patience_ms()) {

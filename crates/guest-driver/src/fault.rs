@@ -108,10 +108,22 @@ impl Entry {
         Some(unsafe { sys::cdm_hmm_page(self.0) })
     }
 
+    /// No device could access the address at all.
+    pub(crate) fn is_error(self) -> bool {
+        // SAFETY: Takes any number.
+        unsafe { sys::cdm_hmm_error(self.0) }
+    }
+
     /// The mapping can be written through.
     pub(crate) fn is_writable(self) -> bool {
         // SAFETY: Takes any number.
         unsafe { sys::cdm_hmm_writable(self.0) }
+    }
+
+    /// Order of the page table entry that maps it: 0, 9 or 18.
+    pub(crate) fn order(self) -> u32 {
+        // SAFETY: Takes any number.
+        unsafe { sys::cdm_hmm_order(self.0) }
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Brings a page of private memory back because a CPU touches it.
+//! Brings a folio of private memory back because a CPU touches it.
 //!
 //! Facility: `migrate_to_ram` of `dev_pagemap_ops`. C header: `linux/memremap.h`.
 //!
@@ -15,11 +15,12 @@
 
 use kernel::prelude::*;
 
+use crate::alloc::ORDER_MAX;
 use crate::batch::{PageRange, PAGE_BYTES};
 use crate::migrate::{self, Arrays, Collected, Select, Source};
 use crate::pagemap::{region_of, Region};
 use crate::sys;
-use crate::transfer::{BadMemory, Transfer};
+use crate::transfer::{BadMemory, Item, Transfer};
 
 /// A CPU touched a page of private memory.
 ///
@@ -46,16 +47,27 @@ pub(crate) unsafe extern "C" fn migrate_to_ram(vmf: *mut sys::vm_fault) -> sys::
 /// As for [`migrate_to_ram`]; the page is in the region.
 unsafe fn bring_back(region: &Region, vmf: *mut sys::vm_fault) -> Result {
     // SAFETY: The fault is valid.
-    let address = unsafe { sys::cdm_fault_address(vmf) } as u64 & !(PAGE_BYTES - 1);
-    let range = PageRange::new(address, PAGE_BYTES).ok_or(EFAULT)?;
+    let (address, order, vma) = unsafe {
+        (
+            sys::cdm_fault_address(vmf) as u64,
+            sys::cdm_fault_order(vmf),
+            sys::cdm_fault_vma(vmf),
+        )
+    };
+    let bytes = PAGE_BYTES << order;
+    let range = PageRange::new(address & !(bytes - 1), bytes).ok_or(EFAULT)?;
     let mut arrays = Arrays::with_room(range.pages())?;
-    let mut transfer = Transfer::with_room(1)?;
+    let mut transfer = Transfer::with_room(range.pages())?;
     let owner = region.owner();
-    let select = Select {
+    let mut select = Select {
         flags: owner.select,
         owner: owner.owner,
     };
-    // SAFETY: By the function's contract.
+    if order != 0 {
+        select.flags |= sys::CDM_SELECT_COMPOUND;
+    }
+    // SAFETY: By the function's contract; the folio is mapped as a whole, so the area
+    // covers all of it.
     let Some(mut collected) = (unsafe { Collected::of_fault(vmf, range, select, &mut arrays) })
     else {
         return Err(EFAULT);
@@ -64,25 +76,79 @@ unsafe fn bring_back(region: &Region, vmf: *mut sys::vm_fault) -> Result {
         // Somebody else is at it; the fault comes again.
         return Ok(());
     };
-    // SAFETY: The fault is valid, and its area covers the address.
-    let Some(to) = (unsafe { migrate::system_page_at(sys::cdm_fault_vma(vmf), address, 0) }) else {
-        return Err(ENOMEM);
-    };
-    // SAFETY: Both pages are locked; the source is unmapped, the destination new.
-    unsafe { transfer.add(0, to, from, 0) };
+    // SAFETY: The area covers the range. Sources are locked and unmapped, destinations new.
+    unsafe { place(vma, range, &collected, from, &mut transfer) }?;
     transfer.run(BadMemory::Stays);
-    if !transfer.items()[0].is_filled {
-        // SAFETY: The page is locked, with a reference that is ours.
-        unsafe { sys::cdm_page_unlock_put(to) };
+    let mut is_lost = false;
+    for item in transfer.items() {
+        // SAFETY: The folio is locked, and its reference goes along, or is dropped here.
+        unsafe {
+            if item.is_filled {
+                collected.give(item.index, item.to, item.order);
+            } else {
+                sys::cdm_page_unlock_put(item.to);
+                is_lost = true;
+            }
+        }
+    }
+    let committed = collected.commit();
+    let moved = |item: &&Item| committed.is_moved(item.index) == Some(true);
+    let pages = transfer
+        .items()
+        .iter()
+        .filter(moved)
+        .map(|item| 1 << item.order)
+        .sum();
+    drop(committed);
+    region.engine().counters().faulted(pages);
+    // SAFETY: Takes values only.
+    unsafe { sys::cdm_trace_fault(region.engine().number(), range.start(), pages) };
+    if is_lost {
         return Err(EIO);
     }
-    // SAFETY: The page is locked, and its reference goes along.
-    unsafe { collected.give(0, to, 0) };
-    let committed = collected.commit();
-    if committed.is_moved(0) == Some(true) {
-        region.engine().counters().faulted(1);
-        // SAFETY: Takes values only.
-        unsafe { sys::cdm_trace_fault(region.engine().number(), address, 1) };
+    Ok(())
+}
+
+/// Finds a place for the folio: one of its size, or one for each page; ENOMEM if there is
+/// none for the first.
+///
+/// # Safety
+///
+/// The area covers the range, under its mmap lock; `from` was collected.
+unsafe fn place(
+    vma: *mut sys::vm_area_struct,
+    range: PageRange,
+    collected: &Collected<'_>,
+    from: *mut sys::page,
+    transfer: &mut Transfer,
+) -> Result {
+    let is_whole = collected.is_compound(0);
+    if is_whole {
+        // SAFETY: By the function's contract.
+        unsafe {
+            if let Some(to) = migrate::system_page_at(vma, range.start(), ORDER_MAX) {
+                transfer.add(0, to, from, ORDER_MAX);
+                return Ok(());
+            }
+        }
+    }
+    for index in 0..range.pages() {
+        let from = match collected.source(index) {
+            // SAFETY: The pages of a folio follow each other.
+            _ if is_whole => unsafe { from.add(index) },
+            Source::Page(page) => page,
+            _ => continue,
+        };
+        let address = range.start() + index as u64 * PAGE_BYTES;
+        // SAFETY: By the function's contract.
+        unsafe {
+            if let Some(to) = migrate::system_page_at(vma, address, 0) {
+                transfer.add(index, to, from, 0);
+            }
+        }
+    }
+    if transfer.items().is_empty() {
+        return Err(ENOMEM);
     }
     Ok(())
 }

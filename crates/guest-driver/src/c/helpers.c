@@ -175,6 +175,11 @@ module_param_named(pressure_help, param_pressure_help, bool, 0644);
 MODULE_PARM_DESC(pressure_help,
 		 "bring pages of a memory cgroup that is at its limit back to system memory, where they can be reclaimed (default Y)");
 
+static bool param_dmirror;
+module_param_named(dmirror, param_dmirror, bool, 0444);
+MODULE_PARM_DESC(dmirror,
+		 "serve the kernel's HMM test suite on /dev/hmm_dmirror0 and so on (default N)");
+
 u32 cdm_param_memory_type(u32 device)
 {
 	if (param_memory_types_num == 1)
@@ -187,6 +192,11 @@ u32 cdm_param_memory_type(u32 device)
 u32 cdm_param_memory_types(void)
 {
 	return param_memory_types_num;
+}
+
+bool cdm_param_dmirror(void)
+{
+	return param_dmirror;
 }
 
 bool cdm_param_altmap(void)
@@ -826,6 +836,22 @@ int cdm_node_default(void)
 	return numa_mem_id();
 }
 
+bool cdm_page_is_zero(struct page *page)
+{
+	return is_zero_pfn(page_to_pfn(page));
+}
+
+void *cdm_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
+void cdm_folio_unlock_put(struct folio *folio)
+{
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
 u64 cdm_struct_page_bytes(void)
 {
 	return sizeof(struct page);
@@ -964,6 +990,11 @@ bool cdm_hmm_writable(unsigned long hmm_pfn)
 	return hmm_pfn & HMM_PFN_WRITE;
 }
 
+bool cdm_hmm_error(unsigned long hmm_pfn)
+{
+	return hmm_pfn & HMM_PFN_ERROR;
+}
+
 u32 cdm_hmm_order(unsigned long hmm_pfn)
 {
 	return hmm_pfn_to_map_order(hmm_pfn);
@@ -988,6 +1019,26 @@ struct page *cdm_page_mapped_at(struct mm_struct *mm, unsigned long address)
 	return page;
 }
 
+/* Fills an area that is being mapped with zeroed pages of the kernel. */
+int cdm_map_zeroed_pages(struct vm_area_struct *vma)
+{
+	unsigned long addr;
+
+	for (addr = vma->vm_start; addr < vma->vm_end; addr += PAGE_SIZE) {
+		struct page *page = alloc_page(GFP_KERNEL | __GFP_ZERO);
+		int err;
+
+		if (!page)
+			return -ENOMEM;
+		err = vm_insert_page(vma, addr, page);
+		/* The mapping has its own reference now, if there is one. */
+		put_page(page);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
 struct vm_area_struct *cdm_fault_vma(struct vm_fault *vmf)
 {
 	return vmf->vma;
@@ -1001,6 +1052,12 @@ unsigned long cdm_fault_address(struct vm_fault *vmf)
 struct page *cdm_fault_page(struct vm_fault *vmf)
 {
 	return vmf->page;
+}
+
+/* Order of what one page table entry maps; the folio may be larger, and is split then. */
+u32 cdm_fault_order(struct vm_fault *vmf)
+{
+	return vmf->pte ? 0 : folio_order(page_folio(vmf->page));
 }
 
 /* ---- Work and CPUs ----------------------------------------------------- */

@@ -93,6 +93,7 @@ int cdm_param_numa_node(void);
 int cdm_param_max_order(void);
 u32 cdm_param_evacuate_ms(void);
 bool cdm_param_pressure_help(void);
+bool cdm_param_dmirror(void);
 
 /* virtio */
 void *cdm_vdev_priv(struct virtio_device *vdev);
@@ -149,6 +150,10 @@ struct dev_pagemap *cdm_folio_pgmap(struct folio *folio);
 int cdm_private_range_get(u64 bytes, u64 *start);
 void cdm_private_range_put(u64 start, u64 bytes);
 void cdm_page_get(struct page *page);
+bool cdm_page_is_zero(struct page *page);
+void *cdm_page_address(struct page *page);
+void cdm_folio_unlock_put(struct folio *folio);
+int cdm_map_zeroed_pages(struct vm_area_struct *vma);
 bool cdm_node_usable(int node);
 int cdm_node_default(void);
 u64 cdm_struct_page_bytes(void);
@@ -171,12 +176,14 @@ bool cdm_notifier_retry(struct mmu_interval_notifier *sub, unsigned long seq);
 unsigned long cdm_hmm_request(bool write);
 bool cdm_hmm_valid(unsigned long hmm_pfn);
 bool cdm_hmm_writable(unsigned long hmm_pfn);
+bool cdm_hmm_error(unsigned long hmm_pfn);
 u32 cdm_hmm_order(unsigned long hmm_pfn);
 struct page *cdm_hmm_page(unsigned long hmm_pfn);
 struct page *cdm_page_mapped_at(struct mm_struct *mm, unsigned long address);
 struct vm_area_struct *cdm_fault_vma(struct vm_fault *vmf);
 unsigned long cdm_fault_address(struct vm_fault *vmf);
 struct page *cdm_fault_page(struct vm_fault *vmf);
+u32 cdm_fault_order(struct vm_fault *vmf);
 
 /* Work */
 struct workqueue_struct *cdm_workqueue_alloc(void);
