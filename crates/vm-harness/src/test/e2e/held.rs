@@ -14,9 +14,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Starts `cdm-hold`, which lends pages of the device to a pipe until /tmp/end exists.
 const HOLD: &str = "rm -f /tmp/end /tmp/held; \
-    (while [ ! -e /tmp/end ]; do sleep 0.1; done) | \
-    (cdm-hold; echo \"exit $?\") > /tmp/held 2>&1 & \
-    for i in $(seq 200); do grep -q held /tmp/held && exit 0; sleep 0.1; done; cat /tmp/held; exit 1";
+    (while [ ! -e /tmp/end ]; do sleep 0.1; done | \
+    (cdm-hold; echo \"exit $?\") > /tmp/held 2>&1) > /dev/null 2>&1 & \
+    while ! grep -q -e held -e exit /tmp/held; do sleep 0.1; done; \
+    ! grep exit /tmp/held";
 
 /// Has `line` end the driver while the pages are held; then has the holder look at them.
 fn end_driver(session: &mut Session, line: &str) -> Result<()> {
@@ -48,7 +49,7 @@ fn end_driver(session: &mut Session, line: &str) -> Result<()> {
 
 fn holder_has_its_bytes(session: &mut Session) -> Result<()> {
     let held = session
-        .text("touch /tmp/end; for i in $(seq 100); do grep -q exit /tmp/held && break; sleep 0.1; done; cat /tmp/held")
+        .text("touch /tmp/end; while ! grep -q exit /tmp/held; do sleep 0.1; done; cat /tmp/held")
         .context("the holder of the pages")?;
     ensure!(
         held.contains("unchanged") && held.contains("exit 0"),
@@ -70,8 +71,8 @@ pub fn unload_ends(session: &mut Session) -> Result<()> {
 /// Unbinding ends, the module stays because it is needed, and the device cannot be bound again.
 pub fn unbind_ends(session: &mut Session) -> Result<()> {
     const DRIVER: &str = "/sys/bus/virtio/drivers/cdm";
-    let name = session.text("basename $(readlink -f /sys/class/misc/cdm0/device)")?;
-    let name = name.trim();
+    let name = session.text("readlink -f /sys/class/misc/cdm0/device")?;
+    let name = name.trim().rsplit('/').next().unwrap_or_default();
     end_driver(session, &format!("echo {name} > {DRIVER}/unbind"))?;
     ensure!(
         !session.exec("rmmod cdm")?.status.success(),
