@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::device::Device;
-use crate::memory::PAGE_BYTES;
+use crate::memory::{HUGE_PAGE_BYTES, PAGE_BYTES};
 use crate::vmstat;
 
 /// How long the kernel may take to give freed device pages back.
@@ -80,18 +80,66 @@ fn expect_figures_that_fit(device: &Device) -> Result<()> {
             .parse()
             .with_context(|| format!("{name}: {text}"))
     };
-    let total = device.query()?.bytes_total / PAGE_BYTES as u64;
+    let query = device.query()?;
+    let total = query.bytes_total / PAGE_BYTES as u64;
     let (free, in_use) = (figure("pages_free")?, figure("pages_in_use")?);
+    let poisoned = figure("pages_poisoned")?;
     ensure!(
-        free + in_use == total,
-        "device {}: {free} free pages and {in_use} in use are not {total}",
+        free + in_use + poisoned == total,
+        "device {}: {free} free pages, {in_use} in use and {poisoned} poisoned are not {total}",
         device.number()
     );
+    let blocks = free_blocks(&debugfs(device, "free_blocks")?)?;
+    let in_blocks: u64 = blocks.iter().map(|(order, count)| count << order).sum();
+    ensure!(
+        in_blocks == free,
+        "device {}: the free blocks have {in_blocks} pages, {free} are free: {blocks:?}",
+        device.number()
+    );
+    if free == total {
+        // Neighbours that are free have grown together again, however they were cut.
+        let start = query.base + query.bytes_metadata;
+        let huge = HUGE_PAGE_BYTES as u64;
+        let whole = (start + query.bytes_total) / huge - start.div_ceil(huge);
+        let found = blocks.iter().find(|(order, _)| *order == HUGE_ORDER);
+        ensure!(
+            found.is_some_and(|(_, count)| *count == whole),
+            "device {}: a free device should have {whole} blocks of 2 MiB: {blocks:?}",
+            device.number()
+        );
+    }
     Ok(())
+}
+
+/// Order of a block of 2 MiB.
+const HUGE_ORDER: u32 = (HUGE_PAGE_BYTES / PAGE_BYTES).ilog2();
+
+/// Number of free blocks by order, a line each.
+fn free_blocks(text: &str) -> Result<Vec<(u32, u64)>> {
+    text.lines()
+        .map(|line| {
+            let (order, count) = line
+                .split_once(' ')
+                .with_context(|| format!("'{line}' is no order with a number"))?;
+            Ok((order.parse()?, count.parse()?))
+        })
+        .collect()
 }
 
 /// What a file of the device in debugfs holds.
 fn debugfs(device: &Device, name: &str) -> Result<String> {
     let path = format!("/sys/kernel/debug/cdm/cdm{}/{name}", device.number());
     fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_blocks_are_read_by_order() {
+        assert_eq!(free_blocks("0 3\n9 126\n").unwrap(), [(0, 3), (9, 126)]);
+        assert!(free_blocks("0 3\nmany\n").is_err());
+        assert_eq!(HUGE_ORDER, 9);
+    }
 }

@@ -15,7 +15,7 @@ pub use cdm_guest_tools::invariants::{expect_free_pages, free_pages};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::pagemap;
 use cdm_guest_tools::range::AddressRange;
-use cdm_guest_tools::uapi::cdm_query;
+use cdm_guest_tools::uapi::{CDM_CAN_MOVE_LARGE, cdm_query};
 use nix::sys::mman::MmapAdvise;
 
 /// One test; its name is a claim.
@@ -66,6 +66,9 @@ pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
 const BUSY_RETRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
+/// The driver's parameter for the largest folios that move whole.
+const MAX_ORDER: &str = "/sys/module/cdm/parameters/max_order";
+
 /// The first device, and how to say something about the test.
 pub struct Fixture {
     pub device: Device,
@@ -73,6 +76,8 @@ pub struct Fixture {
     pub start: cdm_query,
     /// Seed for random sequences.
     pub seed: u64,
+    /// Whether the test changed the driver's parameter `max_order`.
+    max_order: Mutex<bool>,
     notes: Mutex<Box<dyn Write + Send>>,
 }
 
@@ -86,6 +91,7 @@ impl Fixture {
             device,
             start,
             seed,
+            max_order: Mutex::new(false),
             notes: Mutex::new(notes),
         })
     }
@@ -141,6 +147,60 @@ impl Fixture {
         expect_huge_mapped(memory.range(), memory.bytes() as u64)
             .context("the kernel gave no huge pages to begin with")?;
         Ok(memory)
+    }
+
+    /// Lets huge pages move whole also where the kernel is known to be wrong about it, until the end
+    /// of the test: what goes wrong then is what the test is there to show.
+    pub fn allow_huge(&self) -> Result<()> {
+        if self.start.capabilities & CDM_CAN_MOVE_LARGE == 0 {
+            fs::write(MAX_ORDER, "9").with_context(|| format!("cannot write to {MAX_ORDER}"))?;
+            *self
+                .max_order
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = true;
+        }
+        Ok(())
+    }
+
+    /// Memory of `count` huge pages with the pattern of `seed`, each in one block of the device.
+    pub fn resident_huge_memory(&self, count: usize, seed: u64) -> Result<Mapping> {
+        self.allow_huge()?;
+        let memory = self.huge_memory(count, seed)?;
+        self.move_all(memory.range(), Direction::ToDevice)?;
+        self.expect_blocks_in_device(memory.range())?;
+        expect_huge_mapped(memory.range(), memory.bytes() as u64)?;
+        Ok(memory)
+    }
+
+    /// Expects each 2 MiB of a range of this process in one block of the device that the kernel
+    /// treats as one, however the page tables map it.
+    pub fn expect_blocks_in_device(&self, range: AddressRange) -> Result<()> {
+        self.expect_in_device(range)?;
+        let residency = self.device.residency(0, range)?;
+        ensure!(
+            residency.large == range.pages(),
+            "only {} of {} pages are in folios of 2 MiB: {residency:?}",
+            residency.large,
+            range.pages()
+        );
+        let huge = HUGE_PAGE_BYTES as u64;
+        let pages = physical_addresses(range)?;
+        for (block, pages) in pages.chunks(HUGE_PAGE_BYTES / PAGE_BYTES).enumerate() {
+            let start = pages[0];
+            ensure!(
+                start.is_multiple_of(huge),
+                "block {block} starts at {start:#x}, which is no multiple of 2 MiB"
+            );
+            let stray = (start..)
+                .step_by(PAGE_BYTES)
+                .zip(pages)
+                .find(|(expected, page)| expected != *page);
+            ensure!(
+                stray.is_none(),
+                "block {block} is not in one piece: {stray:x?}"
+            );
+        }
+        Ok(())
     }
 
     /// Moves a range of this process, and expects that every page ends where it should.
@@ -200,6 +260,16 @@ impl Fixture {
     /// Expects the number of free pages, which the kernel may take a moment to reach.
     pub fn expect_free_pages(&self, expected: u64) -> Result<()> {
         expect_free_pages(&self.device, expected)
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let changed = self.max_order.get_mut();
+        if *changed.unwrap_or_else(PoisonError::into_inner) {
+            // For the tests behind this one; gone with the module if that is out.
+            let _ = fs::write(MAX_ORDER, "-1");
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod capacity;
 mod commands;
 mod fixture;
 mod fork;
+mod huge;
 mod isolate;
 mod lifecycle;
 mod migration;
@@ -79,6 +80,7 @@ fn all() -> Vec<Test> {
         commands::TESTS,
         atomics::TESTS,
         fork::TESTS,
+        huge::TESTS,
         lifecycle::TESTS,
         pins::TESTS,
         neighbours::TESTS,

@@ -24,12 +24,13 @@ crate::tests!("pins":
 const PAGES: usize = 64;
 
 /// A buffer that io_uring holds, by long-term pins (FOLL_LONGTERM).
-struct Registered {
+pub struct Registered {
     ring: IoUring,
 }
 
 impl Registered {
-    fn new(memory: &Mapping, pages: std::ops::Range<usize>) -> Result<Self> {
+    /// Registers some pages of a mapping.
+    pub fn new(memory: &Mapping, pages: std::ops::Range<usize>) -> Result<Self> {
         let ring = IoUring::new(2).context("io_uring_setup: is CONFIG_IO_URING on?")?;
         let range = memory.page_range(pages.start, pages.len());
         let buffer = libc::iovec {
@@ -42,7 +43,8 @@ impl Registered {
         Ok(Self { ring })
     }
 
-    fn unregister(self) -> Result<()> {
+    /// Lets go of them.
+    pub fn unregister(self) -> Result<()> {
         self.ring
             .submitter()
             .unregister_buffers()

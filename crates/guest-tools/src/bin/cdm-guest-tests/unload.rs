@@ -52,7 +52,7 @@ fn resident(pages: usize, seed: u64) -> Result<Mapping> {
     Ok(memory)
 }
 
-fn expect_outside(memory: &Mapping, device: &std::ops::Range<u64>) -> Result<()> {
+pub fn expect_outside(memory: &Mapping, device: &std::ops::Range<u64>) -> Result<()> {
     let page = physical_addresses(memory.range())?
         .into_iter()
         .find(|page| device.contains(page));

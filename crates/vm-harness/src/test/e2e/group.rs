@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use super::super::ktap::{Outcome, Reader};
 use super::super::report::Verdict;
 use super::super::run::Run;
-use super::{Session, plan};
+use super::{Session, known, plan};
 use crate::build::KernelChoice;
 use crate::vm::boot::Stream;
 
@@ -33,7 +33,7 @@ pub fn run(
         .iter()
         .filter(|name| **name != log_name)
         .filter_map(|name| name.strip_prefix(&start))
-        .filter(|test| plan::group_of(test) == group)
+        .filter(|test| plan::group_of(test) == group && !known::is_alone(kernel, test))
         .collect();
     let log_wanted = wanted.contains(&log_name);
     if tests.is_empty() && !log_wanted {
@@ -112,9 +112,13 @@ fn record(run: &mut Run, prefix: &str, kernel: &KernelChoice, outcome: &Outcome,
     run.record(&name, verdict, since.elapsed(), &detail);
 }
 
-/// The verdict as the host sees it: a skip that is not declared is a failure.
+/// The verdict as the host sees it: a skip that is not declared is a failure, and so is a known
+/// failure that does not show.
 fn judge(kernel: &KernelChoice, outcome: &Outcome) -> (Verdict, String) {
     let notes = outcome.diagnostics.join("\n");
+    if let Some(failure) = known::failure(kernel, &outcome.name) {
+        return failure.judge(outcome.verdict, &notes);
+    }
     if outcome.verdict != Verdict::Skipped {
         return (outcome.verdict, notes);
     }

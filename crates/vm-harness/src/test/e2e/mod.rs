@@ -12,6 +12,7 @@ mod cdmctl;
 mod group;
 mod held;
 mod identity;
+mod known;
 mod machine;
 mod memory;
 mod parameters;
@@ -247,6 +248,7 @@ impl Stage for EndToEnd {
     fn list(&mut self, run: &Run) -> Result<Vec<String>> {
         self.guest_tests = guest_tests(run.ctx())?;
         plan::check(&self.guest_tests)?;
+        known::check(&self.guest_tests, &patches(run.ctx())?)?;
         Ok(SUITES
             .iter()
             .flat_map(|suite| suite.names(&self.guest_tests))
@@ -285,6 +287,15 @@ fn run_suite(
     let logs = run
         .folder()
         .join(format!("machine{number}-{}", suite.kernel));
+    for (number, test) in guest_tests.iter().enumerate() {
+        let failure = known::failure(&suite.kernel, test);
+        if let Some(failure) = failure.filter(|_| known::is_alone(&suite.kernel, test))
+            && wanted.contains(&format!("{}::{test}", suite.prefix))
+        {
+            let logs = logs.join(format!("alone{number}"));
+            failure.run_alone(run, run.ctx(), spec.clone(), logs, suite.prefix);
+        }
+    }
     let mut session = Session::new(run.ctx(), spec, logs);
     for group in suite.groups_of(guest_tests) {
         group::run(
@@ -303,6 +314,14 @@ fn run_suite(
         }
     }
     session.end()
+}
+
+/// Files of the kernel series, in order.
+fn patches(ctx: &Context) -> Result<Vec<String>> {
+    let path = ctx.repo.join("images/kernel/patches/series");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// The programs for the guest are static, so the names can be had without one.

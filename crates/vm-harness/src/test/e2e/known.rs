@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Tests that a kernel is known to fail, and the patch of the series that mends
+//! each of them.
+//!
+//! Such a test runs all the same, and must fail as it is said here: one that
+//! passes is a line too many in the table. Its result is a skip that says so.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use super::super::report::Verdict;
+use super::super::run::Run;
+use super::Session;
+use crate::build::KernelChoice;
+use crate::context::Context;
+use crate::vm::{VmSpec, breaches};
+
+/// What is to be seen of the fault.
+#[derive(Clone, Copy, Debug)]
+pub enum Shows {
+    /// The test fails, and the kernel goes on as before.
+    Failure,
+    /// The kernel reports it with this text. Nothing that comes after it counts, so the test has a
+    /// machine of its own.
+    Report(&'static str),
+}
+
+/// A test that a kernel fails.
+#[derive(Debug)]
+pub struct Failure {
+    kernel: KernelChoice,
+    test: &'static str,
+    /// The patch that mends it, by a part of its name in images/kernel/patches.
+    patch: &'static str,
+    shows: Shows,
+}
+
+/// Every known failure.
+const FAILURES: &[Failure] = &[
+    vanilla(
+        "huge::huge_pages_come_back_whole_by_address",
+        SELECT,
+        Shows::Failure,
+    ),
+    vanilla(
+        "huge::huge_zero_page_becomes_a_zeroed_block",
+        SELECT,
+        Shows::Failure,
+    ),
+    vanilla(
+        "huge::second_migration_finds_the_blocks_there",
+        SELECT,
+        Shows::Failure,
+    ),
+    vanilla(
+        "huge::block_of_one_device_moves_to_the_other_and_is_not_taken_for_system_memory",
+        SELECT,
+        Shows::Failure,
+    ),
+    vanilla(
+        "huge::aligned_mremap_keeps_the_block_in_one_piece",
+        SELECT,
+        Shows::Failure,
+    ),
+    vanilla(
+        "huge::block_that_is_mapped_by_small_entries_comes_back",
+        SPLIT,
+        BAD_SPLIT,
+    ),
+    vanilla(
+        "huge::block_of_which_half_was_unmapped_comes_back",
+        SPLIT,
+        BAD_SPLIT,
+    ),
+    vanilla(
+        "huge::block_of_which_half_moved_away_by_mremap_comes_back",
+        SPLIT,
+        BAD_SPLIT,
+    ),
+    vanilla(
+        "huge::block_of_which_half_was_dropped_comes_back",
+        SPLIT,
+        BAD_SPLIT,
+    ),
+    vanilla(
+        "huge::block_that_is_half_unmapped_survives_the_shrinkers",
+        SPLIT,
+        BAD_SPLIT,
+    ),
+    vanilla(
+        "huge::writes_of_parent_and_child_copy_out_of_the_block",
+        SPLIT,
+        BAD_SPLIT,
+    ),
+    vanilla(
+        "huge::long_term_pin_of_one_page_moves_its_whole_block_out",
+        EVICT,
+        BAD_EVICTION,
+    ),
+    vanilla(
+        "huge::long_term_pin_of_a_whole_block_moves_it_out",
+        EVICT,
+        BAD_EVICTION,
+    ),
+];
+
+const fn vanilla(test: &'static str, patch: &'static str, shows: Shows) -> Failure {
+    Failure {
+        kernel: KernelChoice::Vanilla,
+        test,
+        patch,
+        shows,
+    }
+}
+
+const SELECT: &str = "mm-migrate_device-select-huge-PMDs";
+const SPLIT: &str = "mm-huge_memory-split-coherent-device-folios";
+const BAD_SPLIT: Shows = Shows::Report("WARNING: mm/huge_memory.c");
+const EVICT: &str = "mm-migrate_device-let-migrate_device_coherent_folio";
+const BAD_EVICTION: Shows = Shows::Report("WARNING: mm/migrate_device.c");
+
+/// How long the kernel may take to report a fault, boot not included: the longest such test takes a
+/// tenth of it.
+const REPORT_LIMIT: Duration = Duration::from_secs(60);
+
+/// The failure that a test is known for on a kernel.
+pub fn failure(kernel: &KernelChoice, test: &str) -> Option<&'static Failure> {
+    FAILURES
+        .iter()
+        .find(|failure| failure.kernel == *kernel && failure.test == test)
+}
+
+/// Whether a test has a machine of its own on a kernel.
+pub fn is_alone(kernel: &KernelChoice, test: &str) -> bool {
+    failure(kernel, test).is_some_and(|failure| matches!(failure.shows, Shows::Report(_)))
+}
+
+/// Refuses a table that speaks of tests or patches that are not there.
+pub fn check(tests: &[String], patches: &[String]) -> Result<()> {
+    for Failure { test, patch, .. } in FAILURES {
+        if !tests.iter().any(|name| name == test) {
+            bail!("the table of known failures names '{test}', which is no test");
+        }
+        if !patches.iter().any(|name| name.contains(patch)) {
+            bail!("the table of known failures names '{patch}', which is no patch");
+        }
+    }
+    Ok(())
+}
+
+impl Failure {
+    /// The verdict on a test that the guest finished with `verdict`, saying `notes`.
+    pub fn judge(&self, verdict: Verdict, notes: &str) -> (Verdict, String) {
+        match verdict {
+            Verdict::Failed => (Verdict::Skipped, self.describe(notes)),
+            Verdict::Passed | Verdict::Skipped => {
+                let why = format!(
+                    "it is declared a known failure of {}, but does not fail\n{notes}",
+                    self.kernel
+                );
+                (Verdict::Failed, why)
+            }
+        }
+    }
+
+    fn describe(&self, seen: &str) -> String {
+        format!(
+            "known failure of {}, mended by patch {}\n{seen}",
+            self.kernel, self.patch
+        )
+    }
+
+    /// Runs the test in a machine of its own and waits for the kernel's report.
+    pub fn run_alone(
+        &self,
+        run: &mut Run,
+        ctx: &Context,
+        spec: VmSpec,
+        logs: PathBuf,
+        prefix: &str,
+    ) {
+        let started = Instant::now();
+        let name = format!("{prefix}::{}", self.test);
+        let (verdict, detail) = match self.provoke(ctx, spec, logs) {
+            Ok(seen) => (Verdict::Skipped, self.describe(&seen)),
+            Err(error) => (Verdict::Failed, format!("{error:#}")),
+        };
+        run.record(&name, verdict, started.elapsed(), &detail);
+    }
+
+    /// The kernel's report.
+    fn provoke(&self, ctx: &Context, spec: VmSpec, logs: PathBuf) -> Result<String> {
+        let Shows::Report(text) = self.shows else {
+            bail!("'{}' needs no machine of its own", self.test);
+        };
+        let mut session = Session::new(ctx, spec, logs);
+        let vm = session.vm()?;
+        // In the background: the program may never come back from the kernel.
+        let output = "/tmp/cdm-guest-tests.out";
+        let line = format!("cdm-guest-tests --exact {} > {output} 2>&1 &", self.test);
+        vm.exec(&line)?;
+        let deadline = Instant::now() + REPORT_LIMIT;
+        loop {
+            let log = vm.kernel_log()?;
+            if let Some(line) = breaches(&log).iter().find(|line| line.text.contains(text)) {
+                return Ok(line.text.clone());
+            }
+            if Instant::now() >= deadline {
+                let said = vm.exec(&format!("cat {output}"))?.text()?;
+                bail!(
+                    "the kernel did not report '{text}' within {} s; the test says:\n{said}\nthe kernel:\n{log}",
+                    REPORT_LIMIT.as_secs()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAILURE: Failure = Failure {
+        kernel: KernelChoice::Vanilla,
+        test: "huge::x",
+        patch: "select-huge-PMDs",
+        shows: Shows::Failure,
+    };
+
+    #[test]
+    fn failure_that_is_known_is_a_skip_that_names_the_patch() {
+        let (verdict, detail) = FAILURE.judge(Verdict::Failed, "no page moved");
+        assert_eq!(verdict, Verdict::Skipped);
+        assert!(
+            detail.contains("select-huge-PMDs") && detail.contains("no page moved"),
+            "{detail}"
+        );
+    }
+
+    #[test]
+    fn known_failure_that_passes_or_is_skipped_is_a_failure() {
+        for verdict in [Verdict::Passed, Verdict::Skipped] {
+            assert_eq!(FAILURE.judge(verdict, "").0, Verdict::Failed);
+        }
+    }
+
+    #[test]
+    fn the_series_leaves_no_test_failing() {
+        assert!(FAILURES.iter().all(|f| f.kernel == KernelChoice::Vanilla));
+    }
+}
