@@ -15,7 +15,7 @@ pub use cdm_guest_tools::invariants::{expect_free_pages, free_pages};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::pagemap;
 use cdm_guest_tools::range::AddressRange;
-use cdm_guest_tools::uapi::{CDM_CAN_MOVE_LARGE, cdm_query};
+use cdm_guest_tools::uapi::{CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE, cdm_query};
 use nix::sys::mman::MmapAdvise;
 
 /// One test; its name is a claim.
@@ -101,6 +101,14 @@ impl Fixture {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         // The reader is the runner; without it the result is lost as well.
         let _ = writeln!(notes, "{}", text.as_ref().replace('\n', " "));
+    }
+
+    /// Skips the test where page cache does not move.
+    pub fn need_files(&self) -> Result<()> {
+        match self.start.capabilities & CDM_CAN_MOVE_FILES {
+            0 => skip("the kernel moves no page cache to this type of memory"),
+            _ => Ok(()),
+        }
     }
 
     /// Physical addresses that pages can have in the device.

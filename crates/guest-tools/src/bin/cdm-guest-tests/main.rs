@@ -7,9 +7,11 @@ mod atomics;
 mod bad_input;
 mod capacity;
 mod commands;
+mod files;
 mod fixture;
 mod fork;
 mod huge;
+mod huge_files;
 mod isolate;
 mod lifecycle;
 mod migration;
@@ -19,7 +21,9 @@ mod observability;
 mod pins;
 mod private;
 mod processes;
+mod refusals;
 mod runner;
+mod stores;
 mod stress;
 mod trace;
 mod two_devices;
@@ -81,9 +85,14 @@ fn all() -> Vec<Test> {
         atomics::TESTS,
         fork::TESTS,
         huge::TESTS,
+        huge_files::TESTS,
+        files::MEMFD_TESTS,
+        files::TMPFS_TESTS,
+        files::RAMFS_TESTS,
         lifecycle::TESTS,
         pins::TESTS,
         neighbours::TESTS,
+        refusals::TESTS,
         capacity::TESTS,
         processes::TESTS,
         bad_input::TESTS,

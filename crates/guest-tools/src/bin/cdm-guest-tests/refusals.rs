@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What does not go into the device is refused before anything is touched, and
+//! the call says why.
+
+use std::fs;
+use std::fs::File;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use cdm_guest_tools::device::{Direction, Migration};
+use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
+use cdm_guest_tools::range::AddressRange;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::fixture::{Fixture, physical_addresses};
+
+crate::tests!("refusals":
+    secret_memory_is_refused_for_its_mapping,
+    ring_of_asynchronous_io_is_unsupported,
+    pages_of_hugetlbfs_are_unsupported,
+    pages_that_the_kernel_maps_by_itself_stay,
+);
+
+const PAGES: usize = 16;
+
+/// A number of a [`Migration`] by its reason.
+type Reason = fn(&Migration) -> u64;
+
+/// Expects that all of `range` stays, for one reason, and is untouched: present with the same
+/// frames.
+fn expect_refused(t: &Fixture, range: AddressRange, reason: Reason) -> Result<()> {
+    t.need_files()?;
+    let free = t.free_pages()?;
+    let physical = physical_addresses(range)?;
+    for _ in 0..2 {
+        let migration = t.device.migrate(0, range, Direction::ToDevice)?;
+        ensure!(
+            migration.moved == 0 && reason(&migration) == range.pages(),
+            "{migration:?}"
+        );
+        ensure!(
+            physical_addresses(range)? == physical,
+            "the pages went elsewhere"
+        );
+    }
+    t.expect_free_pages(free)
+}
+
+fn secret_memory_is_refused_for_its_mapping(t: &Fixture) -> Result<()> {
+    // SAFETY: the call takes flags alone.
+    let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, 0) };
+    ensure!(fd >= 0, "memfd_secret: {}", std::io::Error::last_os_error());
+    // SAFETY: the descriptor is new and nobody else's.
+    let file = unsafe { File::from_raw_fd(fd as i32) };
+    let bytes = PAGES * PAGE_BYTES;
+    file.set_len(bytes as u64)?;
+    let memory = Mapping::shared_file(&file, bytes)?;
+    memory.fill_pattern(3);
+    expect_refused(t, memory.range(), |migration| migration.mapping)?;
+    memory.check_pattern(3)?;
+    Ok(())
+}
+
+fn ring_of_asynchronous_io_is_unsupported(t: &Fixture) -> Result<()> {
+    let mut context: libc::c_ulong = 0;
+    // SAFETY: the kernel writes one word.
+    let made = unsafe { libc::syscall(libc::SYS_io_setup, 128, &raw mut context) };
+    ensure!(made == 0, "io_setup: {}", std::io::Error::last_os_error());
+    // The handle is the address of the ring.
+    let vma = cdm_guest_tools::process::maps(0)?
+        .into_iter()
+        .find(|vma| vma.range.start() == context)
+        .with_context(|| format!("no mapping at {context:#x}"))?;
+    for address in (vma.range.start()..vma.range.end()).step_by(PAGE_BYTES) {
+        // SAFETY: the ring is mapped and readable until it is destroyed; any value is fine.
+        unsafe { (address as *const u64).read_volatile() };
+    }
+    // The kernel refuses the whole area (VM_DONTEXPAND), whatever its pages are.
+    let refused = expect_refused(t, vma.range, |migration| migration.unsupported);
+    // SAFETY: the handle is the one from above.
+    let gone = unsafe { libc::syscall(libc::SYS_io_destroy, context) };
+    ensure!(gone == 0, "io_destroy: {}", std::io::Error::last_os_error());
+    refused.with_context(|| vma.name)
+}
+
+/// Pages kept for hugetlbfs; none again on drop.
+struct Reserved;
+
+const RESERVED: &str = "/proc/sys/vm/nr_hugepages";
+
+impl Reserved {
+    fn new(pages: u64) -> Result<Self> {
+        fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")?;
+        fs::write(RESERVED, pages.to_string()).context("no huge pages to keep")?;
+        let kept = fs::read_to_string(RESERVED)?;
+        ensure!(
+            kept.trim() == pages.to_string(),
+            "only {kept} pages were kept"
+        );
+        Ok(Self)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let _ = fs::write(RESERVED, "0");
+    }
+}
+
+fn pages_of_hugetlbfs_are_unsupported(t: &Fixture) -> Result<()> {
+    let _reserved = Reserved::new(2)?;
+    let fd: OwnedFd = memfd_create(c"cdm-hugetlb", MFdFlags::MFD_HUGETLB)?;
+    let file = File::from(fd);
+    file.set_len(HUGE_PAGE_BYTES as u64)?;
+    let memory = Mapping::shared_file(&file, HUGE_PAGE_BYTES)?;
+    memory.fill_pattern(4);
+    expect_refused(t, memory.range(), |migration| migration.unsupported)?;
+    memory.check_pattern(4)?;
+    Ok(())
+}
+
+fn pages_that_the_kernel_maps_by_itself_stay(t: &Fixture) -> Result<()> {
+    let vma = cdm_guest_tools::process::maps(0)?
+        .into_iter()
+        .find(|vma| vma.name == "[vdso]")
+        .context("no vdso")?;
+    // SAFETY: the vdso is mapped and readable for as long as the process lives.
+    let before = unsafe { *(vma.range.start() as *const u64) };
+    let migration = t.device.migrate(0, vma.range, Direction::ToDevice)?;
+    // The page tables have no folio there that a driver could see.
+    ensure!(
+        migration.moved == 0 && migration.unsupported + migration.not_present == migration.asked,
+        "{migration:?}"
+    );
+    // SAFETY: as above.
+    let after = unsafe { *(vma.range.start() as *const u64) };
+    ensure!(before == after, "the vdso changed");
+    ensure!(Path::new("/dev/cdm0").exists(), "the device is gone");
+    Ok(())
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Where the files of a test are kept: one file system each.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// A kind of place for files.
+pub struct Store {
+    pub name: &'static str,
+    make: fn() -> Result<Stored>,
+}
+
+/// Files without a name.
+pub const MEMFD: Store = Store {
+    name: "memfd",
+    make: || {
+        let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::MFD_ALLOW_SEALING)?;
+        Ok(Stored {
+            file: fd.into(),
+            path: None,
+            _mounted: None,
+        })
+    },
+};
+
+/// The file system in memory that can be swapped out.
+pub const TMPFS: Store = Store {
+    name: "tmpfs",
+    make: || Stored::new(Path::new("/dev/shm"), None),
+};
+
+/// The file system in memory that is page cache and nothing else.
+pub const RAMFS: Store = Store {
+    name: "ramfs",
+    make: || {
+        let mounted = Mounted::new("ramfs", "ramfs", "")?;
+        let path = mounted.path.clone();
+        Stored::new(&path, Some(mounted))
+    },
+};
+
+impl Store {
+    /// A new file of `bytes` bytes.
+    pub fn file(&self, bytes: usize) -> Result<Stored> {
+        let stored = (self.make)().with_context(|| format!("no file on {}", self.name))?;
+        stored.file.set_len(bytes as u64)?;
+        Ok(stored)
+    }
+}
+
+/// A file; removed with its file system on drop.
+pub struct Stored {
+    pub file: File,
+    path: Option<PathBuf>,
+    _mounted: Option<Mounted>,
+}
+
+impl Stored {
+    /// A new file in a folder, of a file system that goes with it.
+    pub fn new(folder: &Path, mounted: Option<Mounted>) -> Result<Self> {
+        let path = folder.join(format!("cdm-test-{}", std::process::id()));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self {
+            file,
+            path: Some(path),
+            _mounted: mounted,
+        })
+    }
+
+    /// Takes the name away; the file lives on until it is closed.
+    pub fn unlink(&mut self) -> Result<()> {
+        match self.path.take() {
+            Some(path) => Ok(fs::remove_file(path)?),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        // What is left goes with the guest.
+        let _ = self.unlink();
+    }
+}
+
+/// A mounted file system; unmounted on drop.
+pub struct Mounted {
+    pub path: PathBuf,
+}
+
+impl Mounted {
+    /// Mounts at a folder of its own.
+    pub fn new(source: &str, kind: &str, options: &str) -> Result<Self> {
+        let path = PathBuf::from(format!("/run/cdm-{kind}-{}", std::process::id()));
+        fs::create_dir_all(&path)?;
+        mount(
+            Some(source),
+            &path,
+            Some(kind),
+            MsFlags::empty(),
+            Some(options),
+        )
+        .with_context(|| format!("cannot mount {source} as {kind}"))?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Detached: the caller may still have a file of it open, which is closed in a moment.
+        let _ = umount2(&self.path, MntFlags::MNT_DETACH);
+        let _ = fs::remove_dir(&self.path);
+    }
+}
