@@ -163,7 +163,6 @@ fn huge_zero_page_becomes_a_zeroed_block(t: &Fixture) -> Result<()> {
 fn range_that_begins_and_ends_inside_huge_pages_moves_that_much(t: &Fixture) -> Result<()> {
     let free = t.free_pages()?;
     let memory = t.huge_memory(3, 8)?;
-    t.allow_huge()?;
     let (first, count) = (HALF + 3, 2 * HUGE_PAGES - 6);
     t.move_all(memory.page_range(first, count), Direction::ToDevice)?;
     t.expect_in_device(memory.page_range(first, count))?;
@@ -183,7 +182,6 @@ fn range_that_begins_and_ends_inside_huge_pages_moves_that_much(t: &Fixture) -> 
 }
 
 fn huge_and_small_pages_and_holes_move_in_one_call(t: &Fixture) -> Result<()> {
-    t.allow_huge()?;
     let free = t.free_pages()?;
     // Huge, small with every third one missing, huge.
     let memory = Mapping::huge_aligned(3 * HUGE_PAGE_BYTES)?;
