@@ -150,9 +150,9 @@ struct Said {
     complaints: Vec<String>,
 }
 
-/// Totals without which nothing has been shown, and those that must be nothing.
-const SOME: [&str; 3] = ["seconds", "operations", "verified_pages"];
-const NONE: [&str; 2] = ["mismatches", "leaked_pages"];
+/// Totals without which nothing has been shown. A wrong byte or a page that is left over ends the
+/// program with a result that says so.
+const NEEDED: [&str; 3] = ["seconds", "operations", "verified_pages"];
 
 impl Said {
     /// Takes in a line of standard output.
@@ -184,16 +184,9 @@ impl Said {
             Some(result) => wrong.push(result.to_owned()),
             None => wrong.push("it gave no result".to_owned()),
         }
-        for name in SOME {
+        for name in NEEDED {
             if self.totals.get(name).copied().unwrap_or_default() == 0 {
                 wrong.push(format!("no {name}"));
-            }
-        }
-        for name in NONE {
-            match self.totals.get(name) {
-                Some(0) => {}
-                Some(number) => wrong.push(format!("{number} {name}")),
-                None => wrong.push(format!("it does not count {name}")),
             }
         }
         if wrong.is_empty() {
@@ -214,8 +207,6 @@ progress 10 s, 3456 operations
 total seconds 20
 total operations 6000
 total verified_pages 99
-total mismatches 0
-total leaked_pages 0
 result ok";
 
     fn said(text: &str) -> Said {
@@ -234,13 +225,6 @@ result ok";
     #[test]
     fn each_thing_that_may_be_wrong_fails() {
         let cases = [
-            ("total mismatches 0", "total mismatches 1", "1 mismatches"),
-            (
-                "total leaked_pages 0",
-                "total leaked_pages 2",
-                "2 leaked_pages",
-            ),
-            ("total leaked_pages 0\n", "", "does not count leaked_pages"),
             (
                 "total operations 6000",
                 "total operations 0",
