@@ -211,6 +211,14 @@ pub fn publish(done: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()
     made
 }
 
+/// Writes a file whole or not at all: an interruption leaves what was there.
+pub fn write_whole(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    let unfinished = path.with_extension("unfinished");
+    fs::write(&unfinished, contents)
+        .and_then(|()| fs::rename(&unfinished, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Creates a folder and its parents.
 pub fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot create the folder {}", path.display()))
@@ -249,16 +257,6 @@ pub fn free_mib(folder: &Path) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Progress;
-
-    fn context(cache: &Path) -> Context {
-        Context {
-            repo: "/nonexistent".into(),
-            cache: cache.into(),
-            toolbox: "test".into(),
-            progress: Progress::silent(),
-        }
-    }
 
     fn key(text: &str) -> Key {
         KeyBuilder::new().text("test", text).finish()
@@ -312,7 +310,7 @@ mod tests {
     #[test]
     fn a_result_is_made_once() {
         let dir = tempfile::tempdir().expect("temporary folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let mut made = 0;
         for _ in 0..2 {
             let path = entry(&ctx, "thing", &key("k"), "making a thing", |folder| {
@@ -331,7 +329,7 @@ mod tests {
     #[test]
     fn a_failed_make_leaves_nothing_and_the_next_one_starts_clean() {
         let dir = tempfile::tempdir().expect("temporary folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let failed = entry(&ctx, "thing", &key("k"), "making a thing", |folder| {
             fs::write(folder.join("half"), "")?;
             bail!("no luck")
@@ -349,9 +347,23 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_replaced_whole_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("state.json");
+        for text in ["first, and long", "second"] {
+            write_whole(&path, text).expect("written");
+            assert_eq!(fs::read_to_string(&path).expect("there"), text);
+        }
+        assert_eq!(files_below(dir.path()).expect("list"), [path]);
+        let nowhere = dir.path().join("no/state.json");
+        let error = write_whole(&nowhere, "").expect_err("no such folder");
+        assert!(error.to_string().contains("no/state.json"), "{error}");
+    }
+
+    #[test]
     fn leftovers_of_a_killed_process_do_not_reach_the_result() {
         let dir = tempfile::tempdir().expect("temporary folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let leftover = dir
             .path()
             .join("out/thing")
@@ -365,7 +377,7 @@ mod tests {
     #[test]
     fn a_lock_is_exclusive_until_it_is_dropped() {
         let dir = tempfile::tempdir().expect("temporary folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let held = lock(&ctx, "name", "testing").expect("free");
         let (sender, receiver) = std::sync::mpsc::channel();
         let waiter = std::thread::spawn(move || {

@@ -55,16 +55,10 @@ pub fn run(ctx: &Context, args: &CleanArgs) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Progress;
 
     fn names_after_clean(all: bool) -> Vec<String> {
         let dir = tempfile::tempdir().expect("temporary folder");
-        let ctx = Context {
-            repo: "/nonexistent".into(),
-            cache: dir.path().into(),
-            toolbox: "test".into(),
-            progress: Progress::silent(),
-        };
+        let ctx = Context::for_test(dir.path());
         for name in [
             "toolbox/key",
             "out/module",

@@ -55,6 +55,17 @@ impl Context {
         })
     }
 
+    /// A silent context for a test, whose repository and cache are one folder.
+    #[cfg(test)]
+    pub fn for_test(dir: &Path) -> Self {
+        Self {
+            repo: dir.into(),
+            cache: dir.into(),
+            toolbox: "test".into(),
+            progress: Progress::silent(),
+        }
+    }
+
     /// The folder for logs of builds; a log keeps the name of what it tells of.
     pub fn logs(&self) -> PathBuf {
         self.cache.join("logs")

@@ -27,7 +27,28 @@ impl Commit {
             changed: has_changes(&status),
         })
     }
+
+    /// The commit that is checked out, for a run whose result is written down if `record`
+    /// says so: then it must be the whole truth about what ran.
+    pub fn of_run(ctx: &Context, record: bool) -> Result<Self> {
+        let commit = Self::current(ctx)?;
+        ensure!(!(record && commit.changed), NO_COMMIT);
+        Ok(commit)
+    }
+
+    /// A printed commit, short enough for a table.
+    pub fn short(printed: &str) -> String {
+        let (hash, changes) = match printed.split_once(' ') {
+            Some((hash, changes)) => (hash, format!(" {changes}")),
+            None => (printed, String::new()),
+        };
+        hash.chars().take(12).chain(changes.chars()).collect()
+    }
 }
+
+/// What `--record` asks of the clone.
+const NO_COMMIT: &str = "--record writes down what a commit did, and the clone has changes that \
+                         are in none; commit them, or leave --record away";
 
 impl std::fmt::Display for Commit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -86,5 +107,11 @@ mod tests {
         assert_eq!(commit.to_string(), "abc");
         commit.changed = true;
         assert_eq!(commit.to_string(), "abc with changes");
+        assert_eq!(Commit::short("0123456789abcdef"), "0123456789ab");
+        commit.hash = "0123456789abcdef".into();
+        assert_eq!(
+            Commit::short(&commit.to_string()),
+            "0123456789ab with changes"
+        );
     }
 }

@@ -50,17 +50,11 @@ pub fn write(path: &Path, text: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Progress;
 
     #[test]
     fn result_is_recorded_as_page_and_as_json() {
         let dir = tempfile::tempdir().expect("a folder");
-        let ctx = Context {
-            repo: dir.path().into(),
-            cache: "/nonexistent".into(),
-            toolbox: "test".into(),
-            progress: Progress::silent(),
-        };
+        let ctx = Context::for_test(dir.path());
         let page = head("A title", "just it", "abc");
         record(&ctx, "name", "{}", &page).expect("written");
         let read = |name: &str| fs::read_to_string(dir.path().join(FOLDER).join(name));

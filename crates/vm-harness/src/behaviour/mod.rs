@@ -12,7 +12,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 
 use crate::context::Context;
@@ -43,12 +43,7 @@ pub struct BehaviourTableArgs {
 
 /// `cdm behaviour-table`.
 pub fn run(ctx: &Context, args: &BehaviourTableArgs) -> Result<ExitCode> {
-    let commit = Commit::current(ctx)?;
-    ensure!(
-        !(args.record && commit.changed),
-        "--record writes down what a commit does, and the clone has changes that are in none; \
-         commit them, or leave --record away"
-    );
+    let commit = Commit::of_run(ctx, args.record)?;
     let table = Table::read(&ctx.repo)?;
     let folder = logs::folder(ctx, None)?;
     let mut columns = Vec::new();

@@ -172,8 +172,8 @@ fn build(
     let fresh = steps == 0;
     task.set_position(steps);
     // A module that is built alone brings the symbols that modules outside the tree need; the others
-    // wait until a machine wants them. Of a user's own kernel nobody knows which modules it has.
-    let targets: &[&str] = match source.is_fixed() {
+    // wait until a machine wants them.
+    let targets: &[&str] = match config_has(objects, "CONFIG_TEST_HMM=m")? {
         true => &["bzImage", "lib/test_hmm.ko"],
         false => &["bzImage", "modules"],
     };
@@ -192,6 +192,14 @@ fn build(
         fs::write(&steps_file, format!("{steps}\n"))?;
     }
     Ok(())
+}
+
+/// Whether a line is in a build tree's final configuration.
+fn config_has(objects: &Path, wanted: &str) -> Result<bool> {
+    let path = objects.join(".config");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.lines().any(|line| line == wanted))
 }
 
 /// Builds the modules of a kernel's configuration, or finds them built: a folder that is

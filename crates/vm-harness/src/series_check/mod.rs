@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
 
 use self::record::{Checked, Document, Store};
@@ -35,8 +35,9 @@ A prefix passes when the kernel with the first patches of the series and the dri
 build, the guest boots with the driver, pages move to the device and back with their contents,
 and the guest's kernel log is clean. Prefix 0 is the kernel without any patch.
 
-What passed is kept in the cache under the patches, the kernel's configuration and the driver
-that it passed with, and is not checked again; an interrupted check goes on where it was. The
+What passed is kept in the cache under what the patches change and the kernel's configuration,
+with the commit whose driver it passed with, and is not checked again unless --anew asks for it;
+an interrupted check goes on where it was. The
 results folder (--keep-logs, or a new folder in the cache) gets results.json, and for each prefix
 a folder with the guest's console.log, command line and kernel configuration.
 
@@ -68,12 +69,7 @@ pub struct SeriesCheckArgs {
 
 /// `cdm series-check`.
 pub fn run(ctx: &Context, args: &SeriesCheckArgs) -> Result<ExitCode> {
-    let commit = Commit::current(ctx)?;
-    ensure!(
-        !(args.record && commit.changed),
-        "--record writes down what a commit did, and the clone has changes that are in none; \
-         commit them, or leave --record away"
-    );
+    let commit = Commit::of_run(ctx, args.record)?;
     let prefixes = prefixes(ctx)?;
     let folder = logs::folder(ctx, args.keep_logs.as_deref())?;
     // Two checks at once would take the one source away from each other.
@@ -84,6 +80,7 @@ pub fn run(ctx: &Context, args: &SeriesCheckArgs) -> Result<ExitCode> {
     };
     let check = Check {
         ctx,
+        commit: &commit,
         folder: &folder,
         tree: WorkingTree::open(ctx)?,
     };
@@ -149,16 +146,9 @@ fn key(ctx: &Context, patches: &[PathBuf]) -> Result<Key> {
     let mut key = KeyBuilder::new();
     key.text("toolbox", &ctx.toolbox)
         .text("smoke", smoke::TESTS.join(" "));
-    for folder in [
-        "images/kernel/config",
-        "crates/guest-driver",
-        "crates/device-protocol/src",
-    ] {
-        key.tree(&ctx.repo, &ctx.repo.join(folder))?;
-    }
+    key.tree(&ctx.repo, &ctx.repo.join("images/kernel/config"))?;
     for patch in patches {
-        // The number in a patch's name is no part of what it does.
-        key.bytes("patch", &std::fs::read(patch)?);
+        key.bytes("patch", &series::diff(patch)?);
     }
     Ok(key.finish())
 }
@@ -166,6 +156,7 @@ fn key(ctx: &Context, patches: &[PathBuf]) -> Result<Key> {
 /// What checks of all prefixes share.
 struct Check<'a> {
     ctx: &'a Context,
+    commit: &'a Commit,
     folder: &'a std::path::Path,
     tree: WorkingTree,
 }
@@ -178,7 +169,7 @@ impl Check<'_> {
         let build_seconds = started.elapsed().as_secs();
         let (kernel, parts) = match built {
             Ok(built) => built,
-            Err(error) => return Checked::failed(build_seconds, &error),
+            Err(error) => return Checked::failed(self.commit, build_seconds, &error),
         };
         let logs = self.folder.join(format!("prefix{number}"));
         let booted = smoke::run(self.ctx, &kernel, logs);
@@ -186,8 +177,10 @@ impl Check<'_> {
         // Nothing uses it again: the next prefix has another kernel.
         let dropped = self.drop_parts(&kernel, &parts);
         match booted.and_then(|memory_type| dropped.map(|()| memory_type)) {
-            Ok(memory_type) => Checked::passed(build_seconds, boot_seconds, memory_type),
-            Err(error) => Checked::failed(build_seconds, &error),
+            Ok(memory_type) => {
+                Checked::passed(self.commit, build_seconds, boot_seconds, memory_type)
+            }
+            Err(error) => Checked::failed(self.commit, build_seconds, &error),
         }
     }
 

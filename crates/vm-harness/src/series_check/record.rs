@@ -22,6 +22,8 @@ const COMMAND: &str = "just series-check --record";
 /// How the check of one prefix ended.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Checked {
+    /// What of the project it was checked with: the driver, the tests and the tools.
+    commit: String,
     build_seconds: u64,
     boot_seconds: u64,
     /// Type of the device memory that the driver chose.
@@ -32,8 +34,14 @@ pub struct Checked {
 
 impl Checked {
     /// It built, booted and worked.
-    pub fn passed(build_seconds: u64, boot_seconds: u64, memory_type: String) -> Self {
+    pub fn passed(
+        commit: &Commit,
+        build_seconds: u64,
+        boot_seconds: u64,
+        memory_type: String,
+    ) -> Self {
         Self {
+            commit: commit.to_string(),
             build_seconds,
             boot_seconds,
             memory_type,
@@ -42,8 +50,9 @@ impl Checked {
     }
 
     /// Something went wrong.
-    pub fn failed(build_seconds: u64, error: &anyhow::Error) -> Self {
+    pub fn failed(commit: &Commit, build_seconds: u64, error: &anyhow::Error) -> Self {
         Self {
+            commit: commit.to_string(),
             build_seconds,
             boot_seconds: 0,
             memory_type: String::new(),
@@ -109,11 +118,7 @@ impl Store {
             return Ok(());
         }
         self.passed.insert(key.as_str().to_owned(), checked.clone());
-        // Whole or not at all: an interruption must not cost what was there.
-        let unfinished = self.path.with_extension("unfinished");
-        fs::write(&unfinished, serde_json::to_string_pretty(&self.passed)?)
-            .and_then(|()| fs::rename(&unfinished, &self.path))
-            .with_context(|| format!("cannot write {}", self.path.display()))
+        cache::write_whole(&self.path, serde_json::to_string_pretty(&self.passed)?)
     }
 }
 
@@ -193,16 +198,17 @@ impl Document {
         let mut page = head(title, self.command, &self.commit);
         let _ = writeln!(
             page,
-            "{}. Seconds are those of an incremental build in one tree, beside whatever else the \
-             machine did.\n",
+            "{}. Each prefix stays good until a patch up to it or the configuration changes; \
+             *with* is the commit whose driver and tests it was checked with. Seconds are those \
+             of an incremental build in one tree, beside whatever else the machine did.\n",
             self.count()
         );
-        page += "| patches | last one | result | memory type | build, s | boot, s |\n";
-        page += "|---|---|---|---|---|---|\n";
+        page += "| patches | last one | result | memory type | build, s | boot, s | with |\n";
+        page += "|---|---|---|---|---|---|---|\n";
         for row in &self.prefixes {
             let (number, last) = (row.patches, cell(&row.last));
             let _ = match &row.checked {
-                None => writeln!(page, "| {number} | {last} | not checked yet | | | |"),
+                None => writeln!(page, "| {number} | {last} | not checked yet | | | | |"),
                 Some(checked) => {
                     let result = match &checked.failure {
                         None => "passed".to_owned(),
@@ -210,11 +216,12 @@ impl Document {
                     };
                     writeln!(
                         page,
-                        "| {number} | {last} | {} | {} | {} | {} |",
+                        "| {number} | {last} | {} | {} | {} | {} | {} |",
                         cell(&result),
                         checked.memory_type,
                         checked.build_seconds,
-                        checked.boot_seconds
+                        checked.boot_seconds,
+                        Commit::short(&checked.commit)
                     )
                 }
             };
@@ -227,33 +234,30 @@ impl Document {
 mod tests {
     use super::*;
     use crate::cache::KeyBuilder;
-    use crate::progress::Progress;
-
-    fn context(cache: &Path) -> Context {
-        Context {
-            repo: "/nonexistent".into(),
-            cache: cache.into(),
-            toolbox: "test".into(),
-            progress: Progress::silent(),
-        }
-    }
 
     fn key(text: &str) -> Key {
         KeyBuilder::new().text("test", text).finish()
     }
 
+    fn commit() -> Commit {
+        Commit {
+            hash: "0123456789abcdef".into(),
+            changed: false,
+        }
+    }
+
     fn good() -> Checked {
-        Checked::passed(60, 5, "public".into())
+        Checked::passed(&commit(), 60, 5, "public".into())
     }
 
     fn bad() -> Checked {
-        Checked::failed(60, &anyhow::anyhow!("does not boot\nbecause"))
+        Checked::failed(&commit(), 60, &anyhow::anyhow!("does not boot\nbecause"))
     }
 
     #[test]
     fn next_run_knows_what_passed_and_tries_again_what_did_not() {
         let dir = tempfile::tempdir().expect("a folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let mut store = Store::open(&ctx).expect("nothing yet");
         store.add(&key("a"), &good()).expect("kept");
         store.add(&key("b"), &bad()).expect("left");
@@ -265,12 +269,8 @@ mod tests {
     }
 
     fn document(results: &[(usize, Checked)]) -> Document {
-        let commit = Commit {
-            hash: "abc".into(),
-            changed: false,
-        };
         let subjects = ["none", "mm: one", "mm: two"].map(str::to_owned);
-        Document::new(&commit, &subjects, &results.iter().cloned().collect())
+        Document::new(&commit(), &subjects, &results.iter().cloned().collect())
     }
 
     #[test]
@@ -290,9 +290,9 @@ mod tests {
     fn page_tells_of_each_prefix_how_it_went() {
         let page = document(&[(0, good()), (1, bad())]).page();
         for line in [
-            "| 0 | none | passed | public | 60 | 5 |",
-            "| 1 | mm: one | FAILED: does not boot |  | 60 | 0 |",
-            "| 2 | mm: two | not checked yet | | | |",
+            "| 0 | none | passed | public | 60 | 5 | 0123456789ab |",
+            "| 1 | mm: one | FAILED: does not boot |  | 60 | 0 | 0123456789ab |",
+            "| 2 | mm: two | not checked yet | | | | |",
         ] {
             assert!(page.contains(line), "{line} is not in:\n{page}");
         }

@@ -124,12 +124,7 @@ pub struct StressArgs {
 /// `cdm stress`.
 pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
     check(args)?;
-    let commit = Commit::current(ctx)?;
-    ensure!(
-        !(args.record && commit.changed),
-        "--record writes down what a commit did, and the clone has changes that are in none; \
-         commit them, or leave --record away"
-    );
+    let commit = Commit::of_run(ctx, args.record)?;
     let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
     let folder = logs::folder(ctx, args.keep_logs.as_deref())?;
     let task = Task {

@@ -138,11 +138,7 @@ impl State {
     /// Keeps a piece, for good.
     pub fn add(&mut self, piece: Piece) -> Result<()> {
         self.pieces.push(piece);
-        // Whole or not at all: an interruption must not cost what was there.
-        let unfinished = self.path.with_extension("unfinished");
-        fs::write(&unfinished, serde_json::to_string_pretty(self)?)
-            .and_then(|()| fs::rename(&unfinished, &self.path))
-            .with_context(|| format!("cannot write {}", self.path.display()))
+        cache::write_whole(&self.path, serde_json::to_string_pretty(self)?)
     }
 
     /// Seconds that were run.
@@ -265,16 +261,6 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Progress;
-
-    fn context(cache: &Path) -> Context {
-        Context {
-            repo: "/nonexistent".into(),
-            cache: cache.into(),
-            toolbox: "test".into(),
-            progress: Progress::silent(),
-        }
-    }
 
     fn options() -> Options {
         Options {
@@ -306,7 +292,7 @@ mod tests {
     #[test]
     fn interrupted_run_goes_on_where_it_was_and_its_totals_add_up() {
         let dir = tempfile::tempdir().expect("a folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let open = |resume| State::open(&ctx, &options(), &commit(), "inputs", resume);
         let mut state = open(false).expect("new");
         assert_eq!(state.next(), Some((7, 300)));
@@ -331,7 +317,7 @@ mod tests {
     #[test]
     fn other_options_are_another_run() {
         let dir = tempfile::tempdir().expect("a folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let mut state = State::open(&ctx, &options(), &commit(), "i", false).expect("new");
         state.add(piece(7, 300)).expect("kept");
         let other = Options {
@@ -345,7 +331,7 @@ mod tests {
     #[test]
     fn run_of_something_else_cannot_be_resumed() {
         let dir = tempfile::tempdir().expect("a folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let mut state = State::open(&ctx, &options(), &commit(), "one", false).expect("new");
         state.add(piece(7, 300)).expect("kept");
         let error = State::open(&ctx, &options(), &commit(), "two", true).expect_err("another");
@@ -359,7 +345,7 @@ mod tests {
     #[test]
     fn failed_piece_ends_the_run_and_is_not_washed_away() {
         let dir = tempfile::tempdir().expect("a folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let mut state = State::open(&ctx, &options(), &commit(), "i", false).expect("new");
         let failed = Piece {
             failure: Some("a wrong byte".into()),
@@ -376,7 +362,7 @@ mod tests {
     #[test]
     fn page_has_the_command_and_names_no_folder_of_this_machine() {
         let dir = tempfile::tempdir().expect("a folder");
-        let ctx = context(dir.path());
+        let ctx = Context::for_test(dir.path());
         let mut state = State::open(&ctx, &options(), &commit(), "i", false).expect("new");
         state.add(piece(7, 300)).expect("kept");
         let summary = state.summary("just stress --suite mixed");

@@ -148,21 +148,11 @@ fn message(panic: &(dyn std::any::Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Progress;
     use anyhow::bail;
-
-    fn context() -> Context {
-        Context {
-            repo: "/nonexistent".into(),
-            cache: "/nonexistent".into(),
-            toolbox: "test".into(),
-            progress: Progress::silent(),
-        }
-    }
 
     #[test]
     fn error_and_panic_fail_a_test_and_skip_skips_it() {
-        let ctx = context();
+        let ctx = Context::for_test("/nonexistent".as_ref());
         let mut run = Run::new(&ctx, "/nonexistent".into());
         run.check("good", |_| Ok(()));
         run.check("bad", |_| bail!("no"));
@@ -173,7 +163,7 @@ mod tests {
 
     #[test]
     fn missing_tests_fail_with_the_reason() {
-        let ctx = context();
+        let ctx = Context::for_test("/nonexistent".as_ref());
         let mut run = Run::new(&ctx, "/nonexistent".into());
         run.expect(&["one".into()]);
         run.fail_missing("the guest died".into());

@@ -46,7 +46,6 @@ impl Stage for Table {
 mod tests {
     use super::*;
     use crate::context::Context;
-    use crate::progress::Progress;
     use anyhow::bail;
 
     const TABLE: Table = Table {
@@ -60,12 +59,7 @@ mod tests {
 
     #[test]
     fn only_chosen_rows_run_and_each_has_its_own_result() {
-        let ctx = Context {
-            repo: "/nonexistent".into(),
-            cache: "/nonexistent".into(),
-            toolbox: "test".into(),
-            progress: Progress::silent(),
-        };
+        let ctx = Context::for_test("/nonexistent".as_ref());
         let mut run = Run::quiet(&ctx, "/nonexistent".into());
         let mut table = TABLE;
         assert_eq!(

@@ -22,6 +22,25 @@ pub fn subjects(repo: &Path) -> Result<Vec<String>> {
     patches(repo)?.iter().map(|patch| subject(patch)).collect()
 }
 
+/// What a patch changes: neither its number nor its changelog nor the hash of a commit is
+/// part of that.
+pub fn diff(patch: &Path) -> Result<Vec<u8>> {
+    let text = fs::read(patch).with_context(|| format!("cannot read {}", patch.display()))?;
+    Ok(diff_in(&text).to_owned())
+}
+
+/// From the first file's header on; all of it where there is none.
+fn diff_in(mail: &[u8]) -> &[u8] {
+    let mut start = 0;
+    for line in mail.split_inclusive(|&byte| byte == b'\n') {
+        if line.starts_with(b"diff --git ") {
+            return &mail[start..];
+        }
+        start += line.len();
+    }
+    mail
+}
+
 /// What a patch calls itself.
 pub fn subject(patch: &Path) -> Result<String> {
     let text =
@@ -104,5 +123,15 @@ mod tests {
         );
         assert_eq!(subject_in("Subject: plain\n").as_deref(), Some("plain"));
         assert_eq!(subject_in("Body\n"), None);
+    }
+
+    #[test]
+    fn only_what_a_patch_changes_is_its_diff() {
+        let diff = "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-one\n+two\n";
+        for changelog in ["", "Subject: mm: x\n\nWhy, at length\n---\n x | 2 +-\n"] {
+            let mail = format!("{changelog}{diff}");
+            assert_eq!(diff_in(mail.as_bytes()), diff.as_bytes());
+        }
+        assert_eq!(diff_in(b"--- a/x\n"), b"--- a/x\n");
     }
 }

@@ -319,16 +319,6 @@ pub(super) fn apply(ctx: &Context, tree: &Path, patch: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Progress;
-
-    fn context(dir: &Path) -> Context {
-        Context {
-            repo: dir.join("repo"),
-            cache: dir.join("cache"),
-            toolbox: "test".into(),
-            progress: Progress::silent(),
-        }
-    }
 
     const PATCH: &str = "\
 --- a/mm/memory.c
@@ -355,7 +345,7 @@ mod tests {
     fn a_patch_changes_its_tree_and_not_the_one_it_is_linked_to() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let (pristine, tree, patch) = linked_trees(dir.path(), "one\ntwo\nthree\n");
-        apply(&context(dir.path()), &tree, &patch).expect("applies");
+        apply(&Context::for_test(dir.path()), &tree, &patch).expect("applies");
         let read = |tree: &Path| fs::read_to_string(tree.join("mm/memory.c")).expect("there");
         assert_eq!(read(&tree), "one\nTWO\nthree\n");
         assert_eq!(read(&pristine), "one\ntwo\nthree\n");
@@ -365,7 +355,7 @@ mod tests {
     fn a_patch_that_does_not_apply_is_named_with_its_file_and_the_next_step() {
         let dir = tempfile::tempdir().expect("temporary folder");
         let (_, tree, patch) = linked_trees(dir.path(), "something\nelse\nentirely\n");
-        let error = apply(&context(dir.path()), &tree, &patch).expect_err("does not fit");
+        let error = apply(&Context::for_test(dir.path()), &tree, &patch).expect_err("does not fit");
         let text = error.to_string();
         for part in ["0001-mm-shout.patch", "mm/memory.c", "--kernel vanilla"] {
             assert!(text.contains(part), "{part} is not in: {text}");
@@ -377,7 +367,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let (_, tree, patch) = linked_trees(dir.path(), "x");
         fs::remove_file(tree.join("mm/memory.c")).expect("removed");
-        let error = apply(&context(dir.path()), &tree, &patch).expect_err("no file");
+        let error = apply(&Context::for_test(dir.path()), &tree, &patch).expect_err("no file");
         assert!(error.to_string().contains("0001-mm-shout.patch"), "{error}");
     }
 

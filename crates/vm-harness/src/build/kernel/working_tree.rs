@@ -13,6 +13,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use super::series;
 use super::source::{self, apply, link_tree};
 use crate::cache;
 use crate::command::run_logged;
@@ -60,7 +61,7 @@ impl WorkingTree {
         let has = self.applied()?;
         let mut common = 0;
         while common < has.len().min(patches.len())
-            && fs::read(&has[common])? == fs::read(&patches[common])?
+            && series::diff(&has[common])? == series::diff(&patches[common])?
         {
             common += 1;
         }
@@ -105,7 +106,6 @@ fn reverse(ctx: &Context, tree: &Path, patch: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::Progress;
 
     fn patch(dir: &Path, name: &str, from: &str, to: &str) -> PathBuf {
         let path = dir.join(name);
@@ -117,12 +117,7 @@ mod tests {
     #[test]
     fn tree_goes_to_any_prefix_and_to_another_series_with_new_dates() {
         let dir = tempfile::tempdir().expect("a folder");
-        let ctx = Context {
-            repo: "/nonexistent".into(),
-            cache: dir.path().join("cache"),
-            toolbox: "test".into(),
-            progress: Progress::silent(),
-        };
+        let ctx = Context::for_test(dir.path());
         let tree = WorkingTree {
             path: dir.path().join("tree"),
         };
