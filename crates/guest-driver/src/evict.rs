@@ -105,16 +105,7 @@ impl Evictor {
             // SAFETY: Both folios are locked; the source is unmapped.
             unsafe { self.transfer.add(index, to, from, order) };
         }
-        self.transfer.run(bad);
-        for item in self.transfer.items() {
-            if item.is_filled {
-                // SAFETY: The folio is locked, and its reference goes along.
-                unsafe { collected.give(item.index, item.to, item.order) };
-            } else {
-                // SAFETY: The folio is locked, with a reference that is ours.
-                unsafe { sys::cdm_page_unlock_put(item.to) };
-            }
-        }
+        self.transfer.deliver(&mut collected, bad);
         let committed = collected.commit();
         for item in self.transfer.items() {
             let pages = 1 << item.order;

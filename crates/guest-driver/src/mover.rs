@@ -670,16 +670,7 @@ impl Pass<'_, '_> {
     /// Fills the destinations, lets the kernel put them in place, and sets the outcomes.
     /// How many pages moved as large folios.
     fn finish(&mut self, mut collected: Collected<'_>, is_scattered: bool) -> u64 {
-        self.transfer.run(BadMemory::Stays);
-        for item in self.transfer.items() {
-            if item.is_filled {
-                // SAFETY: The folio is locked, and its reference goes along.
-                unsafe { collected.give(item.index, item.to, item.order) };
-            } else {
-                // SAFETY: The folio is locked, with a reference that is ours.
-                unsafe { sys::cdm_page_unlock_put(item.to) };
-            }
-        }
+        self.transfer.deliver(&mut collected, BadMemory::Stays);
         let committed = collected.commit();
         let mut large = 0;
         for item in self.transfer.items() {

@@ -78,19 +78,8 @@ unsafe fn bring_back(region: &Region, vmf: *mut sys::vm_fault) -> Result {
     };
     // SAFETY: The area covers the range. Sources are locked and unmapped, destinations new.
     unsafe { place(vma, range, &collected, from, &mut transfer) }?;
-    transfer.run(BadMemory::Stays);
-    let mut is_lost = false;
-    for item in transfer.items() {
-        // SAFETY: The folio is locked, and its reference goes along, or is dropped here.
-        unsafe {
-            if item.is_filled {
-                collected.give(item.index, item.to, item.order);
-            } else {
-                sys::cdm_page_unlock_put(item.to);
-                is_lost = true;
-            }
-        }
-    }
+    transfer.deliver(&mut collected, BadMemory::Stays);
+    let is_lost = transfer.items().iter().any(|item| !item.is_filled);
     let committed = collected.commit();
     let moved = |item: &&Item| committed.is_moved(item.index) == Some(true);
     let pages = transfer

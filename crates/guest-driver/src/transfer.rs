@@ -5,8 +5,8 @@
 //! Facility: none of its own; the CPU's copy, and the device's COPY and FILL for memory
 //! that the CPU cannot reach. Contexts: process context; the folios of the batch are
 //! locked, and it sleeps until the device is done, which needs none of these locks to get
-//! on. Lock order: as for a command. Invariant: after [`Transfer::run`] each destination is
-//! either filled as a whole or said not to be.
+//! on. Lock order: as for a command. Invariant: a destination that [`Transfer::deliver`]
+//! gives to its source is filled as a whole.
 //!
 //! All copies of a batch are known before the first one is made, so that they can be
 //! made together: the device gets one command for all of them.
@@ -15,6 +15,7 @@ use kernel::prelude::*;
 
 use crate::batch::{BATCH_PAGES, PAGE_BYTES};
 use crate::command;
+use crate::migrate::Collected;
 use crate::mirror::forsake;
 use crate::pagemap::{region_of, Region};
 use crate::plan::{Request, Segment};
@@ -81,8 +82,9 @@ impl Transfer {
     ///
     /// # Safety
     ///
-    /// Until the end of [`run`](Self::run) both are `1 << order` pages that are locked,
-    /// the source is unmapped, and nobody else knows the destination.
+    /// Both are `1 << order` pages that are locked, and the source is unmapped, until
+    /// [`deliver`](Self::deliver) or [`discard`](Self::discard). Nobody else knows the
+    /// destination, and the caller passes on its reference to it.
     pub(crate) unsafe fn add(
         &mut self,
         index: usize,
@@ -102,8 +104,32 @@ impl Transfer {
         let _ = self.items.push_within_capacity(item);
     }
 
-    /// Fills the destinations.
-    pub(crate) fn run(&mut self, bad: BadMemory) {
+    /// Fills the destinations and gives them to the sources of `collected`; frees those
+    /// that could not be filled.
+    pub(crate) fn deliver(&mut self, collected: &mut Collected<'_>, bad: BadMemory) {
+        self.fill(bad);
+        for item in &self.items {
+            // SAFETY: By the contract of `add` the folio is locked, with a reference that
+            // goes along or is dropped here.
+            unsafe {
+                if item.is_filled {
+                    collected.give(item.index, item.to, item.order);
+                } else {
+                    sys::cdm_page_unlock_put(item.to);
+                }
+            }
+        }
+    }
+
+    /// Frees the destinations.
+    pub(crate) fn discard(&mut self) {
+        for item in self.items.drain_all() {
+            // SAFETY: By the contract of `add` the folio is locked, with a reference.
+            unsafe { sys::cdm_page_unlock_put(item.to) };
+        }
+    }
+
+    fn fill(&mut self, bad: BadMemory) {
         let mut worker = None;
         for item in &mut self.items {
             // SAFETY: The pages are held, by the contract of `add`.

@@ -190,11 +190,7 @@ impl Pass<'_, '_> {
         });
         if from.is_null() && self.transfer.items().len() < BATCH_PAGES {
             // The kernel fills a hole of that size to the end or not at all.
-            for item in self.transfer.items() {
-                // SAFETY: The page is locked, with a reference that is ours.
-                unsafe { sys::cdm_page_unlock_put(item.to) };
-            }
-            self.transfer.clear();
+            self.transfer.discard();
         }
     }
 
@@ -246,17 +242,7 @@ impl Pass<'_, '_> {
 
     /// Fills the destinations and lets the kernel put them in place; pages that moved.
     fn finish(&mut self, mut collected: Collected<'_>) -> u64 {
-        self.transfer.run(BadMemory::Stays);
-        for item in self.transfer.items() {
-            // SAFETY: The folio is locked, and its reference goes along, or is dropped here.
-            unsafe {
-                if item.is_filled {
-                    collected.give(item.index, item.to, item.order);
-                } else {
-                    sys::cdm_page_unlock_put(item.to);
-                }
-            }
-        }
+        self.transfer.deliver(&mut collected, BadMemory::Stays);
         let committed = collected.commit();
         let moved = |item: &&Item| committed.is_moved(item.index) == Some(true);
         let items = self.transfer.items().iter();
