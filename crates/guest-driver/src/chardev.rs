@@ -22,17 +22,12 @@ use kernel::uaccess::{UserPtr, UserSlice};
 
 use crate::batch::PageRange;
 use crate::device::Device;
-use crate::misc::{Node, Shape};
+use crate::misc::{Node, Operations, Shape};
 use crate::mover::{self, Direction, Options};
 use crate::plan::Request;
 use crate::{command, process, residency, sys, CdmModule};
 
 /// File operations of every node.
-struct Operations(sys::file_operations);
-
-// SAFETY: The table is never written to.
-unsafe impl Sync for Operations {}
-
 static OPERATIONS: Operations = Operations(sys::file_operations {
     owner: kernel::module::this_module::<CdmModule>().as_ptr(),
     open: Some(open),
@@ -48,7 +43,7 @@ static OPERATIONS: Operations = Operations(sys::file_operations {
 pub(crate) fn register(device: &Arc<Device>) -> Result<Pin<KBox<Node>>> {
     let name = CString::try_from_fmt(fmt!("cdm{}", device.number()))?;
     let shape = Shape {
-        operations: &OPERATIONS.0,
+        operations: &OPERATIONS,
         // Everybody may have pages in the device, charged to their own cgroup; the ioctls
         // check whose memory they touch, and RESET its caller.
         mode: 0o666,

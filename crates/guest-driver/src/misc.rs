@@ -17,9 +17,15 @@ use kernel::types::Opaque;
 use crate::device::Device;
 use crate::sys;
 
+/// File operations of nodes.
+pub(crate) struct Operations(pub(crate) sys::file_operations);
+
+// SAFETY: The table is never written to.
+unsafe impl Sync for Operations {}
+
 /// What a node is like.
 pub(crate) struct Shape {
-    pub(crate) operations: &'static sys::file_operations,
+    pub(crate) operations: &'static Operations,
     /// Who may open it.
     pub(crate) mode: u16,
     /// Attributes in sysfs; null for none.
@@ -63,7 +69,7 @@ impl Node {
                     let mut misc: sys::miscdevice = unsafe { core::mem::zeroed() };
                     misc.minor = sys::MISC_DYNAMIC_MINOR as c_int;
                     misc.name = name_ptr;
-                    misc.fops = shape.operations;
+                    misc.fops = &shape.operations.0;
                     misc.parent = parent;
                     misc.mode = shape.mode;
                     misc.groups = shape.groups;

@@ -27,17 +27,12 @@ use crate::batch::{PageRange, PAGE_BYTES};
 use crate::device::Device;
 use crate::fault::Want;
 use crate::mirror::AddressSpace;
-use crate::misc::{Node, Shape};
+use crate::misc::{Node, Operations, Shape};
 use crate::{sys, CdmModule};
 
 use access::Missing;
 
 /// File operations of every node.
-struct Operations(sys::file_operations);
-
-// SAFETY: The table is never written to.
-unsafe impl Sync for Operations {}
-
 static OPERATIONS: Operations = Operations(sys::file_operations {
     owner: kernel::module::this_module::<CdmModule>().as_ptr(),
     open: Some(open),
@@ -56,7 +51,7 @@ pub(crate) fn register(device: &Arc<Device>) -> Result<Option<Pin<KBox<Node>>>> 
     }
     let name = CString::try_from_fmt(fmt!("hmm_dmirror{}", device.number()))?;
     let shape = Shape {
-        operations: &OPERATIONS.0,
+        operations: &OPERATIONS,
         mode: 0o600,
         groups: core::ptr::null_mut(),
     };
