@@ -7,6 +7,10 @@
  * flag or a non-zero reserved field is EINVAL, an unknown ioctl ENOTTY. An ioctl
  * that fails leaves its structure and the caller's memory as they were.
  *
+ * Where "a signal" ends a call early, so does work that the kernel has for the calling
+ * task and delivers like a signal, for instance deferred work of its io_uring, or a live
+ * patch. A program that gets no signals calls again all the same.
+ *
  * Numbers of opcodes and statuses are those of the device specification
  * (docs/specs/device.md).
  */
@@ -153,7 +157,7 @@ enum cdm_reason {
  * @flags: [in] CDM_MIGRATE_*
  * @reserved: [in] zero
  * @pages_asked: [out] pages of the range that the call got to: all of them unless
- *	a signal came
+ *	a signal, or kernel work for the task, ended it early
  * @pages_moved: [out] pages that this call moved
  * @pages_there: [out] pages that were where they should be before the call
  * @failed: [out] pages that did not move, by enum cdm_reason;
@@ -164,8 +168,8 @@ enum cdm_reason {
  *
  * CDM_TO_DEVICE takes pages from system memory and from other devices,
  * CDM_TO_SYSTEM from this device. A page that cannot move is no error: the call
- * returns 0 and counts it. After a signal the call returns what it did so far, or
- * EINTR if that is nothing.
+ * returns 0 and counts it. After a signal, or kernel work for the task, the call returns
+ * what it did so far, or EINTR if that is nothing; call again for the rest.
  *
  * A page of a file moves for everybody who maps or reads the file.
  *
@@ -212,7 +216,8 @@ struct cdm_migrate {
  * Pages are found by their frame, so page cache that no process maps leaves, too. Page
  * tables are not asked. Without CDM_EVICT_OLDEST the lowest frames come first. A folio
  * of which the range holds a part leaves whole. Pages that are freed meanwhile are not
- * counted. After a signal the call returns what it did so far, or EINTR if that is nothing.
+ * counted. After a signal, or kernel work for the task, the call returns what it did so
+ * far, or EINTR if that is nothing; call again for the rest.
  *
  * Errors: EINVAL unaligned or wrapping range, unknown flag or reserved value, a range
  * that is not all usable device memory, a range with CDM_EVICT_OLDEST; EPERM without
@@ -284,8 +289,8 @@ struct cdm_residency {
  * @bytes_done: [out] bytes that the device processed
  *
  * Pages may be in system memory or in this device; they stay where they are
- * until the device has answered. A signal ends the wait with EINTR; the command
- * itself goes on and may still write to the destination.
+ * until the device has answered. A signal, or kernel work for the task, ends the wait
+ * with EINTR; the command itself goes on and may still write to the destination.
  *
  * Errors: EINVAL zero or wrapping range, unknown flag or reserved value; EFAULT
  * an operand is not mapped, or not writable; EINTR; ENODEV; ENOMEM; EIO the
