@@ -68,7 +68,7 @@ impl Source {
                 let mut key = KeyBuilder::new();
                 key.text("toolbox", &ctx.toolbox);
                 for patch in &patches {
-                    key.file(&ctx.repo, patch)?;
+                    key.bytes("patch", &series::diff(patch)?);
                 }
                 let tree = kernels.join(format!("{choice}-{}", key.finish()));
                 let archive = find_archive(Path::new(ARCHIVES))?;
