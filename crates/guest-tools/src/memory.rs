@@ -280,6 +280,20 @@ impl Mapping {
         Ok(())
     }
 
+    /// Faults every page in, and keeps them all from being swapped out.
+    pub fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is this mapping; locking changes nothing that a program can see.
+        unsafe { mman::mlock(self.base, self.bytes) }?;
+        Ok(())
+    }
+
+    /// Undoes [`Self::lock`].
+    pub fn unlock(&self) -> io::Result<()> {
+        // SAFETY: as in `lock`.
+        unsafe { mman::munlock(self.base, self.bytes) }?;
+        Ok(())
+    }
+
     /// Asks the kernel to put the pages of the mapping into huge ones now (MADV_COLLAPSE).
     pub fn collapse(&self) -> io::Result<()> {
         // SAFETY: the range is this mapping; collapsing changes nothing that a program can see.

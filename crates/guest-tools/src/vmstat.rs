@@ -73,6 +73,9 @@ impl Snapshot {
             if Instant::now() >= deadline {
                 bail!("{complaint}");
             }
+            // Makes every CPU hand in its batches of pages that are on their way to a list, such as
+            // those that are unlocked.
+            fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")?;
             thread::sleep(Duration::from_millis(20));
         }
     }

@@ -18,6 +18,7 @@ use serde_json::json;
 use super::accel::{Accel, Evidence, judge};
 use super::agent::{Agent, Event, Greeting, Lost, Notice, Running};
 use super::backend::{self, Backend};
+use super::disk::Disk;
 use super::files;
 use super::kernel_log::tail;
 use super::process::{Process, describe};
@@ -209,6 +210,9 @@ impl Vm {
         if !spec.files.is_empty() {
             let path = dir.path().join(INITRAMFS_WITH_FILES);
             files::append(&parts.initramfs, &spec.files, &path)?;
+        }
+        for (index, disk) in spec.disks.iter().enumerate() {
+            disk.create(&Disk::path(dir.path(), index))?;
         }
         let sockets: Vec<PathBuf> = backends
             .iter()

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
 use super::accel::Accel;
+use super::disk::Disk;
 use super::spec::{ByteSize, Gdb, VmSpec};
 
 /// The program. The toolbox brings a release that is known to have the device.
@@ -20,6 +21,9 @@ const MACHINE_FILE: &str = "qemu/machine.toml";
 
 /// First slot of the root ports on the root complex; one port a device follows.
 const FIRST_PORT_SLOT: u8 = 8;
+
+/// First slot of the disks.
+const FIRST_DISK_SLOT: usize = 5;
 
 /// Fewest CPUs that may come to exist. With one, TCG emits read-modify-write that
 /// is not atomic towards the backend.
@@ -49,6 +53,7 @@ struct Part {
 #[serde(rename_all = "kebab-case")]
 enum Each {
     Device,
+    Disk,
 }
 
 /// Everything that one run adds to the data.
@@ -101,6 +106,14 @@ impl MachineData {
                     })
                     .collect::<Result<Vec<_>>>()
                     .map(|devices| devices.concat()),
+                Some(Each::Disk) => (0..run.spec.disks.len())
+                    .map(|index| {
+                        let mut values = values.clone();
+                        values.extend(disk_values(run, index));
+                        expand(part, &values)
+                    })
+                    .collect::<Result<Vec<_>>>()
+                    .map(|disks| disks.concat()),
             };
             arguments
                 .extend(expanded.with_context(|| format!("in the machine's part '{}'", part.why))?);
@@ -191,6 +204,15 @@ fn device_values(run: &Run<'_>, index: usize) -> Result<Vec<(&'static str, Strin
         ("vq-size", cdm_protocol::QUEUE_SIZE.to_string()),
         ("config-size", size_of::<cdm_protocol::Config>().to_string()),
     ])
+}
+
+/// Values that differ from disk to disk.
+fn disk_values(run: &Run<'_>, index: usize) -> Vec<(&'static str, String)> {
+    vec![
+        ("index", index.to_string()),
+        ("disk-addr", format!("{:#x}", FIRST_DISK_SLOT + index)),
+        ("disk-file", text(&Disk::path(run.run, index))),
+    ]
 }
 
 fn text(path: &Path) -> String {
@@ -327,6 +349,7 @@ mod tests {
         spec.module_params = vec!["altmap=0".into()];
         spec.kernel_words = vec!["nokaslr".into()];
         spec.share = Some("/home/a,b".into());
+        spec.disks = vec![Disk::Xfs];
         spec.gdb = Some(Gdb::Wait);
         assert_golden("everything.txt", &by_option(&arguments(&spec)));
     }

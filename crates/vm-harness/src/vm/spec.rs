@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::accel::AccelChoice;
+use super::disk::Disk;
 use crate::build::{self, Kernel};
 use crate::context::Context;
 
@@ -224,6 +225,8 @@ pub struct VmSpec {
     pub share: Option<PathBuf>,
     /// Files that the guest finds.
     pub files: Vec<FileCopy>,
+    /// Disks, /dev/vda and on.
+    pub disks: Vec<Disk>,
     /// A debugger's stub.
     pub gdb: Option<Gdb>,
 }
@@ -245,6 +248,7 @@ impl VmSpec {
             kernel_words: Vec::new(),
             share: None,
             files: Vec::new(),
+            disks: Vec::new(),
             gdb: None,
         }
     }

@@ -22,10 +22,10 @@ use nix::fcntl::{
 use nix::sys::mman::MmapAdvise;
 use nix::unistd::pipe;
 
-use crate::fixture::{Fixture, Test, physical_addresses};
+use crate::fixture::{Fixture, Test, move_patiently, physical_addresses};
 use crate::isolate::Child;
 use crate::module;
-use crate::stores::{MEMFD, RAMFS, Store, Stored, TMPFS};
+use crate::stores::{MEMFD, RAMFS, Store, Stored, TMPFS, XFS};
 use crate::unload::without_node;
 
 /// Names the tests of files on one store: the function is the name, the store is the group.
@@ -81,6 +81,20 @@ pub const RAMFS_TESTS: &[Test] = tests_on!("ramfs", RAMFS:
     page_that_a_pipe_holds_stays_and_moves_later,
     truncation_gives_the_pages_back,
     dropped_caches_and_invalidation_leave_the_contents,
+    readers_and_writers_lose_nothing_to_migration,
+    last_close_gives_the_pages_back,
+);
+
+pub const XFS_TESTS: &[Test] = tests_on!("xfs", XFS:
+    round_trip_keeps_contents_and_page_counts,
+    read_and_write_calls_reach_device_pages,
+    every_process_that_maps_the_file_sees_the_device_pages,
+    private_mapping_shares_device_pages_until_it_writes,
+    page_that_a_pipe_holds_stays_and_moves_later,
+    truncation_gives_the_pages_back,
+    punched_hole_gives_the_pages_back,
+    dropped_caches_and_invalidation_leave_the_contents,
+    dirty_device_pages_are_written_to_the_disk,
     readers_and_writers_lose_nothing_to_migration,
     last_close_gives_the_pages_back,
 );
@@ -415,8 +429,12 @@ fn dropped_caches_and_invalidation_leave_the_contents(t: &Fixture, store: &Store
         PosixFadviseAdvice::POSIX_FADV_DONTNEED,
     )?;
     fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop caches")?;
-    // There is no disk to read them from again, so they stay.
-    t.expect_free_pages(free - PAGES as u64)?;
+    if store.is_disk {
+        // Clean and unmapped: nothing keeps them in memory, of whichever kind.
+        t.expect_free_pages(free)?;
+    } else {
+        t.expect_free_pages(free - PAGES as u64)?;
+    }
     let mut found = vec![0; BYTES];
     stored.file.read_exact_at(&mut found, 0)?;
     ensure!(found == pattern_bytes(17)?, "the file holds something else");
@@ -549,4 +567,42 @@ fn last_close_gives_the_pages_back(t: &Fixture, store: &Store) -> Result<()> {
     t.expect_free_pages(free - PAGES as u64)?;
     drop(stored);
     t.expect_free_pages(free)
+}
+
+fn dirty_device_pages_are_written_to_the_disk(t: &Fixture, store: &Store) -> Result<()> {
+    let (stored, memory) = resident(t, store, 24)?;
+    // Stored while they are in the device, and by the device.
+    memory.fill_pattern_pages(25, 0..PAGES / 2);
+    let upper = Span {
+        offset: BYTES / 2,
+        bytes: BYTES / 2,
+    };
+    t.device.fill(&memory, upper, 8, 0xd157)?.ok()?;
+    stored.file.sync_all().context("fsync of device pages")?;
+    t.expect_in_device(memory.range())?;
+    let expected = memory.read_bytes(BYTES);
+    drop(memory);
+    // Nothing is dirty, so everything can go; what is read then comes from the disk.
+    let free = t.free_pages()?;
+    fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop caches")?;
+    t.expect_free_pages(free + PAGES as u64)?;
+    let mut found = vec![0; BYTES];
+    stored.file.read_exact_at(&mut found, 0)?;
+    ensure!(found == expected, "the disk holds something else");
+    // What was clean and comes back in goes to the device as well as what is dirty.
+    let memory = Mapping::shared_file(&stored.file, BYTES)?;
+    let check = |memory: &Mapping| -> Result<()> {
+        memory.check_pattern_pages(25, 0..PAGES / 2)?;
+        ensure!(memory.read_bytes(BYTES) == expected, "wrong contents");
+        Ok(())
+    };
+    check(&memory)?;
+    let (migration, _) = move_patiently(&t.device, 0, memory.range(), Direction::ToDevice)?;
+    ensure!(
+        migration.moved == PAGES as u64,
+        "clean pages: {migration:?}"
+    );
+    check(&memory)?;
+    t.move_all(memory.range(), Direction::ToSystem)?;
+    check(&memory)
 }

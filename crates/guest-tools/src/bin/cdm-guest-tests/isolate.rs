@@ -86,13 +86,24 @@ impl Child {
         self.end(&[])
     }
 
-    /// Waits for the end of the child, of whose message `begun` was read already.
-    fn end(&mut self, begun: &[u8]) -> Result<()> {
+    /// Waits for the end of the child, however it comes: the status, and what it had to say.
+    pub fn end_message(mut self) -> Result<(WaitStatus, String)> {
+        let message = self.message(&[])?;
+        Ok((self.wait()?, message))
+    }
+
+    /// What the child says until its end, of which `begun` was read already.
+    fn message(&mut self, begun: &[u8]) -> Result<String> {
         self.to = None;
         let mut message = begun.to_vec();
         self.from.read_to_end(&mut message)?;
         let message = String::from_utf8_lossy(&message);
-        let message = message.trim_matches(ARRIVED as char);
+        Ok(message.trim_matches(ARRIVED as char).to_owned())
+    }
+
+    /// Waits for the end of the child, of whose message `begun` was read already.
+    fn end(&mut self, begun: &[u8]) -> Result<()> {
+        let message = self.message(begun)?;
         match self.wait()? {
             WaitStatus::Exited(_, 0) => Ok(()),
             WaitStatus::Exited(_, FAILED) => bail!("in the child: {message}"),

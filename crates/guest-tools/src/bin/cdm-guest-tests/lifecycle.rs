@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::{Context, Result, bail, ensure};
 use cdm_guest_tools::device::{Device, Direction};
 use cdm_guest_tools::memory::PAGE_BYTES;
-use nix::sys::mman::{MmapAdvise, ProtFlags, mlock, munlock};
+use nix::sys::mman::{MmapAdvise, ProtFlags};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::WaitStatus;
 
@@ -204,16 +204,12 @@ fn close_of_the_node_keeps_the_pages(t: &Fixture) -> Result<()> {
 
 fn locked_memory_migrates_and_stays_locked(t: &Fixture) -> Result<()> {
     let memory = t.system_memory(64, 11)?;
-    let start = std::ptr::NonNull::new(memory.address() as *mut libc::c_void)
-        .context("mapped above zero")?;
-    // SAFETY: the range is this mapping; locking changes nothing that a program can see.
-    unsafe { mlock(start, memory.bytes()) }.context("cannot lock memory")?;
+    memory.lock()?;
     t.move_all(memory.range(), Direction::ToDevice)?;
     t.expect_in_device(memory.range())?;
     memory.check_pattern(11)?;
     t.move_all(memory.range(), Direction::ToSystem)?;
     memory.check_pattern(11)?;
-    // SAFETY: as above.
-    unsafe { munlock(start, memory.bytes()) }.context("cannot unlock memory")?;
+    memory.unlock()?;
     Ok(())
 }

@@ -6,6 +6,7 @@
 mod atomics;
 mod bad_input;
 mod capacity;
+mod cgroup;
 mod commands;
 mod files;
 mod fixture;
@@ -14,11 +15,13 @@ mod huge;
 mod huge_files;
 mod isolate;
 mod lifecycle;
+mod memory_failure;
 mod migration;
 mod module;
 mod neighbours;
 mod observability;
 mod pins;
+mod pressure;
 mod private;
 mod processes;
 mod refusals;
@@ -89,10 +92,13 @@ fn all() -> Vec<Test> {
         files::MEMFD_TESTS,
         files::TMPFS_TESTS,
         files::RAMFS_TESTS,
+        files::XFS_TESTS,
         lifecycle::TESTS,
         pins::TESTS,
         neighbours::TESTS,
         refusals::TESTS,
+        pressure::TESTS,
+        memory_failure::TESTS,
         capacity::TESTS,
         processes::TESTS,
         bad_input::TESTS,

@@ -5,6 +5,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,19 @@ pub fn unload() -> Result<Unloaded> {
         parameters,
         reloaded: false,
     })
+}
+
+/// Loads one of the kernel's own modules, if it is not there yet.
+pub fn load_of_kernel(name: &str) -> Result<()> {
+    let output = Command::new("modprobe")
+        .arg(name)
+        .output()
+        .context("cannot start modprobe")?;
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        bail!("cannot load the kernel's module {name}: {}", why.trim_end());
+    }
+    Ok(())
 }
 
 /// Tries to take the module out, without waiting for users of it.

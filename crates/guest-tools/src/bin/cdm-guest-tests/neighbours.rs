@@ -4,7 +4,6 @@
 //! too: it must leave them alone or do what it does to any page.
 
 use std::fs;
-use std::ptr::NonNull;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::process;
 use cdm_guest_tools::vmstat;
 use nix::errno::Errno;
-use nix::sys::mman::{MmapAdvise, mlock, munlock};
+use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::{Fixture, expect_errno, physical_addresses};
 use crate::uffd::Userfault;
@@ -35,20 +34,6 @@ crate::tests!("neighbours":
 );
 
 const PAGES: usize = 64;
-
-fn lock(memory: &Mapping) -> Result<()> {
-    // SAFETY: the range is this mapping; locking changes nothing that a program can see.
-    unsafe { mlock(start(memory), memory.bytes()) }.context("cannot lock memory")
-}
-
-fn unlock(memory: &Mapping) -> Result<()> {
-    // SAFETY: as in `lock`.
-    unsafe { munlock(start(memory), memory.bytes()) }.context("cannot unlock memory")
-}
-
-fn start(memory: &Mapping) -> NonNull<libc::c_void> {
-    NonNull::new(memory.address() as *mut libc::c_void).expect("mapped above zero")
-}
 
 /// Waits until the kernel counts `expected` locked pages: it counts them in batches.
 fn expect_locked(expected: i64) -> Result<()> {
@@ -72,7 +57,7 @@ fn expect_locked(expected: i64) -> Result<()> {
 fn mlock_of_device_pages_counts_them_as_of_system_pages(t: &Fixture) -> Result<()> {
     let before = vmstat::Snapshot::take()?.get("nr_mlock");
     let memory = t.resident_memory(PAGES, 1)?;
-    lock(&memory)?;
+    memory.lock()?;
     t.expect_in_device(memory.range())?;
     memory.check_pattern(1)?;
     let locked = process::status_bytes(0, "VmLck")?;
@@ -84,7 +69,7 @@ fn mlock_of_device_pages_counts_them_as_of_system_pages(t: &Fixture) -> Result<(
     t.expect_in_system(memory.range())?;
     t.move_all(memory.range(), Direction::ToDevice)?;
     memory.check_pattern(1)?;
-    unlock(&memory)?;
+    memory.unlock()?;
     drop(memory);
     expect_locked(before)
 }
@@ -92,7 +77,7 @@ fn mlock_of_device_pages_counts_them_as_of_system_pages(t: &Fixture) -> Result<(
 fn locked_huge_page_goes_in_and_out_and_is_unlocked_in_the_end(t: &Fixture) -> Result<()> {
     let before = vmstat::Snapshot::take()?.get("nr_mlock");
     let memory = t.huge_memory(2, 2)?;
-    lock(&memory)?;
+    memory.lock()?;
     for _ in 0..2 {
         t.move_all(memory.range(), Direction::ToDevice)?;
         t.expect_in_device(memory.range())?;
@@ -101,7 +86,7 @@ fn locked_huge_page_goes_in_and_out_and_is_unlocked_in_the_end(t: &Fixture) -> R
         t.expect_in_system(memory.range())?;
         memory.check_pattern(2)?;
     }
-    unlock(&memory)?;
+    memory.unlock()?;
     drop(memory);
     expect_locked(before)
 }

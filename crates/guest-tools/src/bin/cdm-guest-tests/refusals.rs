@@ -5,8 +5,9 @@
 
 use std::fs;
 use std::fs::File;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Direction, Migration};
@@ -15,8 +16,11 @@ use cdm_guest_tools::range::AddressRange;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::fixture::{Fixture, physical_addresses};
+use crate::module;
+use crate::stores::{Mounted, Stored};
 
 crate::tests!("refusals":
+    ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping,
     secret_memory_is_refused_for_its_mapping,
     ring_of_asynchronous_io_is_unsupported,
     pages_of_hugetlbfs_are_unsupported,
@@ -46,6 +50,81 @@ fn expect_refused(t: &Fixture, range: AddressRange, reason: Reason) -> Result<()
         );
     }
     t.expect_free_pages(free)
+}
+
+/// A disk made of a file in memory; detached on drop.
+struct Loop {
+    path: String,
+    _file: File,
+}
+
+impl Loop {
+    fn new(bytes: u64) -> Result<Self> {
+        const CTL_GET_FREE: libc::c_ulong = 0x4C82;
+        const SET_FD: libc::c_ulong = 0x4C00;
+        module::load_of_kernel("loop")?;
+        let fd: OwnedFd = memfd_create(c"cdm-disk", MFdFlags::empty())?;
+        let file = File::from(fd);
+        file.set_len(bytes)?;
+        let control = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/loop-control")
+            .context("the kernel has no loop devices")?;
+        // SAFETY: the request has no argument.
+        let number = unsafe { libc::ioctl(control.as_raw_fd(), CTL_GET_FREE as _) };
+        ensure!(number >= 0, "no free loop device");
+        let path = format!("/dev/loop{number}");
+        let disk = File::options().read(true).write(true).open(&path)?;
+        // SAFETY: the argument is a descriptor.
+        let set = unsafe { libc::ioctl(disk.as_raw_fd(), SET_FD as _, file.as_raw_fd()) };
+        ensure!(set == 0, "LOOP_SET_FD: {}", std::io::Error::last_os_error());
+        Ok(Self { path, _file: file })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        const CLR_FD: libc::c_ulong = 0x4C01;
+        if let Ok(disk) = File::open(&self.path) {
+            // SAFETY: the request has no argument. The kernel waits for the last user by itself.
+            let _ = unsafe { libc::ioctl(disk.as_raw_fd(), CLR_FD as _) };
+        }
+    }
+}
+
+fn ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping(t: &Fixture) -> Result<()> {
+    let disk = Loop::new(16 << 20)?;
+    let made = Command::new("mke2fs")
+        .args(["-F", "-b", "4096", &disk.path])
+        .output()
+        .context("cannot start mke2fs")?;
+    ensure!(
+        made.status.success(),
+        "mke2fs: {}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    module::load_of_kernel("ext4")?;
+    let mounted = Mounted::new(&disk.path, "ext4", "")?;
+    let folder = mounted.path.clone();
+    let stored = Stored::new(&folder, Some(mounted))?;
+    let bytes = PAGES * PAGE_BYTES;
+    stored.file.set_len(bytes as u64)?;
+    let memory = Mapping::shared_file(&stored.file, bytes)?;
+    memory.fill_pattern(1);
+    stored.file.sync_all()?;
+    // Loads bring the entries back that writeback has protected.
+    memory.check_pattern(1)?;
+    expect_refused(t, memory.range(), |migration| migration.mapping)?;
+    memory.check_pattern(1)?;
+    // What a process has written for itself alone is its own, whatever file it came from.
+    let private = Mapping::private_file(&stored.file, bytes)?;
+    private.fill_pattern(2);
+    t.move_all(private.range(), Direction::ToDevice)?;
+    t.expect_in_device(private.range())?;
+    private.check_pattern(2)?;
+    memory.check_pattern(1)?;
+    Ok(())
 }
 
 fn secret_memory_is_refused_for_its_mapping(t: &Fixture) -> Result<()> {

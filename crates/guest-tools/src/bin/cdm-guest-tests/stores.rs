@@ -10,15 +10,21 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::fixture::skip;
+use crate::module;
+
 /// A kind of place for files.
 pub struct Store {
     pub name: &'static str,
+    /// Whether the contents are written to a disk some time.
+    pub is_disk: bool,
     make: fn() -> Result<Stored>,
 }
 
 /// Files without a name.
 pub const MEMFD: Store = Store {
     name: "memfd",
+    is_disk: false,
     make: || {
         let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::MFD_ALLOW_SEALING)?;
         Ok(Stored {
@@ -32,18 +38,38 @@ pub const MEMFD: Store = Store {
 /// The file system in memory that can be swapped out.
 pub const TMPFS: Store = Store {
     name: "tmpfs",
+    is_disk: false,
     make: || Stored::new(Path::new("/dev/shm"), None),
 };
 
 /// The file system in memory that is page cache and nothing else.
 pub const RAMFS: Store = Store {
     name: "ramfs",
+    is_disk: false,
     make: || {
         let mounted = Mounted::new("ramfs", "ramfs", "")?;
         let path = mounted.path.clone();
         Stored::new(&path, Some(mounted))
     },
 };
+
+/// A file system on a disk, whose folios carry no private data as long as they are a block.
+pub const XFS: Store = Store {
+    name: "xfs",
+    is_disk: true,
+    make: || {
+        if !Path::new(XFS_DISK).exists() {
+            return skip(format!("the machine has no disk {XFS_DISK} with an xfs"));
+        }
+        module::load_of_kernel("xfs")?;
+        let mounted = Mounted::new(XFS_DISK, "xfs", "")?;
+        let path = mounted.path.clone();
+        Stored::new(&path, Some(mounted))
+    },
+};
+
+/// The disk that the harness gives the guest with an xfs on it.
+pub const XFS_DISK: &str = "/dev/vda";
 
 impl Store {
     /// A new file of `bytes` bytes.

@@ -114,6 +114,41 @@ const FAILURES: &[Failure] = &[
         FLAGS,
         Shows::Damage,
     ),
+    vanilla(
+        "pressure::group_whose_limit_falls_below_its_device_pages_survives",
+        RECLAIM,
+        Shows::Failure,
+    ),
+    vanilla(
+        "pressure::group_that_grows_beyond_its_limit_survives",
+        RECLAIM,
+        Shows::Failure,
+    ),
+    vanilla(
+        "pressure::group_of_huge_pages_survives",
+        RECLAIM,
+        Shows::Failure,
+    ),
+    vanilla(
+        "memory_failure::failed_page_raises_sigbus_at_its_address_and_its_neighbours_stay",
+        POISON,
+        Shows::Failure,
+    ),
+    vanilla(
+        "memory_failure::failed_page_of_a_block_costs_that_page_alone",
+        POISON,
+        Shows::Failure,
+    ),
+    vanilla(
+        "memory_failure::failed_page_that_two_processes_share_raises_sigbus_in_both",
+        POISON,
+        Shows::Failure,
+    ),
+    vanilla(
+        "memory_failure::failed_page_never_serves_again_until_the_module_is_loaded_anew",
+        POISON,
+        Shows::Failure,
+    ),
 ];
 
 const fn vanilla(test: &'static str, patch: &'static str, shows: Shows) -> Failure {
@@ -130,6 +165,8 @@ const SELECT: &str = "mm-migrate_device-select-huge-PMDs";
 const SPLIT: &str = "mm-huge_memory-split-coherent-device-folios";
 const BAD_SPLIT: Shows = Shows::Report("WARNING: mm/huge_memory.c");
 const EVICT: &str = "mm-migrate_device-let-migrate_device_coherent_folio";
+const RECLAIM: &str = "mm-vmscan-let-drivers-bring";
+const POISON: &str = "mm-memory-failure-handle-errors";
 const BAD_EVICTION: Shows = Shows::Report("WARNING: mm/migrate_device.c");
 
 /// How long the kernel may take to report a fault, boot not included: the longest such test takes a

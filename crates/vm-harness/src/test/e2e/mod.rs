@@ -30,6 +30,7 @@ use super::Stage;
 use super::run::Run;
 use crate::build::{self, BuildKind, KernelChoice};
 use crate::context::Context;
+use crate::vm::FileCopy;
 
 pub use session::Session;
 
@@ -284,6 +285,11 @@ fn run_suite(
     let kernel = build::kernel(run.ctx(), &suite.kernel, BuildKind::Plain)?;
     let mut spec = crate::vm::VmSpec::new(kernel);
     (suite.shape)(&mut spec);
+    if !spec.disks.is_empty() {
+        // File systems and block devices are modules.
+        let modules = FileCopy::kernel_modules(run.ctx(), &spec.kernel)?;
+        spec.files.push(modules);
+    }
     let logs = run
         .folder()
         .join(format!("machine{number}-{}", suite.kernel));

@@ -5,7 +5,7 @@
 use anyhow::{Result, bail};
 
 use crate::build::KernelChoice;
-use crate::vm::{ByteSize, MemoryType, VmSpec};
+use crate::vm::{ByteSize, Disk, MemoryType, VmSpec};
 
 /// Tests that a kernel cannot run, each with the reason. Any other skip is a failure: a test that
 /// is not run proves nothing.
@@ -20,6 +20,17 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[
     (KernelChoice::Vanilla, "memfd", NO_FILES),
     (KernelChoice::Vanilla, "tmpfs", NO_FILES),
     (KernelChoice::Vanilla, "ramfs", NO_FILES),
+    (KernelChoice::Vanilla, "xfs", NO_FILES),
+    (
+        KernelChoice::Vanilla,
+        "pressure::group_of_pages_of_a_shared_file_survives",
+        NO_FILES,
+    ),
+    (
+        KernelChoice::Vanilla,
+        "memory_failure::failed_page_of_a_file_is_an_error_for_its_readers",
+        NO_FILES,
+    ),
     (KernelChoice::Vanilla, "refusals", NO_FILES),
 ];
 
@@ -28,8 +39,10 @@ const NO_FILES: &str = "page cache moves to MEMORY_DEVICE_PUBLIC only";
 /// Groups of tests inside the guest that want private memory.
 pub const PRIVATE_GROUPS: &[&str] = &["private"];
 
-/// Two small devices, which are filled quickly, and room in the guest for more than one holds.
+/// Two small devices, which are filled quickly, room in the guest for more than one holds, and a
+/// disk for files.
 pub fn main_machine(spec: &mut VmSpec) {
+    spec.disks = vec![Disk::Xfs];
     spec.devices = 2;
     spec.device_memory = ByteSize(256 << 20);
     spec.memory = ByteSize(1 << 30);

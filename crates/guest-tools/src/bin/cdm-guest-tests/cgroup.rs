@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A control group of a test's own (Documentation/admin-guide/cgroup-v2.rst).
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// How long the kernel may take to uncharge what was freed.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A group; removed on drop.
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// A new group whose memory is counted.
+    pub fn new() -> Result<Self> {
+        fs::write(format!("{ROOT}/cgroup.subtree_control"), "+memory")
+            .context("the kernel counts no memory of groups")?;
+        let path = PathBuf::from(format!("{ROOT}/cdm-test-{}", std::process::id()));
+        fs::create_dir(&path).context("cannot make a group")?;
+        Ok(Self { path })
+    }
+
+    /// Takes the calling process in.
+    pub fn enter(&self) -> Result<()> {
+        self.write("cgroup.procs", "0")
+    }
+
+    /// Writes to a file of the group.
+    pub fn write(&self, name: &str, value: &str) -> Result<()> {
+        fs::write(self.path.join(name), value).with_context(|| format!("{name} = {value}"))
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        fs::read_to_string(self.path.join(name)).with_context(|| format!("cannot read {name}"))
+    }
+
+    /// Bytes that are charged to it.
+    pub fn current(&self) -> Result<u64> {
+        let text = self.read("memory.current")?;
+        text.trim().parse().with_context(|| format!("'{text}'"))
+    }
+
+    /// A figure of a file that has one a line, such as `oom_kill` of memory.events.
+    pub fn figure(&self, file: &str, name: &str) -> Result<u64> {
+        let text = self.read(file)?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = line.with_context(|| format!("{file} has no {name}"))?;
+        value.parse().with_context(|| format!("{name} {value}"))
+    }
+
+    /// Waits until at most `bytes` are charged.
+    pub fn expect_at_most(&self, bytes: u64) -> Result<()> {
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        loop {
+            let current = self.current()?;
+            if current <= bytes {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{current} bytes are charged, not {bytes} at most"
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Removes it, which shows that it is empty, and waits until nothing holds its remains.
+    pub fn remove(self) -> Result<()> {
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        while let Err(error) = fs::remove_dir(&self.path) {
+            ensure!(
+                Instant::now() < deadline,
+                "cannot remove the group: {error}"
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        // Pages that are still charged to the group keep it alive.
+        loop {
+            // Per-CPU stocks of charges go when somebody needs memory, or is told to.
+            fs::write("/proc/sys/vm/drop_caches", "2").context("cannot call the shrinkers")?;
+            let text = fs::read_to_string(format!("{ROOT}/cgroup.stat")).context("cgroup.stat")?;
+            let dying = text
+                .lines()
+                .find_map(|line| line.strip_prefix("nr_dying_descendants "));
+            match dying {
+                Some("0") => return Ok(()),
+                Some(_) if Instant::now() < deadline => {}
+                Some(number) => bail!("{number} removed groups are still held"),
+                None => bail!("cgroup.stat has no nr_dying_descendants"),
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Fails if it was removed before, or has a process that the runner will end.
+        let _ = fs::remove_dir(&self.path);
+    }
+}
