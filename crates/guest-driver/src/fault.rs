@@ -13,7 +13,7 @@ use kernel::prelude::*;
 use crate::alloc::ORDER_MAX;
 use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
 use crate::notifier::{Follower, Mirror, ReadTicket};
-use crate::pagemap::{home_of, Home, Region};
+use crate::pagemap::{home_of, private_owners, Home, Region};
 use crate::sys;
 
 /// What is mapped at an address.
@@ -128,11 +128,8 @@ impl Entry {
 }
 
 /// What is mapped in a batch.
-///
-/// Private memory of another device than the snapshot's counts as nothing: the kernel shows
-/// it to its own driver's device only.
 pub(crate) struct Snapshot {
-    /// Whose private memory is shown; only compared.
+    /// Whose private memory is shown where a device looks; only compared.
     private_owner: *mut c_void,
     pfns: KVec<usize>,
     mapped: KVec<Mapped>,
@@ -147,7 +144,10 @@ impl Snapshot {
         })
     }
 
-    /// Looks at `batch`; false if it changed meanwhile, and a new ticket is needed.
+    /// Looks at `batch`, also at the private memory of other devices; false if it changed
+    /// meanwhile, and a new ticket is needed.
+    ///
+    /// The kernel shows private memory to its owner alone, so this asks once for each.
     pub(crate) fn take(
         &mut self,
         mirror: &Mirror,
@@ -158,16 +158,24 @@ impl Snapshot {
     ) -> Result<bool> {
         // Filled under the lock, so it is taken out of `self` for that long.
         let mut mapped = core::mem::take(&mut self.mapped);
-        let judged = self.see(mirror, ticket, batch, Want::Look, locked, |(), entries| {
-            for (entry, mapped) in entries.zip(mapped.iter_mut()) {
-                *mapped = match entry.page() {
-                    None => Mapped::Nothing,
-                    // SAFETY: The ticket holds, so the page is mapped there until the
-                    // lock is dropped, and mapped pages are valid.
-                    Some(page) => unsafe { describe(page) },
-                };
+        mapped[..batch.pages()].fill(Mapped::Nothing);
+        let own = self.private_owner;
+        let others = private_owners().filter(|owner| *owner != own);
+        let mut judged = Ok(Some(()));
+        for owner in Iterator::chain(core::iter::once(own), others) {
+            judged = self.see_as(owner, mirror, ticket, batch, Want::Look, |(), entries| {
+                for (entry, mapped) in entries.zip(mapped.iter_mut()) {
+                    if let Some(page) = entry.page() {
+                        // SAFETY: The ticket holds, so the page is mapped there until the
+                        // lock is dropped, and mapped pages are valid.
+                        *mapped = unsafe { describe(page) };
+                    }
+                }
+            });
+            if !matches!(judged, Ok(Some(()))) {
+                break;
             }
-        });
+        }
         self.mapped = mapped;
         if judged?.is_none() {
             return Ok(false);
@@ -190,7 +198,22 @@ impl Snapshot {
         _locked: &MmapReadGuard<'_>,
         with: impl FnOnce(&mut T, &mut dyn Iterator<Item = Entry>) -> R,
     ) -> Result<Option<R>> {
+        self.see_as(self.private_owner, mirror, ticket, batch, want, with)
+    }
+
+    /// As [`Snapshot::see`], under the mmap lock, with the eyes of the owner of some private
+    /// memory.
+    fn see_as<T: Follower, R>(
+        &mut self,
+        owner: *mut c_void,
+        mirror: &Mirror<T>,
+        ticket: ReadTicket,
+        batch: PageRange,
+        want: Want,
+        with: impl FnOnce(&mut T, &mut dyn Iterator<Item = Entry>) -> R,
+    ) -> Result<Option<R>> {
         let mut range = self.request(mirror, batch, want);
+        range.dev_private_owner = owner;
         range.notifier_seq = ticket.sequence;
         // SAFETY: The notifier is inserted, the array has room for the batch, and the
         // mmap lock is held.

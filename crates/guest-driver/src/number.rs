@@ -9,6 +9,9 @@
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
 
+/// Numbers there are.
+pub(crate) const NUMBERS: usize = u64::BITS as usize;
+
 /// A bit for each number in use.
 static IN_USE: Atomic<u64> = Atomic::new(0);
 

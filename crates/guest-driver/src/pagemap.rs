@@ -34,6 +34,7 @@ use crate::alloc::{words_needed, FreeError, PageAlloc, ORDER_MAX};
 use crate::batch::{BATCH_PAGES, PAGE_BYTES};
 use crate::engine::Engine;
 use crate::evict::Relief;
+use crate::number::NUMBERS;
 use crate::plan::Segment;
 use crate::stash::{Stash, STASH_PAGES};
 use crate::wire::Space;
@@ -161,6 +162,18 @@ impl MemoryType {
             Self::Public => sys::CDM_SELECT_PUBLIC,
         }
     }
+}
+
+/// Owners of the private memory of each device, by its number; null where there is none.
+///
+/// The kernel shows private memory to its own owner only. They are compared, never followed.
+static PRIVATE_OWNERS: [Atomic<*mut c_void>; NUMBERS] =
+    [const { Atomic::new(core::ptr::null_mut()) }; NUMBERS];
+
+/// The owners of all private memory of this driver.
+pub(crate) fn private_owners() -> impl Iterator<Item = *mut c_void> {
+    let owners = PRIVATE_OWNERS.iter().map(|owner| owner.load(Relaxed));
+    owners.filter(|owner| !owner.is_null())
 }
 
 /// How often pages that are given up are looked for, at most; a tenth of a second lies between.
@@ -338,6 +351,9 @@ impl Region {
         // INVARIANT: Live from here on; the addresses are the region's.
         addresses.keep();
         this.is_mapped.store(true, Release);
+        if !this.is_cpu_addressable() {
+            this.publish(owner);
+        }
         Ok(this)
     }
 
@@ -347,9 +363,17 @@ impl Region {
             // SAFETY: Live by the type invariant, and unmapped once, thanks to the flag.
             unsafe { sys::memunmap_pages(self.pgmap.get()) };
             if !self.is_cpu_addressable() {
+                self.publish(core::ptr::null_mut());
                 // SAFETY: By the type invariant; nothing has these addresses any more.
                 unsafe { sys::cdm_private_range_put(self.start, self.layout.bytes) };
             }
+        }
+    }
+
+    /// Says under what name the private memory of this device is found; null for no memory.
+    fn publish(&self, owner: *mut c_void) {
+        if let Some(place) = PRIVATE_OWNERS.get(self.layout.device as usize) {
+            place.store(owner, Relaxed);
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use cdm_guest_tools::device::{Comparison, Device, Direction, Span};
+use cdm_guest_tools::device::{Comparison, Device, Direction, Place, Span};
 use cdm_guest_tools::iomem;
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::pagemap;
@@ -17,7 +17,7 @@ use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::uapi::CDM_MEMORY_PRIVATE;
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
-use crate::fixture::{Fixture, free_pages, move_patiently};
+use crate::fixture::{Fixture, expect_free_pages, free_pages, move_patiently};
 use crate::isolate::{Child, pipe_files};
 use crate::{module, unload};
 
@@ -45,6 +45,9 @@ crate::tests!("private":
     full_device_takes_a_part_and_gives_all_of_it_back,
     killed_process_leaves_no_page_behind,
     faults_and_migrations_at_the_same_time_lose_no_byte,
+    memory_moves_to_another_private_device_and_back,
+    large_folio_moves_to_another_private_device_as_a_whole,
+    places_tell_private_devices_apart_and_each_brings_home_its_own,
     unload_brings_resident_pages_home,
 );
 
@@ -549,6 +552,94 @@ fn faults_and_migrations_at_the_same_time_lose_no_byte(t: &Fixture) -> Result<()
         Ok(())
     })?;
     memory.check_pattern(20)?;
+    Ok(())
+}
+
+/// The other private device of the machine.
+fn second() -> Result<Device> {
+    let second = Device::open(1).context("these tests want two private devices")?;
+    ensure!(
+        second.query()?.memory_type == CDM_MEMORY_PRIVATE,
+        "the second device is not private"
+    );
+    Ok(second)
+}
+
+/// Moves memory to a device and expects all of it to arrive; pages that moved as large folios.
+fn gather(device: &Device, memory: &Mapping) -> Result<u64> {
+    let (migration, _) = move_patiently(device, 0, memory.range(), Direction::ToDevice)?;
+    ensure!(
+        migration.moved == memory.pages() as u64,
+        "device {}: {migration:?}",
+        device.number()
+    );
+    let found = device.residency(0, memory.range())?;
+    ensure!(
+        found.this_device == memory.pages() as u64,
+        "device {}: {found:?}",
+        device.number()
+    );
+    Ok(migration.large)
+}
+
+fn memory_moves_to_another_private_device_and_back(t: &Fixture) -> Result<()> {
+    let second = second()?;
+    let (free, free_second) = (t.free_pages()?, free_pages(&second)?);
+    let memory = resident_pages(t, PAGES, 25)?;
+    let bytes = memory_bytes(PAGES, 25);
+    gather(&second, &memory)?;
+    t.expect_free_pages(free)?;
+    expect_free_pages(&second, free_second - PAGES as u64)?;
+    let crc = second.checksum(&memory, Span::all(&memory), 0)?;
+    ensure!(
+        crc == crc32c::crc32c(&bytes),
+        "the second device has {crc:#010x}"
+    );
+    gather(&t.device, &memory)?;
+    expect_free_pages(&second, free_second)?;
+    expect_resident(t, memory.range(), PAGES as u64)?;
+    gather(&second, &memory)?;
+    // Faults find the device that the page is in.
+    memory.check_pattern(25)?;
+    expect_free_pages(&second, free_second)?;
+    t.expect_free_pages(free)
+}
+
+fn large_folio_moves_to_another_private_device_as_a_whole(t: &Fixture) -> Result<()> {
+    let second = second()?;
+    let memory = resident_folio(t, 26)?;
+    let large = gather(&second, &memory)?;
+    ensure!(large == PAGES as u64, "{large} pages moved as a whole");
+    let large = gather(&t.device, &memory)?;
+    ensure!(large == PAGES as u64, "{large} pages moved back as a whole");
+    memory.check_pattern(26)?;
+    Ok(())
+}
+
+fn places_tell_private_devices_apart_and_each_brings_home_its_own(t: &Fixture) -> Result<()> {
+    let second = second()?;
+    let memory = t.system_memory(9, 27)?;
+    t.move_all(memory.page_range(0, 3), Direction::ToDevice)?;
+    let (migration, _) = move_patiently(&second, 0, memory.page_range(3, 3), Direction::ToDevice)?;
+    ensure!(migration.moved == 3, "{migration:?}");
+    let expect = |device: &Device, a, b| -> Result<()> {
+        let places = device.places(0, memory.range())?;
+        ensure!(
+            places == [[a; 3], [b; 3], [Place::System; 3]].concat(),
+            "device {}: {places:?}",
+            device.number()
+        );
+        Ok(())
+    };
+    expect(&t.device, Place::ThisDevice, Place::OtherDevice)?;
+    expect(&second, Place::OtherDevice, Place::ThisDevice)?;
+    let home = t.device.migrate(0, memory.range(), Direction::ToSystem)?;
+    ensure!(
+        (home.moved, home.there, home.unsupported) == (3, 3, 3),
+        "{home:?}"
+    );
+    expect(&second, Place::System, Place::ThisDevice)?;
+    memory.check_pattern(27)?;
     Ok(())
 }
 
