@@ -95,7 +95,7 @@ impl kernel::InPlaceModule for CdmModule {
             device::check_memory_types()?;
             let work = work::WorkQueue::new()?;
             // SAFETY: A module is initialised once.
-            let folder = unsafe { device::Folder::new() };
+            let folder = unsafe { device::Folder::new()? };
             Ok(try_pin_init!(Self {
                 registration <- virtio::Registration::new(module, c"cdm", wire::VIRTIO_ID),
                 work,

@@ -3,12 +3,12 @@
 //! Requests to the device and their answers.
 //!
 //! Facility: none of its own; policy over [`crate::virtio`]. Contexts: process
-//! context, inside the device's gate for commands. Lock order: `Control::turn`, then
-//! the queue's lock. Invariant: memory that a command names stays pinned until the
-//! device is done with it, whoever waits or not.
+//! context, inside the device's gate for commands. Lock order: the queue's lock.
+//! Invariant: memory that a command names stays pinned until the device is done with it,
+//! whoever waits or not.
 
 use kernel::prelude::*;
-use kernel::sync::{new_mutex, Arc, Mutex};
+use kernel::sync::Arc;
 use zerocopy::IntoBytes;
 
 use crate::device::Device;
@@ -25,22 +25,18 @@ use crate::wire::{
 
 /// How long the device may take for a control request. It maps memory in less than a
 /// millisecond, but an emulated machine on a loaded host may stand still for seconds.
-const CONTROL_MS: u32 = 30_000;
+pub(crate) const CONTROL_MS: u32 = 30_000;
+/// Between two looks whether a full control queue has room.
+const FULL_MS: u32 = 10;
 
-/// The control queue, one request at a time.
-#[pin_data]
+/// The control queue.
 pub(crate) struct Control {
     transport: Arc<Transport>,
-    #[pin]
-    turn: Mutex<()>,
 }
 
 impl Control {
-    pub(crate) fn new(transport: Arc<Transport>) -> impl PinInit<Self> {
-        pin_init!(Self {
-            transport,
-            turn <- new_mutex!((), "cdm::Control::turn"),
-        })
+    pub(crate) fn new(transport: Arc<Transport>) -> Self {
+        Self { transport }
     }
 
     /// Sends a request and waits for its answer, deaf to signals; the result of it.
@@ -48,7 +44,7 @@ impl Control {
     /// ETIMEDOUT if there is no answer in time. The device may still work on the
     /// request then, and its buffers stay with the queue.
     pub(crate) fn call(&self, opcode: ControlOpcode, arg0: u64, arg1: u64) -> Result<u64> {
-        let completion = self.send(opcode, arg0, arg1, false)?;
+        let completion = self.send(opcode, arg0, arg1, Signals::Ignored)?;
         if completion.status != Status::OK {
             return Err(EIO);
         }
@@ -57,7 +53,10 @@ impl Control {
 
     /// RESET on behalf of a process, which may be interrupted.
     pub(crate) fn reset(&self) -> Result {
-        let completion = self.send(ControlOpcode::RESET, 0, 0, true)?;
+        let completion = match self.send(ControlOpcode::RESET, 0, 0, Signals::Heard) {
+            Err(err) if err == ETIMEDOUT => return Err(ENODEV),
+            done => done?,
+        };
         if completion.status != Status::OK {
             return Err(EIO);
         }
@@ -69,7 +68,7 @@ impl Control {
         opcode: ControlOpcode,
         arg0: u64,
         arg1: u64,
-        is_interruptible: bool,
+        signals: Signals,
     ) -> Result<Completion> {
         let header = ControlRequest {
             opcode,
@@ -81,19 +80,27 @@ impl Control {
         let mut output = KVec::new();
         output.extend_from_slice(header.as_bytes(), GFP_KERNEL)?;
         let request = virtio::Request::new(output)?;
-        let turn = self.turn.lock();
-        if self.transport.is_gone() {
-            return Err(ENODEV);
+        let queue = self.transport.queue(QUEUE_CONTROL.into())?;
+        let limit = self.transport.answer_ms().min(CONTROL_MS);
+        let mut waited = 0;
+        while let Err(err) = queue.try_submit(&request) {
+            if err != EBUSY {
+                return Err(err);
+            }
+            if waited >= limit {
+                return Err(ETIMEDOUT);
+            }
+            if signals == Signals::Heard && kernel::current!().signal_pending() {
+                return Err(EINTR);
+            }
+            // SAFETY: Process context, no lock held.
+            unsafe { sys::msleep(FULL_MS) };
+            waited += FULL_MS;
         }
-        self.transport
-            .queue(QUEUE_CONTROL.into())?
-            .try_submit(&request)?;
-        if is_interruptible {
-            request.wait_interruptible(&self.transport)?;
-        } else {
-            request.wait(CONTROL_MS)?;
+        match signals {
+            Signals::Heard => request.wait_for(&self.transport, signals)?,
+            Signals::Ignored => request.wait(limit)?,
         }
-        drop(turn);
         request.answer().ok_or(EIO)
     }
 }
@@ -128,11 +135,11 @@ fn run_pinned(device: &Device, request: &Request, job: &mut Job) -> Result<Answe
             return Err(ENODEV);
         }
         let queue = submit(device.engine(), &request, step, Signals::Heard)?;
-        if let Err(err) = request.wait_interruptible(device.transport()) {
+        if let Err(err) = request.wait_for(device.transport(), Signals::Heard) {
             // The device may be at it still: the pins go when it is done.
             device.counters().abandoned();
             request.abandon(operands.clone());
-            return Err(err);
+            return Err(if err == ETIMEDOUT { ENODEV } else { err });
         }
         finish(device.engine(), &request, queue)
     };
@@ -146,8 +153,9 @@ fn run_pinned(device: &Device, request: &Request, job: &mut Job) -> Result<Answe
 
 /// Has the device work for the driver itself: deaf to signals, and again after a RESET.
 ///
-/// The memory is the driver's until this returns. EIO if the device cannot do it; ENODEV
-/// if it does not answer any more, and then it may still come to touch the memory.
+/// The memory is the driver's until this returns. EIO if the device cannot do it; ENODEV if
+/// it is not asked any more; ETIMEDOUT if it does not answer, and then it may still come to
+/// touch the memory.
 pub(crate) fn run_for_driver(
     engine: &Engine,
     request: &Request,
@@ -178,7 +186,8 @@ pub(crate) fn run_once_for_driver(
     Ok(())
 }
 
-/// Takes a job through the device, deaf to signals; ECANCELED after a RESET.
+/// Takes a job through the device, deaf to signals; ECANCELED after a RESET, ETIMEDOUT as for
+/// [`run_for_driver`].
 pub(crate) fn once(
     engine: &Engine,
     job: &mut Job,
@@ -188,7 +197,7 @@ pub(crate) fn once(
 ) -> Result<Answer> {
     let give = |request: Arc<virtio::Request>, step: &Step| {
         let queue = submit(engine, &request, step, Signals::Ignored)?;
-        request.wait_patiently(engine.transport())?;
+        request.wait_for(engine.transport(), Signals::Ignored)?;
         finish(engine, &request, queue)
     };
     carry_out(job, source, destination, room, give)

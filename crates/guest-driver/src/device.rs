@@ -13,20 +13,21 @@
 //! 4. mmap lock, for reading, for one batch
 //! 5. folio locks of a batch, page table locks (kernel)
 //! 6. `Mirror::follower`; the device may be waited for under it, memory may not
-//! 7. `Control::turn`, never together with 3 to 6
-//! 8. `Queue::ring`, `Request::parked`, with interrupts off
-//! 9. a CPU's stash of free pages, with interrupts off
-//! 10. `Region::alloc` or `Region::ages`, never both, with interrupts off, innermost
+//! 7. `Queue::ring`, `Request::parked`, with interrupts off
+//! 8. a CPU's stash of free pages, with interrupts off
+//! 9. `Region::alloc` or `Region::ages`, never both, with interrupts off, innermost
 //!
 //! Invariant: the order of the end. No new work, then no work under way, then no page
-//! in use, then no struct pages, then no mapping, which the virtio reset takes away.
+//! in use, then no struct pages, then no mapping, which the virtio reset takes away. Each
+//! step has a limit. Where one does not come about, those behind it do not either, and
+//! what they would take apart stays for good.
 
 use kernel::debugfs::Dir;
 use kernel::prelude::*;
 use kernel::sync::aref::ARef;
 use kernel::sync::Arc;
 
-use crate::command::Control;
+use crate::command::{Control, CONTROL_MS};
 use crate::dmirror;
 use crate::engine::Engine;
 use crate::evacuate;
@@ -45,6 +46,9 @@ use crate::{chardev, sys, CdmModule};
 const EVENT_BUFFERS: usize = 16;
 /// Longest time without progress that power-off waits for pages to leave.
 const SHUTDOWN_MS: u32 = 10_000;
+/// Shortest time that a device has for an answer when its driver goes, whatever the
+/// parameter says: an emulated machine may stand still for a moment.
+const ANSWER_MS_MIN: u32 = 1_000;
 /// Guest memory that struct pages must leave to the rest of the guest.
 const RESERVE_BYTES: u64 = 16 << 20;
 const MIB: u64 = 1 << 20;
@@ -72,7 +76,9 @@ kernel::sync::global_lock! {
 }
 
 /// Owner of the folder of all devices in debugfs; the module holds it from load to unload.
-pub(crate) struct Folder(());
+pub(crate) struct Folder {
+    _figures: [Pin<KBox<stats::Figure>>; 2],
+}
 
 impl Folder {
     /// Makes the folder.
@@ -80,11 +86,13 @@ impl Folder {
     /// # Safety
     ///
     /// Called once.
-    pub(crate) unsafe fn new() -> Self {
+    pub(crate) unsafe fn new() -> Result<Self> {
         // SAFETY: Called once, by the function's contract, and before any other use.
         unsafe { DEBUGFS.init() };
-        *DEBUGFS.lock() = Some(Dir::new(c"cdm"));
-        Self(())
+        let dir = Dir::new(c"cdm");
+        let figures = stats::module_files(&dir)?;
+        *DEBUGFS.lock() = Some(dir);
+        Ok(Self { _figures: figures })
     }
 }
 
@@ -103,7 +111,6 @@ pub(crate) struct Device {
     dev: ARef<kernel::device::Device>,
     events: Arc<EventSink>,
     engine: Arc<Engine>,
-    #[pin]
     control: Control,
     #[pin]
     gate: Gate,
@@ -173,59 +180,120 @@ impl Device {
     pub(crate) fn num_command_queues(&self) -> u16 {
         self.transport().num_queues() as u16 - wire::QUEUE_FIRST_COMMAND
     }
-
-    /// Ends all work, brings all pages back and takes the memory out of the kernel.
-    ///
-    /// False if pages did not leave in time; then the memory is still in use and the
-    /// device must keep it mapped.
-    fn retire(&self, patience_ms: u32) -> bool {
-        self.gate.shut();
-        // Whoever waits for a command shall not hold this up.
-        if self.control.call(ControlOpcode::RESET, 0, 0).is_err() {
-            self.transport().declare_gone();
-        }
-        self.gate.wait();
-        if !evacuate::run(self, patience_ms) {
-            return false;
-        }
-        self.region.unmap();
-        if self.region.layout().metadata_bytes != 0 {
-            // Nobody relies on it: a reset follows, and the next driver declares its own.
-            let _ = self.control.call(ControlOpcode::SET_METADATA, 0, 0);
-        }
-        true
-    }
 }
 
+/// The end of a device.
 impl Device {
-    /// How long the end of the device waits without progress for pages to leave.
-    fn patience_ms(&self) -> u32 {
-        if !self.region.is_cpu_addressable() {
-            // Who has a page of private memory comes to the driver for it, which therefore
-            // cannot go. Nobody can hold such a page for good.
-            return u32::MAX;
-        }
-        // SAFETY: Returns a module parameter.
-        unsafe { sys::cdm_param_evacuate_ms() }
+    /// Ends all work and brings all pages back. False if pages are still in use, or may be
+    /// soon, because somebody who is inside did not leave in time.
+    fn retire(&self, patience_ms: u32) -> bool {
+        self.gate.shut();
+        let answer_ms = patience_ms.clamp(ANSWER_MS_MIN, CONTROL_MS);
+        self.transport().limit_answers(answer_ms);
+        // Whoever waits for a command shall not hold this up.
+        self.demand(ControlOpcode::RESET);
+        let is_alone = self.gate.wait(answer_ms.saturating_add(patience_ms));
+        let is_empty = evacuate::run(self, patience_ms);
+        is_alone && is_empty
     }
 
-    /// Pages do not leave, and the driver must: leaves them, and the device, as they are.
+    /// Takes the memory, of which no page is in use, out of the kernel. Whether the device
+    /// may be reset now.
+    fn close(&self) -> bool {
+        self.region.unmap();
+        // Nobody relies on what it guards, as a reset follows; and it is the last question
+        // before that reset, which has no limit.
+        self.demand(ControlOpcode::SET_METADATA);
+        !self.transport().is_gone()
+    }
+
+    /// Makes a request without arguments, which a device that lives answers. One that does
+    /// not is taken for dead.
+    fn demand(&self, opcode: ControlOpcode) {
+        match self.control.call(opcode, 0, 0) {
+            Ok(_) => {}
+            // A refusal is an answer, too; and without memory, nothing was asked.
+            Err(err) if err == EIO || err == ENOMEM => {}
+            Err(_) => self.transport().declare_gone(),
+        }
+    }
+
+    /// The driver leaves the device, in a limited time.
+    fn part(self: &Arc<Self>) {
+        // SAFETY: Returns a module parameter.
+        let patience_ms = unsafe { sys::cdm_param_evacuate_ms() };
+        let mut is_retired = self.retire(patience_ms);
+        while !is_retired && self.is_to_be_waited_for() {
+            is_retired = self.retire(patience_ms);
+        }
+        if !is_retired {
+            self.strand();
+        } else if self.close() {
+            self.transport().stop();
+            dev_info!(
+                self.dev(),
+                "cdm{}: removed, {} pages brought back to system memory\n",
+                self.number(),
+                self.counters().pages_evacuated()
+            );
+        } else {
+            self.transport().leave_running();
+            dev_err!(
+                self.dev(),
+                "cdm{}: device does not answer, so it cannot be reset: it is left running and \
+                 unusable until the guest restarts; {} pages of system memory that it may yet \
+                 write to are never used again\n",
+                self.number(),
+                self.counters().pages_forsaken()
+            );
+        }
+    }
+
+    /// Whether waiting is all that can be done: who has a page of private memory comes to the
+    /// module for it, which is being unloaded, and the device could still give it back.
+    fn is_to_be_waited_for(&self) -> bool {
+        // SAFETY: Reads the state of this module.
+        let is_live = unsafe { sys::cdm_module_is_live() };
+        !is_live && !self.region.is_cpu_addressable() && !self.transport().is_gone()
+    }
+
+    /// Pages do not leave, and the driver must. What the CPU can reach stays where it is, for
+    /// whoever has it. Private memory is of use to nobody without the device, so what is in
+    /// it is lost: who touches it comes to the driver, and gets SIGBUS. An unload has to wait
+    /// until nobody can.
     ///
-    /// A reset would take the memory from under whoever has them, and the struct pages with
+    /// A reset would take the memory from under whoever has it, and the struct pages with
     /// it. What they are made of stays allocated until the guest restarts, and so long no
     /// driver can have the device again.
     fn strand(self: &Arc<Self>) {
-        let pages = self.region.abandon();
-        self.transport().leave_running();
+        let is_private = !self.region.is_cpu_addressable();
+        let pages = self.region.used_pages();
+        if is_private {
+            stats::lost(pages.into());
+        }
         // INVARIANT: Neither region nor transport is dropped.
         core::mem::forget(self.clone());
+        let is_module_kept = self.transport().leave_running();
         dev_err!(
             self.dev(),
-            "cdm{}: {} pages did not leave in time; they stay where they are, and the device is \
-             left running and unusable until the guest restarts\n",
+            "cdm{}: {} pages {}; the device is left running and unusable until the guest \
+             restarts; {} pages of system memory that it may yet write to are never used again\n",
             self.number(),
-            pages
+            pages,
+            if is_private {
+                "of private memory are lost, whoever touches one gets SIGBUS"
+            } else {
+                "did not leave in time, they stay where they are"
+            },
+            self.counters().pages_forsaken()
         );
+        if is_module_kept {
+            return;
+        }
+        if is_private {
+            evacuate::wait_for_users(self);
+        }
+        self.region.abandon();
     }
 }
 
@@ -262,7 +330,7 @@ impl Driver for Bound {
         let node = node(vdev)?;
 
         let live = Live::start(vdev, &identity, number)?;
-        let control = KBox::pin_init(Control::new(live.transport.clone()), GFP_KERNEL)?;
+        let control = Control::new(live.transport.clone());
         let layout = match map_memory(vdev, &control, &identity, memory_type, node, number) {
             Ok(layout) => layout,
             Err(err) => {
@@ -290,7 +358,7 @@ impl Driver for Bound {
                 identity,
                 dev: dev.into(),
                 events,
-                control <- Control::new(transport),
+                control: Control::new(transport),
                 engine,
                 gate <- Gate::new(),
             }? Error),
@@ -350,32 +418,26 @@ impl Driver for Bound {
         this.node = None;
         this.dmirror = None;
         this.files = None;
-        let device = this.device.clone();
-        if !device.retire(device.patience_ms()) {
-            device.strand();
-            return;
-        }
-        device.transport().stop();
-        dev_info!(
-            device.dev(),
-            "cdm{}: removed, {} pages brought back to system memory\n",
-            device.number(),
-            device.counters().pages_evacuated()
-        );
+        this.device.part();
     }
 
     fn shutdown(&self) {
-        if self.device.retire(SHUTDOWN_MS) {
+        if self.device.retire(SHUTDOWN_MS) && self.device.close() {
             self.device.transport().shut_down();
             return;
         }
-        // A reset would unmap memory that processes still use. Without one they can go
-        // on until the power goes, or the machine's own reset takes everything.
+        // A reset would unmap memory that processes still use, or never end. Without one
+        // they can go on until the power goes, or the machine's own reset takes everything.
         dev_warn!(
             self.device.dev(),
-            "cdm{}: {} pages did not leave the device; it is left as it is\n",
+            "cdm{}: {} pages did not leave the device{}; it is left as it is\n",
             self.device.number(),
-            self.device.region.used_pages()
+            self.device.region.used_pages(),
+            if self.device.transport().is_gone() {
+                ", which does not answer"
+            } else {
+                ""
+            }
         );
     }
 }

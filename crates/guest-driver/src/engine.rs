@@ -8,8 +8,12 @@
 
 use kernel::sync::Arc;
 
+use crate::batch::PAGE_BYTES;
+use crate::plan::Segment;
 use crate::stats::Counters;
+use crate::sys;
 use crate::virtio::Transport;
+use crate::wire::Space;
 
 /// A device as a worker.
 pub(crate) struct Engine {
@@ -38,5 +42,23 @@ impl Engine {
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The device does not answer, and may yet write to this memory, whose pages are in use
+    /// by the caller or by a page table whose lock is held: those of system memory are never
+    /// used again. What is in the device goes with it.
+    pub(crate) fn forsake(&self, destination: &[Segment]) {
+        for segment in destination {
+            if segment.space != Space::GUEST {
+                continue;
+            }
+            let first = segment.address / PAGE_BYTES;
+            let end = (segment.address + segment.bytes).div_ceil(PAGE_BYTES);
+            for frame in first..end {
+                // SAFETY: The page is in use, so it is valid.
+                unsafe { sys::cdm_page_get(sys::cdm_pfn_to_page(frame as usize)) };
+            }
+            self.counters.forsaken(end - first);
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! Facility: none of its own; policy over [`crate::evict`]. Contexts: process
 //! context, when the device's gate is closed and no new page can arrive. Lock order:
 //! as for [`crate::evict`].
-//! Invariant: it returns true only when no page is in use.
+//! Invariant: [`run`] returns true only when no page is in use.
 //!
 //! A pass tries every page in use once. Pages that are busy are left for the next
 //! pass; between passes the per-CPU batches are drained and some time goes by.
@@ -24,7 +24,8 @@ const PAUSE_MS_MAX: u32 = 100;
 const SILENCE_MS: u32 = 5_000;
 
 /// Evacuates a region; whether it is empty now. False if for `patience_ms` milliseconds no
-/// page left: new ones do not come, so this ends.
+/// page left: new ones do not come, so this ends. False also if pages are where only a
+/// device can copy them from that does not answer.
 pub(crate) fn run(device: &Device, patience_ms: u32) -> bool {
     let region = device.region();
     let mut evictor = wait_for_memory(Evictor::new);
@@ -36,6 +37,9 @@ pub(crate) fn run(device: &Device, patience_ms: u32) -> bool {
         let in_use = region.used_pages();
         if in_use == 0 {
             return true;
+        }
+        if !region.is_cpu_addressable() && device.transport().is_gone() {
+            return false;
         }
         let moved = pass(region, &mut evictor);
         device.counters().evacuated(moved);
@@ -61,6 +65,16 @@ pub(crate) fn run(device: &Device, patience_ms: u32) -> bool {
         unsafe { sys::msleep(pause_ms) };
         idle_ms += pause_ms;
         pause_ms = (pause_ms * 2).min(PAUSE_MS_MAX);
+    }
+}
+
+/// Waits until nobody has a page of the device any more.
+pub(crate) fn wait_for_users(device: &Device) {
+    let region = device.region();
+    report(device);
+    while region.used_pages() != 0 {
+        // SAFETY: Process context, no lock held.
+        unsafe { sys::msleep(PAUSE_MS_MAX) };
     }
 }
 

@@ -4,13 +4,18 @@
 //!
 //! Facility: SRCU. C header: `linux/srcu.h`. Contexts: process context; whoever is
 //! inside may sleep. Lock order: outermost; taken before the mmap lock. Invariant:
-//! when [`Gate::wait`] returns after [`Gate::shut`], nobody is inside and nobody will be.
+//! when [`Gate::wait`] says so after [`Gate::shut`], nobody is inside and nobody will be.
 
 use kernel::new_srcu;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::srcu::Guard;
 use kernel::sync::Srcu;
+
+use crate::sys;
+
+/// Between two looks whether everybody has left.
+const LOOK_MS: u32 = 10;
 
 /// The gate of a device.
 #[pin_data]
@@ -48,8 +53,27 @@ impl Gate {
         self.is_closed.load(Relaxed)
     }
 
-    /// Waits until everybody who is inside has left.
-    pub(crate) fn wait(&self) {
-        self.inside.synchronize();
+    /// Waits until everybody who is inside has left; false if somebody has not after `ms`
+    /// milliseconds. A page fault that user space serves, or a server of files, has no end
+    /// that the driver could bring about.
+    pub(crate) fn wait(&self, ms: u32) -> bool {
+        let srcu = core::ptr::from_ref(&self.inside)
+            .cast_mut()
+            .cast::<sys::srcu_struct>();
+        // SAFETY: An `Srcu` is nothing but its initialised `struct srcu_struct`.
+        let cookie = unsafe { sys::start_poll_synchronize_srcu(srcu) };
+        let mut waited = 0;
+        loop {
+            // SAFETY: As above.
+            if unsafe { sys::poll_state_synchronize_srcu(srcu, cookie) } {
+                return true;
+            }
+            if waited >= ms {
+                return false;
+            }
+            // SAFETY: Process context, no lock held.
+            unsafe { sys::msleep(LOOK_MS) };
+            waited += LOOK_MS;
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::batch::{PageRange, PAGE_BYTES};
 use crate::command;
 use crate::device::Device;
 use crate::fault::Want;
-use crate::mirror::{forsake, AddressSpace};
+use crate::mirror::AddressSpace;
 use crate::plan::{Answer, Job, Request};
 use crate::table::Access;
 use crate::wire::{Opcode, Status, COMPARE_EQUAL, RANGES_MAX};
@@ -104,13 +104,13 @@ fn window(device: &Device, space: &AddressSpace, request: &Request) -> Result<An
         let room = || draft.take().ok_or(EIO);
         let mut job = Job::new(request);
         let done = command::once(device.engine(), &mut job, &source, &destination, room);
-        match done {
-            Err(err) if err == ENODEV => forsake(&destination),
-            _ => {}
+        if matches!(done, Err(err) if err == ETIMEDOUT) {
+            device.engine().forsake(&destination);
         }
         drop(table);
         return match done {
             Err(err) if err == ECANCELED => Err(EIO),
+            Err(err) if err == ETIMEDOUT => Err(ENODEV),
             done => done,
         };
     }

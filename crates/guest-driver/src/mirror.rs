@@ -19,9 +19,7 @@ use crate::fault::{Entry, Snapshot, Want};
 use crate::notifier::{Follower, Mirror};
 use crate::pagemap::Region;
 use crate::plan::Segment;
-use crate::sys;
 use crate::table::{pages_of, Access, Leaf};
-use crate::wire::Space;
 
 /// The whole of an address space: what `mmu_interval_notifier` can watch.
 const EVERYTHING: (u64, u64) = (0, !0xfff);
@@ -214,21 +212,5 @@ fn store(
         // SAFETY: The ticket holds, so the page is mapped until the lock is dropped.
         let segment = unsafe { region.segment_of(page, 0, PAGE_BYTES) };
         leaf.set(first + index, &segment, access);
-    }
-}
-
-/// The device does not answer, and may yet write to these pages: those of system memory are
-/// kept for ever. They are in use, by a page table whose lock is held or by the caller.
-pub(crate) fn forsake(destination: &[Segment]) {
-    for segment in destination {
-        if segment.space != Space::GUEST {
-            continue;
-        }
-        let first = segment.address / PAGE_BYTES;
-        let end = (segment.address + segment.bytes).div_ceil(PAGE_BYTES);
-        for frame in first..end {
-            // SAFETY: The page is in use, so it is valid.
-            unsafe { sys::cdm_page_get(sys::cdm_pfn_to_page(frame as usize)) };
-        }
     }
 }

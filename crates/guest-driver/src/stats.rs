@@ -7,7 +7,7 @@
 //!
 //! docs/reference-driver.md says which figure is here and which in sysfs, and why.
 
-use kernel::debugfs::{Dir, Scope, ScopedDir};
+use kernel::debugfs::{Dir, File, Scope, ScopedDir};
 use kernel::fmt;
 use kernel::prelude::*;
 use kernel::str::CString;
@@ -19,6 +19,16 @@ use crate::device::Device;
 use crate::mover::Direction;
 use crate::tally::{Reason, Tally};
 
+/// Pages of private memory whose contents were lost, of all devices since load.
+static LOST: Atomic<u64> = Atomic::new(0);
+/// Pages of system memory that are never used again, because a device may write to them.
+static FORSAKEN: Atomic<u64> = Atomic::new(0);
+
+/// A device went away with the contents of so many pages.
+pub(crate) fn lost(pages: u64) {
+    LOST.add(pages, Relaxed);
+}
+
 /// What happened since probe.
 pub(crate) struct Counters {
     to_device: Atomic<u64>,
@@ -29,6 +39,7 @@ pub(crate) struct Counters {
     evicted: Atomic<u64>,
     failed_to_evict: [Atomic<u64>; Reason::ALL.len()],
     faulted: Atomic<u64>,
+    forsaken: Atomic<u64>,
     commands: Atomic<u64>,
     commands_refused: Atomic<u64>,
     commands_abandoned: Atomic<u64>,
@@ -47,6 +58,7 @@ impl Counters {
             evicted: Atomic::new(0),
             failed_to_evict: zeroes(),
             faulted: Atomic::new(0),
+            forsaken: Atomic::new(0),
             commands: Atomic::new(0),
             commands_refused: Atomic::new(0),
             commands_abandoned: Atomic::new(0),
@@ -92,6 +104,12 @@ impl Counters {
         self.to_system.add(pages, Relaxed);
     }
 
+    /// Pages of system memory must never be used again, because of the device.
+    pub(crate) fn forsaken(&self, pages: u64) {
+        self.forsaken.add(pages, Relaxed);
+        FORSAKEN.add(pages, Relaxed);
+    }
+
     /// The device answered a command.
     pub(crate) fn answered(&self, is_ok: bool) {
         self.commands.add(1, Relaxed);
@@ -108,6 +126,11 @@ impl Counters {
     /// The device was reset on request.
     pub(crate) fn reset(&self) {
         self.resets.add(1, Relaxed);
+    }
+
+    /// Pages of system memory that are never used again.
+    pub(crate) fn pages_forsaken(&self) -> u64 {
+        self.forsaken.load(Relaxed)
     }
 
     /// Pages that left the device because it went away.
@@ -172,6 +195,7 @@ figures! {
     c"evict_mapping" => |device| failed_to_evict(device, Reason::Mapping);
     c"evict_split" => |device| failed_to_evict(device, Reason::Split);
     c"evict_unsupported" => |device| failed_to_evict(device, Reason::Unsupported);
+    c"pages_forsaken" => |device| device.counters().pages_forsaken();
     c"commands" => |device| device.counters().commands.load(Relaxed);
     c"commands_refused" => |device| device.counters().commands_refused.load(Relaxed);
     c"commands_abandoned" => |device| device.counters().commands_abandoned.load(Relaxed);
@@ -193,6 +217,22 @@ fn failed_to_system(device: &Device, reason: Reason) -> u64 {
 
 fn failed_to_evict(device: &Device, reason: Reason) -> u64 {
     device.counters().failed_to_evict[reason.index()].load(Relaxed)
+}
+
+/// A figure of the module; its file goes when this is dropped.
+pub(crate) type Figure = File<()>;
+
+/// Makes the files for what outlives its device, in the module's folder.
+pub(crate) fn module_files(dir: &Dir) -> Result<[Pin<KBox<Figure>>; 2]> {
+    let lost = &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", LOST.load(Relaxed));
+    let forsaken = &|(): &(), f: &mut fmt::Formatter<'_>| writeln!(f, "{}", FORSAKEN.load(Relaxed));
+    Ok([
+        KBox::pin_init(dir.read_callback_file(c"pages_lost", (), lost), GFP_KERNEL)?,
+        KBox::pin_init(
+            dir.read_callback_file(c"pages_forsaken", (), forsaken),
+            GFP_KERNEL,
+        )?,
+    ])
 }
 
 /// The debugfs folder of a device; it goes when this is dropped.

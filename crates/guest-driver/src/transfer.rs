@@ -16,7 +16,6 @@ use kernel::prelude::*;
 use crate::batch::{BATCH_PAGES, PAGE_BYTES};
 use crate::command;
 use crate::migrate::Collected;
-use crate::mirror::forsake;
 use crate::pagemap::{region_of, Region};
 use crate::plan::{Request, Segment};
 use crate::sys;
@@ -200,9 +199,9 @@ impl Transfer {
         };
         let done =
             command::run_for_driver(region.engine(), &request, &self.source, &self.destination);
-        if done == Err(ENODEV) {
+        if done == Err(ETIMEDOUT) {
             // The device may write yet to what it was given.
-            forsake(&self.destination);
+            region.engine().forsake(&self.destination);
         }
         done
     }

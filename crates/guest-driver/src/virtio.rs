@@ -36,6 +36,8 @@ use crate::{sys, work};
 const INPUT_BYTES: usize = size_of::<wire::Completion>();
 /// How often a waiter looks whether the device is still there.
 const LOOK_MS: u32 = 500;
+/// No limit for an answer.
+const UNLIMITED_MS: u32 = u32::MAX;
 
 /// A virtio device.
 ///
@@ -361,25 +363,20 @@ impl Request {
         T::read_from_prefix(input).ok().map(|(value, _)| value)
     }
 
-    /// Waits until the device answered, a signal comes, or the transport is gone.
-    pub(crate) fn wait_interruptible(&self, transport: &Transport) -> Result {
+    /// Waits until the device answered; EINTR after a signal, if they are heard, and ETIMEDOUT
+    /// if the device is past answering. The request stays with the device then.
+    pub(crate) fn wait_for(&self, transport: &Transport, signals: Signals) -> Result {
+        let mut waited = 0;
         loop {
-            match self.done.wait_interruptible(LOOK_MS) {
+            let wait = match signals {
+                Signals::Heard => self.done.wait_interruptible(LOOK_MS),
+                Signals::Ignored => self.done.wait(LOOK_MS),
+            };
+            match wait {
                 Wait::Done => return Ok(()),
                 Wait::Interrupted => return Err(EINTR),
-                Wait::TimedOut if transport.is_gone() => return Err(ENODEV),
+                Wait::TimedOut if transport.gives_up(&mut waited) => return Err(ETIMEDOUT),
                 Wait::TimedOut => {}
-            }
-        }
-    }
-
-    /// Waits until the device answered or the transport is gone, deaf to signals.
-    pub(crate) fn wait_patiently(&self, transport: &Transport) -> Result {
-        loop {
-            match self.done.wait(LOOK_MS) {
-                Wait::Done => return Ok(()),
-                _ if transport.is_gone() => return Err(ENODEV),
-                _ => {}
             }
         }
     }
@@ -429,8 +426,10 @@ pub(crate) enum Signals {
 
 /// State of a queue under its lock.
 struct Ring {
-    /// Requests may be added.
+    /// The queue may be used at all.
     is_open: bool,
+    /// Requests may be added.
+    takes_more: bool,
 }
 
 /// Why a request cannot be lent now.
@@ -467,14 +466,14 @@ impl Queue {
     fn new(vq: NonNull<sys::virtqueue>) -> impl PinInit<Self> {
         pin_init!(Self {
             vq,
-            ring <- new_spinlock_irq!(Ring { is_open: true }),
+            ring <- new_spinlock_irq!(Ring { is_open: true, takes_more: true }),
             space <- new_condvar!("cdm::Queue::space"),
         })
     }
 
     /// Adds a request to the ring; the caller holds the lock that `ring` comes from.
     fn add(&self, ring: &Ring, request: &Arc<Request>) -> Result<(), Refused> {
-        if !ring.is_open {
+        if !ring.is_open || !ring.takes_more {
             return Err(Refused::Errno(ENODEV));
         }
         let token = request.clone().into_foreign();
@@ -559,7 +558,13 @@ impl Queue {
         }
     }
 
-    /// No request from here on.
+    /// No request from here on; answers still come.
+    fn refuse(&self) {
+        self.ring.lock().takes_more = false;
+        self.space.notify_all();
+    }
+
+    /// Neither request nor answer from here on.
     fn close(&self) {
         self.ring.lock().is_open = false;
         self.space.notify_all();
@@ -594,6 +599,8 @@ pub(crate) struct Transport {
     events: Arc<EventSink>,
     /// The device is past answering.
     is_gone: Atomic<bool>,
+    /// Milliseconds that the device has for an answer.
+    answer_ms: Atomic<u32>,
 }
 
 impl Transport {
@@ -644,6 +651,7 @@ impl Transport {
                 queues,
                 events,
                 is_gone: Atomic::new(false),
+                answer_ms: Atomic::new(UNLIMITED_MS),
             };
             Ok(Arc::new(this, GFP_KERNEL)?)
         });
@@ -681,14 +689,46 @@ impl Transport {
         self.is_gone.load(Acquire)
     }
 
-    /// The device does not answer any more; waiters give up.
+    /// The device does not answer any more: waiters give up, and nobody asks it again.
+    ///
+    /// Answers that come all the same are taken, so that what they release is released.
     pub(crate) fn declare_gone(&self) {
         self.is_gone.store(true, Release);
+        for queue in &self.queues {
+            queue.refuse();
+        }
+    }
+
+    /// From here on a device that takes longer than `ms` milliseconds for an answer is gone.
+    /// Before, who waits for it decides how long.
+    pub(crate) fn limit_answers(&self, ms: u32) {
+        self.answer_ms.store(ms, Relaxed);
+    }
+
+    /// Milliseconds that the device has for an answer.
+    pub(crate) fn answer_ms(&self) -> u32 {
+        self.answer_ms.load(Relaxed)
+    }
+
+    /// Whether to give up after another [`LOOK_MS`] of waiting; `waited` counts those that the
+    /// device had since there is a limit.
+    fn gives_up(&self, waited: &mut u32) -> bool {
+        let limit = self.answer_ms();
+        if limit == UNLIMITED_MS {
+            return self.is_gone();
+        }
+        *waited += LOOK_MS;
+        if *waited >= limit {
+            self.declare_gone();
+        }
+        self.is_gone()
     }
 
     /// Resets the device, takes the buffers back and deletes the queues.
     ///
-    /// No SHMEM mapping may be under way, and nobody may need the mapped memory.
+    /// No SHMEM mapping may be under way, and nobody may need the mapped memory. The device
+    /// answers: the kernel waits for the reset without a limit, and QEMU, which has the
+    /// backend stop for it, holds the whole machine meanwhile.
     pub(crate) fn stop(&self) {
         self.close();
         // SAFETY: The device is valid. After the reset no callback runs any more.
@@ -705,11 +745,11 @@ impl Transport {
     /// Lets the device run on without a driver: neither asks it for anything nor hears it.
     ///
     /// The queues, this value and what they point to stay for good, and `priv` tells the
-    /// next driver so.
-    pub(crate) fn leave_running(&self) {
+    /// next driver so. True if the module stays, too; false if it is being unloaded.
+    pub(crate) fn leave_running(&self) -> bool {
         self.close();
         // SAFETY: The device is valid, and is being removed from its driver.
-        unsafe { sys::cdm_vdev_leave_running(self.vdev.as_ptr()) };
+        unsafe { sys::cdm_vdev_leave_running(self.vdev.as_ptr()) }
     }
 
     fn close(&self) {

@@ -1082,6 +1082,12 @@ unsigned long cdm_jiffies_of_ms(u32 ms)
 	return msecs_to_jiffies(ms);
 }
 
+/* False once the module is being unloaded, which nothing stops any more. */
+bool cdm_module_is_live(void)
+{
+	return module_is_live(THIS_MODULE);
+}
+
 /* ---- sysfs ------------------------------------------------------------- */
 
 /* The class device's drvdata is its struct miscdevice; see misc_register(). */

@@ -190,6 +190,7 @@ struct workqueue_struct *cdm_workqueue_alloc(void);
 u32 cdm_cpu(void);
 bool cdm_may_manage(void);
 unsigned long cdm_jiffies_of_ms(u32 ms);
+bool cdm_module_is_live(void);
 
 /* sysfs: numbers that cdm_attribute() in chardev.rs knows. */
 enum cdm_attribute_id {

@@ -16,7 +16,7 @@ use crate::batch::{PageRange, PAGE_BYTES};
 use crate::command;
 use crate::exclusive::Exclusive;
 use crate::fault::Want;
-use crate::mirror::{forsake, Room};
+use crate::mirror::Room;
 use crate::plan::Request;
 use crate::table::{Access, Leaf};
 use crate::wire::{Opcode, RANGES_MAX};
@@ -52,8 +52,7 @@ pub(super) fn read(
     each_window(client, range, missing, |bounce, window| {
         match copy(client, window, Access::Read, bounce)? {
             Window::Done => bounce
-                .as_ref()
-                .map_or(Ok(()), |bounce| bounce.write_to(window.pages(), &mut user))
+                .write_to(window.pages(), &mut user)
                 .map(|()| Window::Done),
             incomplete => Ok(incomplete),
         }
@@ -72,9 +71,7 @@ pub(super) fn write(client: &Client, range: PageRange, user: UserPtr) -> Result<
     each_window(client, range, missing, |bounce, window| {
         // Once, also if the device has to try again.
         if filled != Some(window.start()) {
-            if let Some(bounce) = bounce.as_mut() {
-                bounce.read_from(window.pages(), &mut user)?;
-            }
+            bounce.read_from(window.pages(), &mut user)?;
             filled = Some(window.start());
         }
         copy(client, window, Access::Write, bounce)
@@ -86,10 +83,10 @@ fn each_window(
     client: &Client,
     range: PageRange,
     missing: Missing,
-    mut with: impl FnMut(&mut Option<Bounce>, PageRange) -> Result<Window>,
+    mut with: impl FnMut(&mut Bounce, PageRange) -> Result<Window>,
 ) -> Result<u64> {
     let region = client.device.region();
-    let mut bounce = Some(Bounce::new(region, range.pages().min(WINDOW_PAGES))?);
+    let mut bounce = Bounce::new(region, range.pages().min(WINDOW_PAGES))?;
     let mut faults = 0;
     let mut at = range.start();
     while at < range.end() {
@@ -118,14 +115,9 @@ fn each_window(
 
 /// Has the device copy a window: to the bounce pages, or from them if it is to write.
 ///
-/// ECANCELED if the device was reset, EIO if it cannot do it, ENODEV if it does not answer; then it may still come to
-/// touch the pages, which are therefore given up.
-fn copy(
-    client: &Client,
-    window: PageRange,
-    access: Access,
-    bounce: &mut Option<Bounce>,
-) -> Result<Window> {
+/// ECANCELED if the device was reset, EIO if it cannot do it, ENODEV if it does not answer;
+/// then it may still come to write to the pages, which are therefore given up.
+fn copy(client: &Client, window: PageRange, access: Access, bounce: &Bounce) -> Result<Window> {
     let pages = window.pages();
     let mut segments = KVec::with_capacity(pages, GFP_KERNEL)?;
     let mut draft = Some(command::draft(RANGES_MAX)?);
@@ -134,7 +126,7 @@ fn copy(
         length: pages as u64 * PAGE_BYTES,
         ..Request::default()
     };
-    let buffer = bounce.as_ref().ok_or(ENODEV)?.segments(pages);
+    let buffer = bounce.segments(pages);
 
     let table = client.space.mirror().lock();
     if !table.resolve(window.start(), request.length, access, &mut segments) {
@@ -147,12 +139,8 @@ fn copy(
     let room = || draft.take().ok_or(EIO);
     let engine = client.device.engine();
     let done = command::run_once_for_driver(engine, &request, source, destination, room);
-    if done == Err(ENODEV) {
-        forsake(destination);
-        drop(table);
-        if let Some(bounce) = bounce.take() {
-            bounce.forsake();
-        }
+    if done == Err(ETIMEDOUT) {
+        engine.forsake(destination);
         return Err(ENODEV);
     }
     done.map(|()| Window::Done)

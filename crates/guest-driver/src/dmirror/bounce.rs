@@ -4,7 +4,7 @@
 //!
 //! Facility: the page allocator. C header: `linux/gfp.h`. Contexts: process context. Lock
 //! order: none; user memory is touched under no lock. Invariant: what a device may still
-//! write to is never freed.
+//! write to is given up by [`crate::engine::Engine::forsake`] before it is dropped.
 
 use kernel::page::Page;
 use kernel::prelude::*;
@@ -61,11 +61,6 @@ impl Bounce {
                 core::slice::from_raw_parts_mut(address(page), PAGE_BYTES as usize)
             })
         })
-    }
-
-    /// The device does not answer, and may yet write here: the pages are never used again.
-    pub(super) fn forsake(self) {
-        core::mem::forget(self);
     }
 }
 

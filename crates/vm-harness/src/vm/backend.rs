@@ -171,6 +171,11 @@ impl Backend {
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Sends it a signal, unless it has ended.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// Ends it as a service manager does, and gives its exit status.
     pub fn end(self) -> Result<ExitStatus> {
         self.tell_nobody();

@@ -20,6 +20,7 @@ mod persistence;
 mod plan;
 mod proxy;
 mod session;
+mod silent;
 
 use std::fs;
 use std::process::Command;
@@ -212,7 +213,37 @@ const SUITES: &[Suite] = &[
                 "held::unbind_ends_and_the_holder_keeps_its_bytes",
                 held::unbind_ends,
             ),
+            (
+                "silent::unbind_ends_and_memory_comes_home",
+                silent::addressable_memory_comes_home,
+            ),
         ],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::one_private_device,
+        groups: Groups::None,
+        checks: &[
+            (
+                "silent::unbind_ends_and_private_memory_is_lost",
+                silent::private_memory_is_lost,
+            ),
+            (
+                "silent::unload_loses_private_memory_and_ends_with_its_processes",
+                silent::private_memory_is_lost_by_unload,
+            ),
+        ],
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::one_private_device,
+        groups: Groups::None,
+        checks: &[(
+            "silent::unbind_ends_and_private_memory_is_lost",
+            silent::private_memory_is_lost,
+        )],
     },
 ];
 

@@ -74,6 +74,12 @@ pub fn one_device(spec: &mut VmSpec) {
     spec.memory = ByteSize(512 << 20);
 }
 
+/// The same with memory that the CPU cannot map.
+pub fn one_private_device(spec: &mut VmSpec) {
+    one_device(spec);
+    spec.memory_types = vec![MemoryType::Private];
+}
+
 /// Group of a test inside the guest.
 pub fn group_of(test: &str) -> &str {
     test.split("::").next().unwrap_or(test)

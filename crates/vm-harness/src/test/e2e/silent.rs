@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The end of a driver whose device does not answer: its backend is stopped.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::Session;
+
+/// How long the driver shall wait for an answer.
+const PATIENCE_MS: u32 = 1500;
+/// What a bounded end may take under emulation, and a busy host.
+const LIMIT: Duration = Duration::from_secs(30);
+const DRIVER: &str = "/sys/bus/virtio/drivers/cdm";
+/// Pages that `cdm-touch` has in the device.
+const PAGES: u64 = 64 + 512;
+
+/// Starts `cdm-touch`, which has memory in the device. A child of it loads a word of that when
+/// /tmp/load exists, and it looks at all of it when /tmp/end does.
+const TOUCH: &str = "rm -f /tmp/load /tmp/end; echo > /tmp/touched; \
+    ((while [ ! -e /tmp/load ]; do sleep 0.1; done; echo; \
+    while [ ! -e /tmp/end ]; do sleep 0.1; done) | \
+    (cdm-touch; echo \"exit $?\") > /tmp/touched 2>&1) > /dev/null 2>&1 & \
+    while ! grep -q -e ready -e exit /tmp/touched; do sleep 0.1; done; \
+    ! grep exit /tmp/touched";
+
+fn signal(session: &mut Session, signal: Signal) -> Result<()> {
+    for backend in session.vm()?.backends() {
+        backend.signal(signal);
+    }
+    Ok(())
+}
+
+/// Has `line` end the driver while the device does not answer; what the log says then.
+///
+/// The device answers again when this returns, whatever it returns.
+fn end_driver(
+    session: &mut Session,
+    before: impl FnOnce(&mut Session) -> Result<()>,
+    line: &str,
+) -> Result<String> {
+    signal(session, Signal::SIGSTOP)?;
+    let ended = (|| {
+        before(session)?;
+        session.new_log()?;
+        let start = Instant::now();
+        session.text(line)?;
+        let took = start.elapsed();
+        ensure!(took < LIMIT, "'{line}' took {} s", took.as_secs());
+        ensure!(
+            took >= Duration::from_millis(PATIENCE_MS.into()),
+            "'{line}' took only {took:?}: was the device silent at all?"
+        );
+        Ok(())
+    })();
+    signal(session, Signal::SIGCONT)?;
+    ended?;
+    let log = session.new_log()?;
+    let found = crate::vm::breaches(&log);
+    ensure!(found.is_empty(), "the guest's kernel reports:\n{log}");
+    ensure!(
+        !session.exec("test -e /dev/cdm0")?.status.success(),
+        "/dev/cdm0 is still there"
+    );
+    Ok(log)
+}
+
+/// A machine with memory of a process in its device; the line that unbinds the driver.
+fn prepare(session: &mut Session) -> Result<String> {
+    // Each check leaves a device behind that nobody can use.
+    session.text(&format!(
+        "echo {PATIENCE_MS} > /sys/module/cdm/parameters/evacuate_ms"
+    ))?;
+    session.text(TOUCH)?;
+    let name = session.text("readlink -f /sys/class/misc/cdm0/device")?;
+    let name = name.trim().rsplit('/').next().unwrap_or_default();
+    Ok(format!("echo {name} > {DRIVER}/unbind"))
+}
+
+/// What the process finds in its memory, which it must outlive.
+fn touched(session: &mut Session) -> Result<String> {
+    session
+        .text(
+            "touch /tmp/load /tmp/end; while ! grep -q exit /tmp/touched; do sleep 0.1; done; \
+             cat /tmp/touched",
+        )
+        .context("the process with memory in the device")
+}
+
+fn says(log: &str, words: &str) -> Result<()> {
+    let lines = log.lines().filter(|line| line.contains(words)).count();
+    ensure!(lines == 1, "{lines} lines speak of '{words}':\n{log}");
+    Ok(())
+}
+
+fn cannot_be_bound_again(session: &mut Session, unbind: &str) -> Result<()> {
+    ensure!(
+        !session.exec("rmmod cdm")?.status.success(),
+        "the module went away under a device that is left running"
+    );
+    let bind = unbind.replace("/unbind", "/bind");
+    ensure!(
+        !session.exec(&bind)?.status.success(),
+        "a device that is left running was bound again"
+    );
+    Ok(())
+}
+
+fn all_is_lost(found: &str) -> Result<()> {
+    ensure!(
+        found.contains("died of SIGBUS") && found.contains(&format!("0 unchanged, {PAGES} lost")),
+        "the process says: {found}"
+    );
+    Ok(())
+}
+
+/// Memory that the CPU can reach comes home without the device.
+pub fn addressable_memory_comes_home(session: &mut Session) -> Result<()> {
+    let unbind = prepare(session)?;
+    let log = end_driver(session, |_| Ok(()), &unbind)?;
+    says(&log, "device does not answer")?;
+    let found = touched(session)?;
+    ensure!(
+        found.contains("found it unchanged")
+            && found.contains(&format!("{PAGES} unchanged, 0 lost")),
+        "the process says: {found}"
+    );
+    cannot_be_bound_again(session, &unbind)?;
+    session.judge_log()?;
+    session.discard();
+    Ok(())
+}
+
+/// Private memory is lost, also for a process that waits for a page of it meanwhile; the page that
+/// the device was to write to is never used again.
+pub fn private_memory_is_lost(session: &mut Session) -> Result<()> {
+    let unbind = prepare(session)?;
+    let wait_for_a_page =
+        |session: &mut Session| session.text("touch /tmp/load; sleep 1").map(drop);
+    let log = end_driver(session, wait_for_a_page, &unbind)?;
+    says(&log, &format!("{PAGES} pages of private memory are lost"))?;
+    says(&log, "1 pages of system memory that it may yet write to")?;
+    let figures = session
+        .text("cat /sys/kernel/debug/cdm/pages_lost /sys/kernel/debug/cdm/pages_forsaken")?;
+    ensure!(
+        figures == format!("{PAGES}\n1\n"),
+        "debugfs says {figures:?}"
+    );
+    all_is_lost(&touched(session)?)?;
+    cannot_be_bound_again(session, &unbind)?;
+    session.judge_log()?;
+    session.discard();
+    Ok(())
+}
+
+/// An unload loses private memory in a limited time, too. The module goes when the process has
+/// ended that could still come to it, and its device is not given to another.
+pub fn private_memory_is_lost_by_unload(session: &mut Session) -> Result<()> {
+    prepare(session)?;
+    let unload = "rmmod cdm > /dev/null 2>&1 & while ! dmesg | grep -q 'pages of private memory are lost'; do \
+                  sleep 0.1; done; sleep 1";
+    let log = end_driver(session, |_| Ok(()), unload)?;
+    says(&log, &format!("{PAGES} pages of private memory are lost"))?;
+    says(&log, "waiting for whoever holds them")?;
+    session.text("test -e /sys/module/cdm")?;
+    all_is_lost(&touched(session)?)?;
+    session.text("while test -e /sys/module/cdm; do sleep 0.1; done")?;
+    session.text("insmod /lib/modules/cdm.ko; sleep 1; ! test -e /dev/cdm0")?;
+    session.judge_log()?;
+    session.discard();
+    Ok(())
+}
