@@ -222,6 +222,16 @@ const SUITES: &[Suite] = &[
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
+        shape: plan::three_devices,
+        groups: Groups::None,
+        checks: &[(
+            "parameters::list_with_too_few_memory_types_is_refused",
+            parameters::short_list_is_refused,
+        )],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
         shape: plan::one_private_device,
         groups: Groups::None,
         checks: &[

@@ -58,6 +58,24 @@ pub fn public_is_refused(session: &mut Session) -> Result<()> {
         .try_for_each(|line| one_line(std::slice::from_ref(line), &["public"]))
 }
 
+/// A list that has a type for two devices of three: the third is not guessed.
+pub fn short_list_is_refused(session: &mut Session) -> Result<()> {
+    session.text("rmmod cdm")?;
+    session.new_log()?;
+    session.text(&format!("insmod {FILE} memory_type=private,public"))?;
+    let types = session.text(
+        "cd /sys/class/misc; for name in cdm*; do echo $name $(cat $name/memory_type); done",
+    )?;
+    let log = session.new_log()?;
+    session.text(&format!(
+        "rmmod cdm && insmod {FILE} && cdmctl run checksum --size 1M --device 2"
+    ))?;
+    ensure!(types == "cdm0 private\ncdm1 public\n", "{types}");
+    let about_types = |line: &&str| line.contains("memory_type");
+    let lines: Vec<String> = log.lines().filter(about_types).map(str::to_owned).collect();
+    one_line(&lines, &["cdm2", "one for each"])
+}
+
 /// A memory type that does not exist.
 pub fn unknown_type_is_refused(session: &mut Session) -> Result<()> {
     let lines = refused(session, "memory_type=purple")?;

@@ -74,7 +74,13 @@ pub fn one_device(spec: &mut VmSpec) {
     spec.memory = ByteSize(512 << 20);
 }
 
-/// The same with memory that the CPU cannot map.
+/// Three small devices.
+pub fn three_devices(spec: &mut VmSpec) {
+    one_device(spec);
+    spec.devices = 3;
+}
+
+/// One small device with memory that the CPU cannot map.
 pub fn one_private_device(spec: &mut VmSpec) {
     one_device(spec);
     spec.memory_types = vec![MemoryType::Private];
