@@ -390,9 +390,17 @@ impl Driver for Bound {
                 layout.node,
             )
         };
-        // Last, because from here on a process may use the device.
+        // Last, because from here on a process may use the device. If the second node cannot
+        // be had, somebody may have moved pages through the first one already.
         bound.node = Some(chardev::register(&bound.device)?);
-        bound.dmirror = dmirror::register(&bound.device)?;
+        match dmirror::register(&bound.device) {
+            Ok(node) => bound.dmirror = node,
+            Err(err) => {
+                live.keep();
+                Self::remove(bound);
+                return Err(err);
+            }
+        }
         dev_info!(
             dev,
             "cdm{}: {} MiB of {} device memory at {:#x}, {} MiB of them for struct pages, node {}, \

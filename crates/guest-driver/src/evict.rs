@@ -110,7 +110,7 @@ impl Evictor {
         for item in self.transfer.items() {
             let pages = 1 << item.order;
             let outcome = if !item.is_filled {
-                Outcome::Failed(Reason::Unsupported)
+                Outcome::Failed(self.transfer.failure())
             } else if committed.is_moved(item.index) == Some(true) {
                 if pages == BATCH_PAGES as u64 {
                     tally.add_large(pages);

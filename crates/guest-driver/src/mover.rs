@@ -197,8 +197,8 @@ struct Mover<'a> {
 }
 
 impl Mover<'_> {
-    /// Moves a batch; its account and the tries it took, or `None` if a signal came
-    /// before anything was done.
+    /// Moves a batch; its account and the tries it took, or `None` if a signal came, or the
+    /// device went away, before anything was done.
     fn batch(
         &mut self,
         mirror: &Mirror,
@@ -215,7 +215,7 @@ impl Mover<'_> {
         let mut is_pause_due = false;
         let mut is_faulted = false;
         while tries < TRIES {
-            if kernel::current!().signal_pending() {
+            if self.device.gate().is_shut() || kernel::current!().signal_pending() {
                 if tries == 0 {
                     return Ok(None);
                 }
@@ -676,7 +676,7 @@ impl Pass<'_, '_> {
         for item in self.transfer.items() {
             let pages = 1 << item.order;
             let outcome = if !item.is_filled {
-                Outcome::Failed(Reason::Unsupported)
+                Outcome::Failed(self.transfer.failure())
             } else if committed.is_moved(item.index) == Some(true) {
                 large += if item.order == 0 { 0 } else { pages as u64 };
                 Outcome::Moved

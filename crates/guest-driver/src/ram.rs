@@ -20,6 +20,7 @@ use crate::batch::{PageRange, PAGE_BYTES};
 use crate::migrate::{self, Arrays, Collected, Select, Source};
 use crate::pagemap::{region_of, Region};
 use crate::sys;
+use crate::tally::Reason;
 use crate::transfer::{BadMemory, Item, Transfer};
 
 /// A CPU touched a page of private memory.
@@ -92,10 +93,11 @@ unsafe fn bring_back(region: &Region, vmf: *mut sys::vm_fault) -> Result {
     region.engine().counters().faulted(pages);
     // SAFETY: Takes values only.
     unsafe { sys::cdm_trace_fault(region.engine().number(), range.start(), pages) };
-    if is_lost {
-        return Err(EIO);
+    match transfer.failure() {
+        _ if !is_lost => Ok(()),
+        Reason::NoMemory => Err(ENOMEM),
+        _ => Err(EIO),
     }
-    Ok(())
 }
 
 /// Finds a place for the folio: one of its size, or one for each page; ENOMEM if there is

@@ -19,6 +19,7 @@ use crate::migrate::Collected;
 use crate::pagemap::{region_of, Region};
 use crate::plan::{Request, Segment};
 use crate::sys;
+use crate::tally::Reason;
 use crate::wire::Opcode;
 
 /// Bytes of an element that zeroes are written with.
@@ -56,6 +57,8 @@ pub(crate) struct Transfer {
     /// Ranges of a device command, made when there is one.
     source: KVec<Segment>,
     destination: KVec<Segment>,
+    /// Why there are items that are not filled.
+    failure: Reason,
 }
 
 impl Transfer {
@@ -69,12 +72,14 @@ impl Transfer {
             items: KVec::with_capacity(items, GFP_KERNEL)?,
             source: KVec::new(),
             destination: KVec::new(),
+            failure: Reason::Unsupported,
         })
     }
 
     /// Starts a batch.
     pub(crate) fn clear(&mut self) {
         self.items.clear();
+        self.failure = Reason::Unsupported;
     }
 
     /// Adds a destination, of at most a batch in all; `from` is null for zeroes.
@@ -153,13 +158,24 @@ impl Transfer {
         // one to another one; that of the destination does it then.
         let Some(region) = worker else { return };
         for is_copy in [true, false] {
-            let is_done = self.run_on_device(region, is_copy).is_ok();
+            let done = self.run_on_device(region, is_copy);
+            if done == Err(ENOMEM) {
+                // For the request, not for the pages.
+                self.failure = Reason::NoMemory;
+            }
+            let is_done = done.is_ok();
             for item in self.items.iter_mut().filter(|item| item.is_beyond_cpu) {
                 if item.from.is_null() != is_copy {
                     item.is_filled = is_done;
                 }
             }
         }
+    }
+
+    /// Why what is not filled is not: the memory has an error, or the device did not do it,
+    /// or there was no memory to ask it.
+    pub(crate) fn failure(&self) -> Reason {
+        self.failure
     }
 
     /// The destinations, in the order in which they were added.
