@@ -53,7 +53,7 @@ pub(crate) fn register(device: &Arc<Device>) -> Result<Pin<KBox<Node>>> {
     Node::register(device, name, shape)
 }
 
-/// A figure for sysfs; `c/helpers.c` formats it.
+/// A figure for sysfs; `c/sysfs.c` formats it.
 ///
 /// # Safety
 ///

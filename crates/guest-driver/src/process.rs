@@ -6,7 +6,7 @@
 //! Contexts: process context. Lock order: takes and leaves `exec_update_lock` of the
 //! process; no driver lock may be held but the gate. Invariant: an address space is
 //! handed out only to who may move its pages; the rule is `cdm_may_move()` in
-//! `c/helpers.c`, next to what it is made of.
+//! `c/task.c`, next to what it is made of.
 
 use core::ptr::NonNull;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Raw kernel interface: `kernel::bindings`, what Kbuild's bindgen run adds to it, and
-//! the C functions of `c/helpers.c`.
+//! the C functions of `c/`.
 //!
 //! Facility: none of its own. C headers: `c/bindings.h`, `c/helpers.h`,
 //! `uapi/cdm.h`. Invariant: every raw symbol that another file uses comes from here,
@@ -20,13 +20,13 @@ mod generated {
     use kernel::bindings::*;
     use kernel::ffi;
 
-    /// Opaque here; `c/helpers.c` reads its fields.
+    /// Opaque here; `c/virtio.c` reads its fields.
     #[repr(C)]
     pub struct virtio_device {
         _fields: [u8; 0],
     }
 
-    /// Opaque here; `c/helpers.c` reads its fields.
+    /// Opaque here; `c/virtio.c` reads its fields.
     #[repr(C)]
     pub struct virtqueue {
         _fields: [u8; 0],

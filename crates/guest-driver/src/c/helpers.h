@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * C side of cdm.ko: what Rust cannot reach because it is a macro, an inline
- * function or a table of macros. Nothing here decides anything; the one exception
- * is cdm_mm_of(), which is the rule of who may move whose memory.
+ * function or a table of macros; a file for each subject. Nothing here decides
+ * anything; the one exception is cdm_mm_of(), which is the rule of who may move
+ * whose memory.
  */
 #ifndef _CDM_HELPERS_H
 #define _CDM_HELPERS_H
@@ -85,7 +86,7 @@ struct workqueue_struct;
 /* What cdm_param_memory_type() says of a device that the parameter does not name. */
 static const u32 CDM_PARAM_NO_MEMORY_TYPE = U32_MAX;
 
-/* Module parameters */
+/* Module parameters: param.c */
 u32 cdm_param_memory_type(u32 device);
 u32 cdm_param_memory_types(void);
 bool cdm_param_altmap(void);
@@ -94,8 +95,11 @@ int cdm_param_max_order(void);
 u32 cdm_param_evacuate_ms(void);
 bool cdm_param_pressure_help(void);
 bool cdm_param_dmirror(void);
+#ifndef __BINDGEN__
+const char *cdm_memory_type_name(u32 type);
+#endif
 
-/* virtio */
+/* virtio: virtio.c */
 void *cdm_vdev_priv(struct virtio_device *vdev);
 void cdm_vdev_set_priv(struct virtio_device *vdev, void *priv);
 struct device *cdm_vdev_device(struct virtio_device *vdev);
@@ -116,7 +120,7 @@ int cdm_vq_add(struct virtqueue *vq, void *out, u32 out_bytes, void *in, u32 in_
 void cdm_warn_queue_error(struct device *dev, u32 device, u32 queue, u64 lost);
 void cdm_warn_unknown_event(struct device *dev, u32 device, u32 kind);
 
-/* Pages */
+/* Pages and folios: folio.c, frame.c, move.c, pgmap.c */
 struct page *cdm_pfn_to_page(unsigned long pfn);
 unsigned long cdm_page_to_pfn(struct page *page);
 struct dev_pagemap *cdm_page_pgmap(struct page *page);
@@ -163,7 +167,7 @@ u64 cdm_struct_page_bytes(void);
 unsigned long cdm_reclaim(struct dev_pagemap *pgmap, void *memcg, unsigned long pages);
 #endif
 
-/* Address spaces */
+/* Address spaces: task.c, vm.c */
 int cdm_mm_of(pid_t pid, struct mm_struct **mm);
 bool cdm_vma_migratable(struct vm_area_struct *vma);
 bool cdm_vma_is_anonymous(struct vm_area_struct *vma);
@@ -185,14 +189,14 @@ unsigned long cdm_fault_address(struct vm_fault *vmf);
 struct page *cdm_fault_page(struct vm_fault *vmf);
 u32 cdm_fault_order(struct vm_fault *vmf);
 
-/* Work */
+/* Work, time, the current process: sched.c */
 struct workqueue_struct *cdm_workqueue_alloc(void);
 u32 cdm_cpu(void);
 bool cdm_may_manage(void);
 unsigned long cdm_jiffies_of_ms(u32 ms);
 bool cdm_module_is_live(void);
 
-/* sysfs: numbers that cdm_attribute() in chardev.rs knows. */
+/* sysfs.c: numbers that cdm_attribute() in chardev.rs knows. */
 enum cdm_attribute_id {
 	CDM_ATTRIBUTE_MEMORY_TYPE,
 	CDM_ATTRIBUTE_BASE,
@@ -217,7 +221,7 @@ enum cdm_evict_why {
 	CDM_EVICT_UNDER_PRESSURE,
 };
 
-/* Trace events */
+/* Trace events: trace.c */
 void cdm_trace_probe(u32 device, u32 memory_type, u64 base, u64 bytes, u64 metadata, int node);
 void cdm_trace_migrate_batch(u32 device, u32 direction, u64 address, u64 pages, u64 moved,
 			     u64 there, u64 failed, u32 tries);

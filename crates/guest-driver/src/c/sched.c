@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Work, time, CPUs, and the current process. */
+
+#include <linux/capability.h>
+#include <linux/jiffies.h>
+#include <linux/module.h>
+#include <linux/sched/signal.h>
+#include <linux/smp.h>
+#include <linux/workqueue.h>
+
+#include "helpers.h"
+
+struct workqueue_struct *cdm_workqueue_alloc(void)
+{
+	return alloc_workqueue("cdm", WQ_UNBOUND, 0);
+}
+
+u32 cdm_cpu(void)
+{
+	return raw_smp_processor_id();
+}
+
+bool cdm_may_manage(void)
+{
+	return capable(CAP_SYS_ADMIN);
+}
+
+unsigned long cdm_jiffies_of_ms(u32 ms)
+{
+	return msecs_to_jiffies(ms);
+}
+
+/* Whether the current process was killed; lets others run, too. */
+bool cdm_dying(void)
+{
+	cond_resched();
+	return fatal_signal_pending(current);
+}
+
+/* False once the module is being unloaded, which nothing stops any more. */
+bool cdm_module_is_live(void)
+{
+	return module_is_live(THIS_MODULE);
+}

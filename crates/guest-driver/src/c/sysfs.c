@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Attributes of /dev/cdmN's class device. */
+
+#include <linux/device.h>
+#include <linux/sysfs.h>
+
+#include "helpers.h"
+
+/* The class device's drvdata is its struct miscdevice; see misc_register(). */
+#define CDM_ATTRIBUTE(_name, _id, _format, _type)					\
+static ssize_t _name##_show(struct device *dev, struct device_attribute *attr, char *buf) \
+{											\
+	return sysfs_emit(buf, _format "\n",						\
+			  (_type)cdm_attribute(dev_get_drvdata(dev), _id));		\
+}											\
+static DEVICE_ATTR_RO(_name)
+
+static ssize_t memory_type_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	s64 type = cdm_attribute(dev_get_drvdata(dev), CDM_ATTRIBUTE_MEMORY_TYPE);
+
+	return sysfs_emit(buf, "%s\n", cdm_memory_type_name(type));
+}
+static DEVICE_ATTR_RO(memory_type);
+
+CDM_ATTRIBUTE(base, CDM_ATTRIBUTE_BASE, "0x%llx", u64);
+CDM_ATTRIBUTE(bytes_total, CDM_ATTRIBUTE_BYTES_TOTAL, "%llu", u64);
+CDM_ATTRIBUTE(bytes_free, CDM_ATTRIBUTE_BYTES_FREE, "%llu", u64);
+CDM_ATTRIBUTE(bytes_metadata, CDM_ATTRIBUTE_BYTES_METADATA, "%llu", u64);
+CDM_ATTRIBUTE(numa_node, CDM_ATTRIBUTE_NUMA_NODE, "%lld", s64);
+CDM_ATTRIBUTE(link_width_lanes, CDM_ATTRIBUTE_LINK_WIDTH_LANES, "%llu", u64);
+CDM_ATTRIBUTE(link_speed_mts, CDM_ATTRIBUTE_LINK_SPEED_MTS, "%llu", u64);
+CDM_ATTRIBUTE(max_order, CDM_ATTRIBUTE_MAX_ORDER, "%llu", u64);
+
+static struct attribute *cdm_attrs[] = {
+	&dev_attr_memory_type.attr,
+	&dev_attr_base.attr,
+	&dev_attr_bytes_total.attr,
+	&dev_attr_bytes_free.attr,
+	&dev_attr_bytes_metadata.attr,
+	&dev_attr_numa_node.attr,
+	&dev_attr_link_width_lanes.attr,
+	&dev_attr_link_speed_mts.attr,
+	&dev_attr_max_order.attr,
+	NULL,
+};
+ATTRIBUTE_GROUPS(cdm);
+
+const struct attribute_group **cdm_attribute_groups(void)
+{
+	return cdm_groups;
+}
