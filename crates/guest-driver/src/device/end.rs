@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The end of a device.
+//!
+//! Facility: none of its own. Contexts: process context under the device lock. Lock order:
+//! as the driver's. Invariant: it takes a limited time, and what it leaves behind is neither
+//! freed nor used for anything else.
+
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+use super::Device;
+use crate::command::CONTROL_MS;
+use crate::wire::ControlOpcode;
+use crate::{evacuate, stats, sys};
+
+/// Shortest time that a device has for an answer when its driver goes, whatever the
+/// parameter says: an emulated machine may stand still for a moment.
+const ANSWER_MS_MIN: u32 = 1_000;
+
+impl Device {
+    /// Ends all work and brings all pages back. False if pages are still in use, or may be
+    /// soon, because somebody who is inside did not leave in time.
+    pub(super) fn retire(&self, patience_ms: u32) -> bool {
+        self.gate.shut();
+        let answer_ms = patience_ms.clamp(ANSWER_MS_MIN, CONTROL_MS);
+        self.transport().limit_answers(answer_ms);
+        // Whoever waits for a command shall not hold this up.
+        self.demand(ControlOpcode::RESET);
+        let is_alone = self.gate.wait(answer_ms.saturating_add(patience_ms));
+        let is_empty = evacuate::run(self, patience_ms);
+        is_alone && is_empty
+    }
+
+    /// Takes the memory, of which no page is in use, out of the kernel. Whether the device
+    /// may be reset now.
+    pub(super) fn close(&self) -> bool {
+        self.region.unmap();
+        // Nobody relies on what it guards, as a reset follows; and it is the last question
+        // before that reset, which has no limit.
+        self.demand(ControlOpcode::SET_METADATA);
+        !self.transport().is_gone()
+    }
+
+    /// Makes a request without arguments, which a device that lives answers. One that does
+    /// not is taken for dead.
+    fn demand(&self, opcode: ControlOpcode) {
+        match self.control.call(opcode, 0, 0) {
+            Ok(_) => {}
+            // A refusal is an answer, too; and without memory, nothing was asked.
+            Err(err) if err == EIO || err == ENOMEM => {}
+            Err(_) => self.transport().declare_gone(),
+        }
+    }
+
+    /// The driver leaves the device, in a limited time.
+    pub(super) fn part(self: &Arc<Self>) {
+        // SAFETY: Returns a module parameter.
+        let patience_ms = unsafe { sys::cdm_param_evacuate_ms() };
+        let mut is_retired = self.retire(patience_ms);
+        while !is_retired && self.is_to_be_waited_for() {
+            is_retired = self.retire(patience_ms);
+        }
+        if !is_retired {
+            self.strand();
+        } else if self.close() {
+            self.transport().stop();
+            dev_info!(
+                self.dev(),
+                "cdm{}: removed, {} pages brought back to system memory\n",
+                self.number(),
+                self.counters().pages_evacuated()
+            );
+        } else {
+            self.transport().leave_running();
+            dev_err!(
+                self.dev(),
+                "cdm{}: device does not answer, so it cannot be reset: it is left running and \
+                 unusable until the guest restarts; {} pages of system memory that it may yet \
+                 write to are never used again\n",
+                self.number(),
+                self.counters().pages_forsaken()
+            );
+        }
+    }
+
+    /// Whether waiting is all that can be done: who has a page of private memory comes to the
+    /// module for it, which is being unloaded, and the device could still give it back.
+    fn is_to_be_waited_for(&self) -> bool {
+        // SAFETY: Reads the state of this module.
+        let is_live = unsafe { sys::cdm_module_is_live() };
+        !is_live && !self.region.is_cpu_addressable() && !self.transport().is_gone()
+    }
+
+    /// Pages do not leave, and the driver must. What the CPU can reach stays where it is, for
+    /// whoever has it. Private memory is of use to nobody without the device, so what is in
+    /// it is lost: who touches it comes to the driver, and gets SIGBUS. An unload has to wait
+    /// until nobody can.
+    ///
+    /// A reset would take the memory from under whoever has it, and the struct pages with
+    /// it. What they are made of stays allocated until the guest restarts, and so long no
+    /// driver can have the device again.
+    fn strand(self: &Arc<Self>) {
+        let is_private = !self.region.is_cpu_addressable();
+        let pages = self.region.used_pages();
+        if is_private {
+            stats::lost(pages.into());
+        }
+        // INVARIANT: Neither region nor transport is dropped.
+        core::mem::forget(self.clone());
+        let is_module_kept = self.transport().leave_running();
+        dev_err!(
+            self.dev(),
+            "cdm{}: {} pages {}; the device is left running and unusable until the guest \
+             restarts; {} pages of system memory that it may yet write to are never used again\n",
+            self.number(),
+            pages,
+            if is_private {
+                "of private memory are lost, whoever touches one gets SIGBUS"
+            } else {
+                "did not leave in time, they stay where they are"
+            },
+            self.counters().pages_forsaken()
+        );
+        if is_module_kept {
+            return;
+        }
+        if is_private {
+            evacuate::wait_for_users(self);
+        }
+        self.region.abandon();
+    }
+}

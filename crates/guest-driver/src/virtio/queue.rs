@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One virtqueue.
+//!
+//! Facility: virtqueues. C header: `linux/virtio.h`. Contexts: buffers are added in process
+//! context and in the queue's callback, and taken off in the callback, in hard interrupt
+//! context. Lock order: `Queue::ring`, taken in interrupts, then `Request::parked`. Invariant:
+//! the device has exactly the requests that the ring holds a reference to.
+
+use core::ptr::NonNull;
+
+use kernel::prelude::*;
+use kernel::sync::{new_condvar, new_spinlock_irq, Arc, CondVar, SpinLockIrq};
+use kernel::types::ForeignOwnable;
+
+use super::request::{Request, Signals, INPUT_BYTES};
+use crate::sys;
+
+/// State of a queue under its lock.
+struct Ring {
+    /// The queue may be used at all.
+    is_open: bool,
+    /// Requests may be added.
+    takes_more: bool,
+}
+
+/// Why a request cannot be lent now.
+enum Refused {
+    /// No descriptor is free.
+    Full,
+    /// The queue is closed, or broken.
+    Errno(Error),
+}
+
+/// One virtqueue.
+///
+/// # Invariants
+///
+/// - `vq` is valid until [`Transport`] deletes it, which is after `is_open` went false.
+/// - Every call on `vq` is made under `ring`.
+/// - Each token on `vq` is a reference to a [`Request`].
+#[pin_data]
+pub(crate) struct Queue {
+    vq: NonNull<sys::virtqueue>,
+    #[pin]
+    ring: SpinLockIrq<Ring>,
+    /// A descriptor came free.
+    #[pin]
+    space: CondVar,
+}
+
+// SAFETY: `vq` is only used under `ring`.
+unsafe impl Send for Queue {}
+// SAFETY: As above.
+unsafe impl Sync for Queue {}
+
+impl Queue {
+    pub(super) fn new(vq: NonNull<sys::virtqueue>) -> impl PinInit<Self> {
+        pin_init!(Self {
+            vq,
+            ring <- new_spinlock_irq!(Ring { is_open: true, takes_more: true }),
+            space <- new_condvar!("cdm::Queue::space"),
+        })
+    }
+
+    /// Adds a request to the ring; the caller holds the lock that `ring` comes from.
+    fn add(&self, ring: &Ring, request: &Arc<Request>) -> Result<(), Refused> {
+        if !ring.is_open || !ring.takes_more {
+            return Err(Refused::Errno(ENODEV));
+        }
+        let token = request.clone().into_foreign();
+        // SAFETY: The lock is held. Both buffers stay allocated and untouched while the
+        // ring has the reference in `token`; they are slab memory, so contiguous.
+        let err = unsafe {
+            sys::cdm_vq_add(
+                self.vq.as_ptr(),
+                request.output.as_ptr().cast_mut().cast(),
+                request.output.len() as u32,
+                request.input.get().cast(),
+                INPUT_BYTES as u32,
+                token,
+            )
+        };
+        if err == 0 {
+            // SAFETY: The lock is held and the queue is open, so the device is not reset.
+            unsafe { sys::virtqueue_kick(self.vq.as_ptr()) };
+            return Ok(());
+        }
+        // SAFETY: The ring did not take the token.
+        drop(unsafe { Arc::<Request>::from_foreign(token) });
+        let err = Error::from_errno(err);
+        Err(if err == ENOSPC {
+            Refused::Full
+        } else {
+            Refused::Errno(err)
+        })
+    }
+
+    /// Lends a request to the device; waits for a free descriptor, or a signal if the
+    /// caller listens to signals.
+    pub(crate) fn submit(&self, request: &Arc<Request>, signals: Signals) -> Result {
+        let mut ring = self.ring.lock();
+        loop {
+            match self.add(&ring, request) {
+                Ok(()) => return Ok(()),
+                Err(Refused::Errno(err)) => return Err(err),
+                Err(Refused::Full) => match signals {
+                    Signals::Heard => {
+                        if self.space.wait_interruptible(&mut ring) {
+                            return Err(EINTR);
+                        }
+                    }
+                    Signals::Ignored => self.space.wait(&mut ring),
+                },
+            }
+        }
+    }
+
+    /// Lends a request to the device if there is room.
+    pub(crate) fn try_submit(&self, request: &Arc<Request>) -> Result {
+        match self.add(&self.ring.lock(), request) {
+            Ok(()) => Ok(()),
+            Err(Refused::Errno(err)) => Err(err),
+            Err(Refused::Full) => Err(EBUSY),
+        }
+    }
+
+    /// Takes the next used buffer off the ring: the request and the bytes written.
+    fn take_used(&self) -> Option<(Arc<Request>, u32)> {
+        let ring = self.ring.lock();
+        if !ring.is_open {
+            return None;
+        }
+        let mut written = 0;
+        // SAFETY: The lock is held and the queue is open.
+        let token = unsafe { sys::virtqueue_get_buf(self.vq.as_ptr(), &mut written) };
+        drop(ring);
+        if token.is_null() {
+            return None;
+        }
+        // SAFETY: By the type invariant; the ring gave the reference up.
+        Some((unsafe { Arc::<Request>::from_foreign(token) }, written))
+    }
+
+    /// Hands every used buffer to `each`.
+    pub(super) fn drain(&self, mut each: impl FnMut(Arc<Request>, u32)) {
+        while let Some((request, written)) = self.take_used() {
+            each(request, written);
+            self.space.notify_all();
+        }
+    }
+
+    /// No request from here on; answers still come.
+    pub(super) fn refuse(&self) {
+        self.ring.lock().takes_more = false;
+        self.space.notify_all();
+    }
+
+    /// Neither request nor answer from here on.
+    pub(super) fn close(&self) {
+        self.ring.lock().is_open = false;
+        self.space.notify_all();
+    }
+
+    /// Gives back what the device never answered. The device is reset.
+    pub(super) fn reclaim(&self) {
+        loop {
+            let ring = self.ring.lock();
+            // SAFETY: The lock is held; the device is reset, so the ring is the driver's.
+            let token = unsafe { sys::virtqueue_detach_unused_buf(self.vq.as_ptr()) };
+            drop(ring);
+            if token.is_null() {
+                return;
+            }
+            // SAFETY: By the type invariant; the ring gave the reference up.
+            unsafe { Arc::<Request>::from_foreign(token) }.finish(0);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A request that is lent to the device, and waiting for its answer.
+//!
+//! Facility: none of its own. Contexts: the device's answer comes in hard interrupt context,
+//! which leaves everything that may sleep to a work item; waits are in process context. Lock
+//! order: `Request::parked` is taken in interrupts, after `Queue::ring`. Invariant: a lent
+//! buffer stays untouched and allocated until its completion, or until the device is reset.
+//! The ring holds a reference to each [`Request`] that it lends, so a waiter may walk away.
+
+use core::cell::UnsafeCell;
+
+use kernel::prelude::*;
+use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
+use kernel::sync::{new_spinlock_irq, Arc, SpinLockIrq, UniqueArc};
+use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
+use zerocopy::FromBytes;
+
+use super::Transport;
+use crate::done::{Done, Wait};
+use crate::pins::Operands;
+use crate::{wire, work};
+
+/// Bytes that the device writes into a buffer, at most.
+pub(super) const INPUT_BYTES: usize = size_of::<wire::Completion>();
+/// How often a waiter looks whether the device is still there.
+pub(super) const LOOK_MS: u32 = 500;
+
+/// Whether a wait ends when a signal comes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signals {
+    /// It does.
+    Heard,
+    /// It does not: what the device works on is not the waiter's to walk away from.
+    Ignored,
+}
+
+/// What a request left behind when its waiter went away.
+struct Parked {
+    /// The device is done with the buffers.
+    is_done: bool,
+    /// Kept until then.
+    operands: Option<Arc<Operands>>,
+}
+
+/// A request to the device: bytes for it to read, then room for its answer.
+///
+/// # Invariants
+///
+/// While the request is lent, neither `output` nor `input` is touched by the driver.
+#[pin_data]
+pub(crate) struct Request {
+    /// Number in traces.
+    token: u64,
+    /// What the device reads.
+    pub(super) output: KVec<u8>,
+    /// What the device writes.
+    pub(super) input: KBox<UnsafeCell<[u8; INPUT_BYTES]>>,
+    /// Bytes that it wrote; `u32::MAX` until it did.
+    pub(super) written: Atomic<u32>,
+    #[pin]
+    done: Done,
+    #[pin]
+    parked: SpinLockIrq<Parked>,
+    #[pin]
+    release: Work<Request>,
+}
+
+// SAFETY: `input` is only read after `written` says that the device is done with it.
+unsafe impl Sync for Request {}
+// SAFETY: Nothing in a request belongs to a thread.
+unsafe impl Send for Request {}
+
+impl_has_work! {
+    impl HasWork<Self> for Request { self.release }
+}
+
+/// Drops what an interrupt must not drop.
+impl WorkItem for Request {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        let operands = this.parked.lock().operands.take();
+        drop(operands);
+    }
+}
+
+/// A request that nobody else knows yet: its output can still be written.
+///
+/// Making one allocates everything that the request needs, so it can be filled in and
+/// submitted where an allocation might wait for the caller's own locks.
+pub(crate) struct Draft(Pin<UniqueArc<Request>>);
+
+impl Draft {
+    /// A request whose output starts with `output`, and keeps its room.
+    pub(crate) fn new(output: KVec<u8>) -> Result<Self> {
+        let input = KBox::new(UnsafeCell::new([0; INPUT_BYTES]), GFP_KERNEL)?;
+        Ok(Self(UniqueArc::pin_init(
+            pin_init!(Request {
+                token: NEXT_TOKEN.fetch_add(1, Relaxed),
+                output,
+                input,
+                written: Atomic::new(NOT_WRITTEN),
+                done <- Done::new(),
+                parked <- new_spinlock_irq!(Parked { is_done: false, operands: None }),
+                release <- new_work!("cdm::Request::release"),
+            }),
+            GFP_KERNEL,
+        )?))
+    }
+
+    /// What the device will read.
+    pub(crate) fn output(&mut self) -> &mut KVec<u8> {
+        self.0.as_mut().project().output
+    }
+
+    /// The request, which is not changed from here on.
+    pub(crate) fn finish(self) -> Arc<Request> {
+        self.0.into()
+    }
+}
+
+/// Token of the next request.
+static NEXT_TOKEN: Atomic<u64> = Atomic::new(1);
+/// Not written yet.
+pub(super) const NOT_WRITTEN: u32 = u32::MAX;
+
+impl Request {
+    pub(crate) fn new(output: KVec<u8>) -> Result<Arc<Self>> {
+        Ok(Draft::new(output)?.finish())
+    }
+
+    /// A number that tells requests apart in traces.
+    pub(crate) fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// What the device answered; `None` while it has not, or if the answer is too short.
+    pub(crate) fn answer<T: FromBytes>(&self) -> Option<T> {
+        let written = self.written.load(Acquire);
+        if written == NOT_WRITTEN || (written as usize) < size_of::<T>() {
+            return None;
+        }
+        // SAFETY: `written` says that the device is done with the buffer, and no driver
+        // code writes to it, so it can be read like any other memory.
+        let input = unsafe { &*self.input.get() };
+        T::read_from_prefix(input).ok().map(|(value, _)| value)
+    }
+
+    /// Waits until the device answered; EINTR after a signal, if they are heard, and ETIMEDOUT
+    /// if the device is past answering. The request stays with the device then.
+    pub(crate) fn wait_for(&self, transport: &Transport, signals: Signals) -> Result {
+        let mut waited = 0;
+        loop {
+            let wait = match signals {
+                Signals::Heard => self.done.wait_interruptible(LOOK_MS),
+                Signals::Ignored => self.done.wait(LOOK_MS),
+            };
+            match wait {
+                Wait::Done => return Ok(()),
+                Wait::Interrupted => return Err(EINTR),
+                Wait::TimedOut if transport.gives_up(&mut waited) => return Err(ETIMEDOUT),
+                Wait::TimedOut => {}
+            }
+        }
+    }
+
+    /// Waits until the device answered or `ms` milliseconds went by.
+    pub(crate) fn wait(&self, ms: u32) -> Result {
+        match self.done.wait(ms) {
+            Wait::Done => Ok(()),
+            _ => Err(ETIMEDOUT),
+        }
+    }
+
+    /// The waiter goes away: keep the operands until the device is done with them.
+    pub(crate) fn abandon(&self, operands: Arc<Operands>) {
+        let mut parked = self.parked.lock();
+        if parked.is_done {
+            drop(parked);
+            drop(operands);
+        } else {
+            parked.operands = Some(operands);
+        }
+    }
+
+    /// The device, or its reset, gives the buffers back.
+    pub(super) fn finish(self: Arc<Self>, written: u32) {
+        self.written.store(written.min(INPUT_BYTES as u32), Release);
+        let mut parked = self.parked.lock();
+        parked.is_done = true;
+        let is_abandoned = parked.operands.is_some();
+        drop(parked);
+        self.done.signal();
+        if is_abandoned {
+            // Fails only if it is queued already, and nobody else queues it.
+            let _ = work::queue().enqueue(self);
+        }
+    }
+}
