@@ -83,7 +83,7 @@ fn inputs(task: &Task<'_>) -> Result<String> {
     Ok(key.finish().to_string())
 }
 
-/// Two small devices, which are soon full, and room in the guest for what both hold.
+/// Two small devices, which the program keeps full, and room in the guest for what both hold.
 fn machine(task: &Task<'_>, memory_type: Option<MemoryType>) -> VmSpec {
     let mut spec = VmSpec::new(task.kernel.clone());
     spec.devices = 2;

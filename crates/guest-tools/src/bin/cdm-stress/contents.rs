@@ -34,7 +34,8 @@ impl Contents {
         Self::Pattern { seed, first }
     }
 
-    fn word(self, index: usize) -> u64 {
+    /// One of its words.
+    pub fn word(self, index: usize) -> u64 {
         match self {
             Self::Zeroes => 0,
             Self::Pattern { seed, first } => pattern(seed, first + index),

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use anyhow::{Context, Result};
 use cdm_guest_tools::memory::Mapping;
+use cdm_guest_tools::uapi::{CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE};
 
-/// Makes the counts: a name in the program, one in the output, and how many there must be at least
-/// for each thousand operations.
+/// Makes the counts: a name in the program, one in the output, how many there must be at least for
+/// each thousand operations, and what the driver must be able to do (`CDM_CAN_*`) for there to be
+/// any.
 macro_rules! counts {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal, $least:literal;)+) => {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $least:literal $(, if $needs:ident)?;)+) => {
         /// Something that is counted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Count {
@@ -35,10 +37,19 @@ macro_rules! counts {
                     $(Self::$variant => $least,)+
                 }
             }
+
+            /// Capabilities of the driver without which it cannot happen.
+            fn needs(self) -> u32 {
+                match self {
+                    $(Self::$variant => 0 $(| $needs)?,)+
+                }
+            }
         }
     };
 }
 
+// The numbers go by how often a step is taken and what one does at least, never by how fast anything
+// is: a slow machine makes fewer operations, and of each kind as large a part.
 counts! {
     /// Steps of all threads.
     Operations = "operations", 1000;
@@ -47,19 +58,43 @@ counts! {
     /// Calls that bring it back.
     ToSystem = "migrate_to_system", 40;
     /// Calls of a thread that moves what others work on.
-    Foreign = "migrate_foreign", 100;
+    Foreign = "migrate_foreign", 10;
+    /// Of all these, calls that fault in what is not present.
+    Populate = "migrate_populate", 10;
+    /// Calls that evict others from a full device.
+    MakeRoom = "migrate_make_room", 10;
+    /// Calls that take 2 MiB folios apart.
+    Small = "migrate_small", 10;
     /// Pages that went into a device.
-    PagesToDevice = "pages_to_device", 5000;
+    PagesToDevice = "pages_to_device", 3000;
+    /// Of these, pages of files.
+    FilePagesToDevice = "file_pages_to_device", 200, if CDM_CAN_MOVE_FILES;
     /// Pages that came back.
-    PagesToSystem = "pages_to_system", 2000;
+    PagesToSystem = "pages_to_system", 1000;
+    /// Pages that moved as whole 2 MiB folios, either way.
+    PagesLarge = "pages_large", 1000, if CDM_CAN_MOVE_LARGE;
+    /// Pages that found a device full.
+    PagesNoRoom = "pages_without_room", 20;
+    /// Pages that left a device for others.
+    PagesMadeRoom = "pages_evicted_for_room", 20;
+    /// Calls that bring back what lies in some frames, or has been there longest.
+    Evict = "evictions", 10;
+    /// Pages that left by them.
+    PagesEvicted = "pages_evicted", 20;
     /// Pages that stayed because somebody held them.
-    PagesBusy = "pages_busy", 1;
+    PagesHeld = "pages_held", 50;
+    /// Pages whose places were asked for.
+    PagesLocated = "pages_located", 100;
     /// Pages stored with new contents by the CPU.
     Rewrite = "pages_rewritten", 100;
     /// Fills and copies of the device.
     DeviceStore = "device_stores", 20;
     /// Checksums of the device.
     DeviceRead = "device_checksums", 20;
+    /// Comparisons by the device.
+    DeviceCompare = "device_comparisons", 5;
+    /// Numbers that the device changed atomically, and back.
+    DeviceAtomic = "device_atomics", 5;
     /// Children that checked their copy and wrote to it.
     Fork = "forks", 10;
     /// Parts of a mapping that were unmapped.
@@ -71,7 +106,7 @@ counts! {
     /// Parts whose contents were dropped.
     Drop = "dontneed", 10;
     /// Long-term pins.
-    Pin = "long_term_pins", 10;
+    Pin = "long_term_pins", 3;
     /// Files cut and grown again.
     Truncate = "truncates", 5;
     /// Holes punched into files.
@@ -99,13 +134,24 @@ const WORDS: usize = STOP + 1;
 /// The counts, in memory that all processes share.
 pub struct Counts {
     memory: Mapping,
+    capabilities: u32,
 }
 
 impl Counts {
-    /// All zero.
-    pub fn new() -> Result<Self> {
+    /// All zero. `capabilities` says what the driver can do.
+    pub fn new(capabilities: u32) -> Result<Self> {
         let memory = Mapping::shared(WORDS * size_of::<u64>()).context("cannot share counts")?;
-        Ok(Self { memory })
+        Ok(Self {
+            memory,
+            capabilities,
+        })
+    }
+
+    /// Those of which there can be any.
+    fn possible(&self) -> impl Iterator<Item = Count> {
+        let capabilities = self.capabilities;
+        let all = Count::ALL.iter().copied();
+        all.filter(move |count| count.needs() & !capabilities == 0)
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
@@ -132,21 +178,18 @@ impl Counts {
         self.word(STOP).load(Relaxed) != 0
     }
 
-    /// All counts with their names.
+    /// All that can be counted, with their names.
     pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        Count::ALL
-            .iter()
-            .map(|count| (count.name(), self.get(*count)))
+        self.possible().map(|count| (count.name(), self.get(count)))
     }
 
     /// What is there too rarely: name, number, least number.
     pub fn below_minimum(&self) -> Vec<(&'static str, u64, u64)> {
         let operations = self.get(Count::Operations);
-        Count::ALL
-            .iter()
+        self.possible()
             .map(|count| {
                 let least = operations * count.least_per_thousand() / 1000;
-                (count.name(), self.get(*count), least)
+                (count.name(), self.get(count), least)
             })
             .filter(|(_, found, least)| found < least)
             .collect()
@@ -159,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_never_happened_is_below_its_minimum() {
-        let counts = Counts::new().unwrap();
+        let counts = Counts::new(u32::MAX).unwrap();
         assert!(counts.below_minimum().is_empty(), "nothing was done yet");
         for count in Count::ALL {
             counts.add(*count, count.least_per_thousand());
@@ -169,6 +212,22 @@ mod tests {
         counts.add(Count::Operations, 1000);
         let below = counts.below_minimum();
         assert!(below.iter().any(|(name, ..)| *name == "forks"), "{below:?}");
+    }
+
+    #[test]
+    fn what_the_driver_cannot_do_is_not_wanted_of_it() {
+        let wants_files = |capabilities| {
+            let counts = Counts::new(capabilities).unwrap();
+            counts.add(Count::Operations, 1000);
+            let name = Count::FilePagesToDevice.name();
+            let below = counts.below_minimum();
+            (
+                below.iter().any(|(found, ..)| *found == name),
+                counts.all().any(|(found, _)| found == name),
+            )
+        };
+        assert_eq!(wants_files(CDM_CAN_MOVE_FILES), (true, true));
+        assert_eq!(wants_files(CDM_CAN_MOVE_LARGE), (false, false));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! sizes and kinds, which they write, fork, cut, pin and give to the device
 //! while others move it.
 
+mod ballast;
 mod contents;
 mod counts;
 mod directory;
@@ -12,6 +13,7 @@ mod pin;
 mod steps;
 mod worker;
 
+use std::any::Any;
 use std::fs::{self, File};
 use std::io::Write;
 use std::process::ExitCode;
@@ -68,13 +70,14 @@ struct Cli {
     report_every: u64,
 }
 
-/// Below so many operations their minimum numbers say nothing.
-const OPERATIONS_MIN: u64 = 200;
-/// How long a process may take from the end of the run to its own.
-const END_LIMIT: Duration = Duration::from_secs(120);
+/// Below so many operations nothing was tested.
+const OPERATIONS_MIN: u64 = 100;
+/// How long a process may take from the end of the run to its own: it compares all of its memory
+/// once more, on a machine that may be slow and not its own.
+const END_LIMIT: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(20);
-/// Exit status of a process that failed.
-const FAILED: i32 = 101;
+/// Exit status of a process that failed and said why; a panic has another one.
+const FAILED: i32 = 1;
 
 const SHMEM_HUGE: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
@@ -118,7 +121,8 @@ struct Shared {
 
 fn run(cli: &Cli) -> Result<Verdict> {
     let device = Device::open(0).context("cannot open /dev/cdm0: is the module loaded?")?;
-    let memory_type = memory_type_name(device.query()?.memory_type);
+    let query = device.query()?;
+    let memory_type = memory_type_name(query.memory_type);
     drop(device);
     println!(
         "cdm-stress: seed {}, {} processes of {} threads, memory type {memory_type}, {} devices, {}",
@@ -139,7 +143,7 @@ fn run(cli: &Cli) -> Result<Verdict> {
     let before = Snapshot::take()?;
     let was_huge = chosen(&fs::read_to_string(SHMEM_HUGE).context("no huge pages of files")?)?;
     fs::write(SHMEM_HUGE, "advise").context("cannot have huge pages of files")?;
-    let verdict = stress(cli);
+    let verdict = stress(cli, query.capabilities);
     fs::write(SHMEM_HUGE, was_huge).context("cannot set back huge pages of files")?;
     let verdict = verdict?;
     if let Err(error) = before.compare() {
@@ -158,12 +162,12 @@ fn chosen(text: &str) -> Result<String> {
     Ok(word.to_owned())
 }
 
-fn stress(cli: &Cli) -> Result<Verdict> {
+fn stress(cli: &Cli, capabilities: u32) -> Result<Verdict> {
     let started = Instant::now();
     let workers = (cli.processes * cli.threads) as usize;
     let bytes = (workers * COMMON_BYTES).next_multiple_of(HUGE_PAGE_BYTES);
     let shared = Shared {
-        counts: Counts::new()?,
+        counts: Counts::new(capabilities)?,
         directory: Directory::new()?,
         common: contents::memory_file(bytes)?,
         end: match (cli.seconds, cli.operations) {
@@ -173,15 +177,16 @@ fn stress(cli: &Cli) -> Result<Verdict> {
     };
     let mut processes = Vec::new();
     for number in 0..cli.processes {
-        // SAFETY: this process has one thread, so no lock of another can be held in the child.
-        match unsafe { fork() }.context("cannot fork")? {
-            ForkResult::Child => {
-                let status = process(cli, &shared, number);
-                // SAFETY: `_exit` takes any status and does not return.
-                unsafe { libc::_exit(status) }
-            }
-            ForkResult::Parent { child } => processes.push(child),
-        }
+        processes.push(start(&shared, &format!("process {number}"), || {
+            process(cli, &shared, number)
+        })?);
+    }
+    for number in Device::numbers()? {
+        processes.push(start(
+            &shared,
+            &format!("ballast of device {number}"),
+            || ballast::run(cli.seed, &shared.counts, number, shared.end),
+        )?);
     }
     let failure = watch(cli, &shared, processes, started);
     report("total", &shared.counts, started);
@@ -267,13 +272,35 @@ fn report(word: &str, counts: &Counts, started: Instant) {
     }
 }
 
-/// A process of the run; its exit status.
-fn process(cli: &Cli, shared: &Shared, number: u64) -> i32 {
+/// Starts a process that does `body`; if that fails it says why, and all the others end.
+fn start(shared: &Shared, name: &str, body: impl FnOnce() -> Result<()>) -> Result<Pid> {
+    // SAFETY: this process has one thread, so no lock of another can be held in the child.
+    let pid = match unsafe { fork() }.context("cannot fork")? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let status = match body() {
+                Ok(()) => 0,
+                Err(error) => {
+                    eprintln!("{name} failed: {error:#}");
+                    shared.counts.stop();
+                    FAILED
+                }
+            };
+            // SAFETY: `_exit` takes any status and does not return.
+            unsafe { libc::_exit(status) }
+        }
+    };
+    Ok(pid)
+}
+
+/// What a process of the run does.
+fn process(cli: &Cli, shared: &Shared, number: u64) -> Result<()> {
     let seed = |thread: u64| {
         let threads = cli.threads + 1;
-        cli.seed * cli.processes * threads + number * threads + thread
+        let first = cli.seed.wrapping_mul(cli.processes * threads);
+        first.wrapping_add(number * threads + thread)
     };
-    let result = thread::scope(|scope| -> Result<()> {
+    thread::scope(|scope| {
         let workers: Vec<_> = (0..cli.threads)
             .map(|thread| {
                 let index = (number * cli.threads + thread) as usize;
@@ -286,18 +313,19 @@ fn process(cli: &Cli, shared: &Shared, number: u64) -> i32 {
         for worker in workers {
             match worker.join() {
                 Ok(result) => result?,
-                Err(_) => bail!("a worker panicked"),
+                Err(panic) => bail!("a worker panicked: {}", message(&*panic)),
             }
         }
         moved
-    });
-    match result {
-        Ok(()) => 0,
-        Err(error) => {
-            println!("process {number} failed: {error:#}");
-            shared.counts.stop();
-            FAILED
-        }
+    })
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "it does not say why",
     }
 }
 
@@ -328,6 +356,14 @@ mod tests {
         assert!(
             Cli::try_parse_from(["cdm-stress", "--seconds", "1", "--operations", "1"]).is_err()
         );
+    }
+
+    #[test]
+    fn panic_says_why() {
+        let caught = |panics: fn()| std::panic::catch_unwind(panics).unwrap_err();
+        assert_eq!(message(&*caught(|| panic!("plain"))), "plain");
+        let made = || std::panic::panic_any(String::from("made"));
+        assert_eq!(message(&*caught(made)), "made");
     }
 
     #[test]

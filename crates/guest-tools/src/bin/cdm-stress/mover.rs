@@ -10,7 +10,7 @@ use cdm_guest_tools::range::AddressRange;
 
 use crate::counts::{Count, Counts};
 use crate::directory::Directory;
-use crate::worker::{End, count_moved};
+use crate::worker::{End, any_options, count_moved};
 
 /// Moves pieces of what the directory names until the end.
 pub fn run(seed: u64, counts: &Counts, directory: &Directory, end: End) -> Result<()> {
@@ -31,16 +31,18 @@ pub fn run(seed: u64, counts: &Counts, directory: &Directory, end: End) -> Resul
             false => Direction::ToDevice,
         };
         let device = &devices[random.below(devices.len())];
-        match device.migrate(pid, range, direction) {
+        let options = any_options(&mut random, direction);
+        match device.migrate_with(pid, range, direction, options) {
             Ok(migration) => {
                 counts.add(Count::Foreign, 1);
-                count_moved(counts, direction, &migration)?;
+                count_moved(counts, direction, options, &migration)?;
             }
             // The process is at its end, or the entry was half old and half new.
             Err(error) if is_expected(&error) => {}
             Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot move {range} of {pid} {direction:?}"));
+                return Err(error).with_context(|| {
+                    format!("cannot move {range} of {pid} {direction:?}, {options:?}")
+                });
             }
         }
     }

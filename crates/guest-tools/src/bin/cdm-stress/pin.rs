@@ -2,9 +2,16 @@
 
 //! Memory that is pinned for long, as a buffer of io_uring is (FOLL_LONGTERM).
 
-use anyhow::{Context, Result};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
 use cdm_guest_tools::range::AddressRange;
 use io_uring::IoUring;
+
+/// How long a pin is tried again.
+const LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(1);
 
 /// A pinned range; unpinned on drop.
 pub struct Pin {
@@ -16,14 +23,37 @@ pub struct Pin {
 impl Pin {
     /// Pins a range of this process.
     pub fn new(range: AddressRange, left: usize) -> Result<Self> {
+        // A ring that goes wakes up the threads that ever used it, and one that waits for the device
+        // would give up as if for a signal. This one is through with waiting then.
+        let made = thread::scope(|scope| scope.spawn(|| Self::ring(range)).join());
+        let ring = made.map_err(|_| anyhow!("the thread that pins panicked"))?;
+        Ok(Self {
+            _ring: ring.with_context(|| format!("cannot pin {range}"))?,
+            left,
+        })
+    }
+
+    fn ring(range: AddressRange) -> Result<IoUring> {
         let ring = IoUring::new(2).context("io_uring_setup")?;
         let buffer = libc::iovec {
             iov_base: range.start() as *mut libc::c_void,
             iov_len: range.bytes() as usize,
         };
-        // SAFETY: no request ever uses the buffer, so it does not matter when the memory goes.
-        unsafe { ring.submitter().register_buffers(&[buffer]) }
-            .with_context(|| format!("cannot pin {range}"))?;
-        Ok(Self { _ring: ring, left })
+        let started = Instant::now();
+        loop {
+            // SAFETY: no request ever uses the buffer, so it does not matter when the memory goes.
+            match unsafe { ring.submitter().register_buffers(&[buffer]) } {
+                Ok(()) => return Ok(ring),
+                // A page that somebody else holds for a moment cannot leave its device. EFAULT is
+                // what io_uring makes of it if it has got some of the pages.
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EFAULT))
+                        && started.elapsed() < LIMIT =>
+                {
+                    thread::sleep(POLL);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }

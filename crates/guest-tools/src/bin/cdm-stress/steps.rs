@@ -8,8 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use anyhow::{Context, Result, bail, ensure};
-use cdm_guest_tools::device::{Direction, Span};
+use cdm_guest_tools::device::{Comparison, Direction, Evicted, Span};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
+use cdm_guest_tools::pagemap;
+use cdm_guest_tools::random::Random;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, SpliceFFlags, fallocate, splice};
 use nix::sys::mman::{MmapAdvise, ProtFlags, mlock, munlock};
@@ -33,14 +35,31 @@ const fn step(name: &'static str, weight: usize, run: fn(&mut Worker) -> Result<
     Step { name, weight, run }
 }
 
+/// Every step as often as its weight says, in any order. Dealt out of such a deck, each kind has its
+/// share of however few operations a slow machine makes.
+pub fn shuffled(random: &mut Random) -> Vec<&'static Step> {
+    let mut deck: Vec<&Step> = STEPS
+        .iter()
+        .flat_map(|step| std::iter::repeat_n(step, step.weight))
+        .collect();
+    for last in (1..deck.len()).rev() {
+        deck.swap(last, random.below(last + 1));
+    }
+    deck
+}
+
 /// Every step.
-pub const STEPS: &[Step] = &[
+const STEPS: &[Step] = &[
     step("to device", 20, to_device),
     step("to system", 10, to_system),
     step("rewrite", 10, rewrite),
     step("device fill", 5, device_fill),
     step("device copy", 5, device_copy),
     step("device checksum", 8, device_checksum),
+    step("device comparison", 3, device_comparison),
+    step("device atomics", 3, device_atomics),
+    step("evict", 4, evict),
+    step("locate", 4, locate),
     step("fork", 4, fork_child),
     step("unmap part", 4, unmap_part),
     step("mremap", 4, remap),
@@ -62,14 +81,14 @@ fn to_device(w: &mut Worker) -> Result<()> {
     // Of a common file also the pages of others.
     let pages = w.random.piece(w.regions[region].memory.pages());
     w.counts.add(Count::ToDevice, 1);
-    w.migrate(region, &pages, Direction::ToDevice)
+    w.migrate(region, &pages, Direction::ToDevice).map(drop)
 }
 
 fn to_system(w: &mut Worker) -> Result<()> {
     let region = w.any_region();
     let pages = w.random.piece(w.regions[region].memory.pages());
     w.counts.add(Count::ToSystem, 1);
-    w.migrate(region, &pages, Direction::ToSystem)
+    w.migrate(region, &pages, Direction::ToSystem).map(drop)
 }
 
 fn rewrite(w: &mut Worker) -> Result<()> {
@@ -139,6 +158,149 @@ fn device_checksum(w: &mut Worker) -> Result<()> {
         "the device computes {by_device:#010x}, the CPU {by_cpu:#010x}"
     );
     w.counts.add(Count::DeviceRead, 1);
+    Ok(())
+}
+
+fn device_comparison(w: &mut Worker) -> Result<()> {
+    let (a, b) = (w.any_region(), w.any_region());
+    let pages = (w.own_pages(a), w.own_pages(b));
+    let count = pages.0.len().min(pages.1.len());
+    let device = w.random.below(w.devices.len());
+    let told = w.devices[device].compare(
+        (
+            &w.regions[a].memory,
+            span(&(pages.0.start..pages.0.start + count)),
+        ),
+        (
+            &w.regions[b].memory,
+            span(&(pages.1.start..pages.1.start + count)),
+        ),
+    )?;
+    let contents = |region: usize, first: usize, page: usize| {
+        let region: &Region = &w.regions[region];
+        region.contents(first + page).bytes()
+    };
+    let differs = (0..count).find_map(|page| {
+        let (left, right) = (
+            contents(a, pages.0.start, page),
+            contents(b, pages.1.start, page),
+        );
+        let byte = left.iter().zip(&right).position(|(l, r)| l != r)?;
+        Some((page * PAGE_BYTES + byte) as u64)
+    });
+    let expected = differs.map_or(Comparison::Equal, Comparison::DiffersAt);
+    ensure!(
+        told == expected,
+        "the device compares and finds {told:?}, not {expected:?}"
+    );
+    w.counts.add(Count::DeviceCompare, 1);
+    Ok(())
+}
+
+/// A number of the worker's own that the device adds to and exchanges, and puts back as it was.
+fn device_atomics(w: &mut Worker) -> Result<()> {
+    let region = w.any_region();
+    let pages = w.own_pages(region);
+    let device = w.random.below(w.devices.len());
+    let addend = w.random.number();
+    let repeat = 1 + w.random.below(100) as u32;
+    let memory = &w.regions[region].memory;
+    let place = Span {
+        offset: pages.start * PAGE_BYTES,
+        bytes: size_of::<u64>(),
+    };
+    let device = &w.devices[device];
+    let before = w.regions[region].contents(pages.start).word(0);
+    let sum = before.wrapping_add(addend.wrapping_mul(repeat.into()));
+    let added = device.fetch_add(memory, place, addend, repeat)?.ok()?;
+    let exchanged = device.compare_swap(memory, place, sum, before)?.ok()?;
+    // What it found before the last addition.
+    let last = sum.wrapping_sub(addend);
+    ensure!(
+        (added, exchanged) == (last, sum),
+        "the device finds {added:#x} and {exchanged:#x}, not {last:#x} and {sum:#x}"
+    );
+    w.counts.add(Count::DeviceAtomic, 1);
+    Ok(())
+}
+
+/// Brings pages out of a device by their frames, or those that have been there longest, whoever they
+/// belong to.
+fn evict(w: &mut Worker) -> Result<()> {
+    /// Few enough to leave the others something to move.
+    const PAGES_MAX: usize = 512;
+    let device = w.random.below(w.devices.len());
+    let limit = 1 + w.random.below(PAGES_MAX) as u64;
+    let which = match w.random.below(3) {
+        0 => Evicted::Oldest,
+        1 => any_frames(w, device)?,
+        _ => match own_frame(w, device)? {
+            Some(frame) => frame,
+            None => Evicted::Oldest,
+        },
+    };
+    let evicted = match w.devices[device].evict(which, limit) {
+        Ok(evicted) => evicted,
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("cannot evict {which:?}")),
+    };
+    ensure!(
+        evicted.adds_up(),
+        "the counts of an eviction do not add up: {evicted:?}"
+    );
+    w.counts.add(Count::Evict, 1);
+    w.counts.add(Count::PagesEvicted, evicted.moved);
+    w.counts.add(Count::PagesLarge, evicted.large);
+    w.counts
+        .add(Count::PagesHeld, evicted.busy + evicted.pinned);
+    Ok(())
+}
+
+/// Some frames of a device that pages can have.
+fn frames(w: &Worker, device: usize) -> Result<Range<u64>> {
+    let query = w.devices[device].query()?;
+    let start = query.base + query.bytes_metadata;
+    Ok(start..start + query.bytes_total)
+}
+
+fn any_frames(w: &mut Worker, device: usize) -> Result<Evicted> {
+    let all = frames(w, device)?;
+    let pages = (all.end - all.start) as usize / PAGE_BYTES;
+    let piece = w.random.piece(pages);
+    let address = |page: usize| all.start + (page * PAGE_BYTES) as u64;
+    Ok(Evicted::Frames(address(piece.start), address(piece.end)))
+}
+
+/// The frame of a page of the worker's own, if it is in that device.
+fn own_frame(w: &mut Worker, device: usize) -> Result<Option<Evicted>> {
+    let all = frames(w, device)?;
+    let region = w.any_region();
+    let pages = w.own_pages(region);
+    let range = w.regions[region]
+        .memory
+        .page_range(pages.start, pages.len());
+    let entries = pagemap::own(range).context("cannot read the page map")?;
+    let mut found = entries.iter().filter_map(|entry| entry.physical_address());
+    let inside = found.find(|address| all.contains(address));
+    Ok(inside.map(|start| Evicted::Frames(start, start + PAGE_BYTES as u64)))
+}
+
+/// Asks where the pages of a region are.
+fn locate(w: &mut Worker) -> Result<()> {
+    let region = w.any_region();
+    let pages = w.random.piece(w.regions[region].memory.pages());
+    let range = w.regions[region]
+        .memory
+        .page_range(pages.start, pages.len());
+    let device = w.random.below(w.devices.len());
+    let found = w.devices[device].residency(0, range)?;
+    let sum = found.absent + found.system + found.this_device + found.other_device;
+    ensure!(
+        sum == range.pages() && found.large <= found.this_device,
+        "the places of {} pages do not add up: {found:?}",
+        range.pages()
+    );
+    w.counts.add(Count::PagesLocated, sum);
     Ok(())
 }
 
@@ -283,7 +445,12 @@ fn pin(w: &mut Worker) -> Result<()> {
     let left = w.random.below(OPERATIONS_MAX);
     w.pin = Some(Pin::new(range, left)?);
     w.counts.add(Count::Pin, 1);
-    // Nobody may pin device memory for long, so none of it is there now.
+    // Nobody may pin device memory for long, so none of it is there now, and none goes there.
+    let migration = w.migrate(region, &pages, Direction::ToDevice)?;
+    ensure!(
+        migration.moved + migration.there == 0,
+        "pages are in a device that are pinned for long: {migration:?}"
+    );
     w.verify(region, pages)
 }
 
@@ -443,4 +610,24 @@ fn shrink(w: &mut Worker) -> Result<()> {
     fs::write(path, value).with_context(|| format!("cannot write to {path}"))?;
     w.counts.add(Count::Shrink, 1);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deck_has_each_step_as_often_as_it_weighs_in_an_order_of_its_own() {
+        let names = |seed| -> Vec<&str> {
+            let deck = shuffled(&mut Random::new(seed));
+            deck.iter().map(|step| step.name).collect()
+        };
+        let (one, other) = (names(1), names(2));
+        for step in STEPS {
+            let times = one.iter().filter(|name| **name == step.name).count();
+            assert_eq!(times, step.weight, "{}", step.name);
+        }
+        assert_eq!(one, names(1));
+        assert_ne!(one, other);
+    }
 }

@@ -6,8 +6,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
-use cdm_guest_tools::device::{Device, Direction, Migration};
+use anyhow::{Context, Result, ensure};
+use cdm_guest_tools::device::{Device, Direction, Migration, Options};
 use cdm_guest_tools::memory::PAGE_BYTES;
 use cdm_guest_tools::random::Random;
 
@@ -15,7 +15,7 @@ use crate::contents::Region;
 use crate::counts::{Count, Counts};
 use crate::directory::{Directory, Slots};
 use crate::pin::Pin;
-use crate::steps::STEPS;
+use crate::steps::{self, Step};
 
 /// When a run ends.
 #[derive(Clone, Copy, Debug)]
@@ -89,22 +89,15 @@ impl<'a> Worker<'a> {
 
     /// Works until the end, checks everything once more, and tells how much it did.
     pub fn run(&mut self, end: End) -> Result<()> {
-        let weights: usize = STEPS.iter().map(|step| step.weight).sum();
+        let mut deck: Vec<&Step> = Vec::new();
         let mut trail: Vec<&str> = Vec::new();
         let mut number = 0;
         while !end.has_come(self.counts) {
             self.publish();
-            let mut ticket = self.random.below(weights);
-            let step = STEPS
-                .iter()
-                .find(|step| match ticket.checked_sub(step.weight) {
-                    Some(rest) => {
-                        ticket = rest;
-                        false
-                    }
-                    None => true,
-                })
-                .context("the weights do not add up")?;
+            if deck.is_empty() {
+                deck = steps::shuffled(&mut self.random);
+            }
+            let step = deck.pop().context("there are steps")?;
             trail.push(step.name);
             let done = (step.run)(self).and_then(|()| {
                 number += 1;
@@ -152,15 +145,24 @@ impl<'a> Worker<'a> {
         region: usize,
         pages: &Range<usize>,
         direction: Direction,
-    ) -> Result<()> {
+    ) -> Result<Migration> {
         let device = self.random.below(self.devices.len());
-        let memory = &self.regions[region].memory;
-        let range = memory.page_range(pages.start, pages.len());
-        match self.devices[device].migrate(0, range, direction) {
-            Ok(migration) => count_moved(self.counts, direction, &migration),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("cannot move {range} {direction:?}")),
+        let options = any_options(&mut self.random, direction);
+        let region = &self.regions[region];
+        let range = region.memory.page_range(pages.start, pages.len());
+        let migration = match self.devices[device].migrate_with(0, range, direction, options) {
+            Ok(migration) => migration,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Migration::default(),
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot move {range} {direction:?}, {options:?}"));
+            }
+        };
+        count_moved(self.counts, direction, options, &migration)?;
+        if region.backing().is_some() && direction == Direction::ToDevice {
+            self.counts.add(Count::FilePagesToDevice, migration.moved);
         }
+        Ok(migration)
     }
 
     /// Compares the pages of a region.
@@ -191,18 +193,47 @@ impl<'a> Worker<'a> {
     }
 }
 
+/// Some way to migrate.
+pub fn any_options(random: &mut Random, direction: Direction) -> Options {
+    Options {
+        populate: random.one_in(3),
+        // Only a device can be full.
+        make_room: random.one_in(3) && direction == Direction::ToDevice,
+        small: random.one_in(4),
+    }
+}
+
 /// Adds up what a migration did, which must add up itself.
-pub fn count_moved(counts: &Counts, direction: Direction, migration: &Migration) -> Result<()> {
-    anyhow::ensure!(
+pub fn count_moved(
+    counts: &Counts,
+    direction: Direction,
+    options: Options,
+    migration: &Migration,
+) -> Result<()> {
+    ensure!(
         migration.adds_up(),
         "the counts of a migration do not add up: {migration:?}"
+    );
+    ensure!(
+        !options.small || migration.large == 0,
+        "2 MiB folios moved whole that should be taken apart: {migration:?}"
     );
     let count = match direction {
         Direction::ToDevice => Count::PagesToDevice,
         Direction::ToSystem => Count::PagesToSystem,
     };
     counts.add(count, migration.moved);
-    counts.add(Count::PagesBusy, migration.busy);
+    for (count, number) in [
+        (Count::Populate, u64::from(options.populate)),
+        (Count::MakeRoom, u64::from(options.make_room)),
+        (Count::Small, u64::from(options.small)),
+        (Count::PagesLarge, migration.large),
+        (Count::PagesNoRoom, migration.no_memory),
+        (Count::PagesMadeRoom, migration.evicted),
+        (Count::PagesHeld, migration.busy + migration.pinned),
+    ] {
+        counts.add(count, number);
+    }
     Ok(())
 }
 
