@@ -40,8 +40,8 @@ Suites:
   hmm-tests-upstream  the same program on upstream's device, lib/test_hmm.c on a plain PCI
                       BAR, to compare with.
   mixed               cdm-stress in the guest: mixed folio sizes, files, forks, pins,
-                      truncation and device commands at once, each byte checked. It runs in
-                      pieces, each in a new guest, whose totals add up.
+                      truncation, eviction and device commands at once, each byte checked. It
+                      runs in pieces, each in a new guest, whose totals add up.
 
 Each memory type of hmm-tests gets a guest of its own. A test that takes its guest down
 is lost; the tests behind it run in a new guest. Failures that are known are declared in
@@ -189,6 +189,11 @@ fn check(args: &StressArgs) -> Result<()> {
         );
         return Ok(());
     }
+    ensure!(
+        !(args.record && args.memory_type.is_some()),
+        "--record writes down one page for all types of memory that the kernel has; leave \
+         --memory-type away"
+    );
     let given = [
         ("--seed", args.seed.is_some()),
         ("--minutes", args.minutes.is_some()),
@@ -252,6 +257,16 @@ mod tests {
             let error = check(&args).expect_err(option).to_string();
             assert!(error.contains(option.split(' ').next().unwrap_or_default()));
         }
+    }
+
+    #[test]
+    fn part_of_a_suite_is_not_recorded_as_if_it_were_all_of_it() {
+        assert!(check(&parse("--suite hmm-tests --record")).is_ok());
+        let args = parse("--suite hmm-tests --record --memory-type private");
+        let error = check(&args).expect_err("a part").to_string();
+        assert!(error.contains("--memory-type"), "{error}");
+        let mixed = "--suite mixed --seed 1 --minutes 2 --record --memory-type private";
+        assert!(check(&parse(mixed)).is_ok());
     }
 
     #[test]
