@@ -117,8 +117,11 @@ fn one(session: &mut Session<'_>, test: &str) -> Result<(Found, String)> {
         Err(_) => session.vm()?.kernel_log()?,
     };
     let report = reports(&log).into_iter().next();
-    if ran.is_err() || report.is_some() {
-        // Nothing that comes after it counts.
+    let has_failed = outcome
+        .as_ref()
+        .is_some_and(|outcome| outcome.verdict == Verdict::Failed);
+    if ran.is_err() || report.is_some() || has_failed {
+        // What is left behind of it would mislead what comes after it.
         session.discard();
     }
     let why = |text: Option<&str>| text.unwrap_or_default().to_owned();
