@@ -7,7 +7,7 @@
 //!
 //! Prints, for requests of some sizes and numbers of threads, the time of a page from taken to
 //! free again, how often the shared lock was taken for a thousand pages, and how often somebody
-//! else had it then. The first depends on the machine; the second does not.
+//! else had it then. The second is the same on every machine.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError, TryLockError};
