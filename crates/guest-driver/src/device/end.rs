@@ -3,8 +3,8 @@
 //! The end of a device.
 //!
 //! Facility: none of its own. Contexts: process context under the device lock. Lock order:
-//! as the driver's. Invariant: it takes a limited time, and what it leaves behind is neither
-//! freed nor used for anything else.
+//! as the driver's. Invariant: an unbind takes a limited time, and an unload does unless
+//! processes have private memory; what is left behind is neither freed nor used again.
 
 use kernel::prelude::*;
 use kernel::sync::Arc;
