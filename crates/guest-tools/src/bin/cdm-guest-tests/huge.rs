@@ -99,7 +99,7 @@ fn huge_pages_come_back_whole_by_address(t: &Fixture) -> Result<()> {
 
 /// Takes all of the device in small pages, and gives some back so that no two of them are
 /// neighbours in a block.
-fn fragmented_device(t: &Fixture) -> Result<Mapping> {
+pub fn fragmented_device(t: &Fixture) -> Result<Mapping> {
     let free = t.free_pages()? as usize;
     let filler = Mapping::anonymous(free * PAGE_BYTES)?;
     filler.advise(MmapAdvise::MADV_NOHUGEPAGE)?;

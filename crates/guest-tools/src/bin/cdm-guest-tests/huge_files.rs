@@ -36,6 +36,15 @@ const HUGE_PAGES: usize = HUGE_PAGE_BYTES / PAGE_BYTES;
 const COUNT: usize = 2;
 const BYTES: usize = COUNT * HUGE_PAGE_BYTES;
 
+/// The word in brackets, which is the one in force, of a switch of the kernel's.
+pub fn chosen(path: &str) -> Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("no {path}"))?;
+    text.split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'))
+        .map(|(word, _)| word.to_owned())
+        .with_context(|| format!("{path} holds '{text}'"))
+}
+
 /// Lets shared memory have huge pages where it is asked for; as it was again on drop.
 struct HugeFiles {
     was: String,
@@ -45,12 +54,7 @@ const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 impl HugeFiles {
     fn allow() -> Result<Self> {
-        let text = fs::read_to_string(SWITCH).with_context(|| format!("no {SWITCH}"))?;
-        let was = text
-            .split_once('[')
-            .and_then(|(_, rest)| rest.split_once(']'))
-            .map(|(word, _)| word.to_owned())
-            .with_context(|| format!("{SWITCH} holds '{text}'"))?;
+        let was = chosen(SWITCH)?;
         fs::write(SWITCH, "advise")?;
         fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")?;
         Ok(Self { was })
@@ -64,7 +68,7 @@ impl Drop for HugeFiles {
 }
 
 /// A file of huge pages with the pattern of `seed`, all of it mapped.
-fn mapped(t: &Fixture, seed: u64) -> Result<(File, Mapping)> {
+pub fn mapped(t: &Fixture, seed: u64) -> Result<(File, Mapping)> {
     t.need_files()?;
     let _allowed = HugeFiles::allow()?;
     let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::empty())?;

@@ -9,6 +9,7 @@ mod capacity;
 mod cgroup;
 mod commands;
 mod files;
+mod fixes;
 mod fixture;
 mod fork;
 mod huge;
@@ -99,6 +100,7 @@ fn all() -> Vec<Test> {
         refusals::TESTS,
         pressure::TESTS,
         memory_failure::TESTS,
+        fixes::TESTS,
         capacity::TESTS,
         processes::TESTS,
         bad_input::TESTS,

@@ -91,7 +91,7 @@ fn expect_faulted(mut child: Child) -> Result<()> {
 }
 
 /// Loads from a page in a child, which must be told that it failed.
-fn expect_failed(memory: &Mapping, page: usize) -> Result<()> {
+pub fn expect_failed(memory: &Mapping, page: usize) -> Result<()> {
     let child = Child::spawn(|_| {
         expect_bus_error(memory.page_range(page, 1).start())?;
         memory.word(page * PAGE_BYTES).load(Relaxed);
@@ -101,13 +101,13 @@ fn expect_failed(memory: &Mapping, page: usize) -> Result<()> {
 }
 
 /// Loads the module anew: with it come new struct pages, and the failed ones serve again.
-fn renew(t: &Fixture) -> Result<()> {
+pub fn renew(t: &Fixture) -> Result<()> {
     without_node(t, || module::unload()?.reload())
 }
 
 /// Lets a page fail. The caller itself is told with SIGBUS if it has it mapped, so this is done in
 /// a child, by the address.
-fn fail_page(memory: &Mapping, page: usize) -> Result<()> {
+pub fn fail_page(memory: &Mapping, page: usize) -> Result<()> {
     let child = Child::spawn(|_| {
         expect_bus_error(memory.page_range(page, 1).start())?;
         memory

@@ -149,6 +149,16 @@ const FAILURES: &[Failure] = &[
         POISON,
         Shows::Failure,
     ),
+    vanilla(
+        "fixes::huge_page_that_a_child_shares_takes_small_pages_for_both",
+        "mm-migrate_device-split-the-migration-entries-of-all",
+        Shows::Report("kernel BUG at mm/migrate.c"),
+    ),
+    vanilla(
+        "fixes::pinned_folio_of_16_kib_keeps_no_other_page",
+        "mm-migrate_device-let-one-unsplittable-folio",
+        Shows::Failure,
+    ),
 ];
 
 const fn vanilla(test: &'static str, patch: &'static str, shows: Shows) -> Failure {

@@ -32,6 +32,11 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[
         NO_FILES,
     ),
     (KernelChoice::Vanilla, "refusals", NO_FILES),
+    (
+        KernelChoice::Vanilla,
+        "fixes::failed_page_of_a_huge_page_of_a_file_is_told_from_the_end_of_the_file",
+        NO_FILES,
+    ),
 ];
 
 const NO_FILES: &str = "page cache moves to MEMORY_DEVICE_PUBLIC only";
