@@ -62,6 +62,9 @@ const ANYWHERE: [&str; 22] = [
     "cdm-init: bug",
 ];
 
+/// What a checker says of itself in the words of a report.
+const HARMLESS: &str = "kmemleak: Kernel memory leak detector initialized";
+
 /// Finds every line that reports a fault of the kernel or the driver.
 pub fn breaches(log: &str) -> Vec<Line> {
     log.lines()
@@ -112,8 +115,9 @@ pub fn reports(log: &str) -> Vec<Line> {
 
 fn is_breach(line: &str) -> bool {
     let message = message(line);
-    BEGINNINGS.iter().any(|start| message.starts_with(start))
-        || ANYWHERE.iter().any(|part| message.contains(part))
+    !message.starts_with(HARMLESS)
+        && (BEGINNINGS.iter().any(|start| message.starts_with(start))
+            || ANYWHERE.iter().any(|part| message.contains(part)))
 }
 
 /// The line without the stamps that printk puts before it: `[    1.234567]`, and a
@@ -173,6 +177,8 @@ mod tests {
             "[    2.0] list_del corruption. prev->next should be x",
             "[    2.0] UBSAN: array-index-out-of-bounds in x.c:1:2",
             "[    2.0] refcount_t: underflow; use-after-free.",
+            "[    2.0] kmemleak: 2 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+            "[    2.0] kmemleak: Kernel memory leak detector disabled",
             "[    2.0] cdmctl[70]: segfault at 8 ip 0000000000401000",
         ] {
             assert_eq!(breaches(line).len(), 1, "{line}");
@@ -191,6 +197,7 @@ mod tests {
 [    1.100000] cdm cdm0: 1024 MiB of device memory, type public
 [    1.200000] Warning: unable to open an initial console.
 [    1.300000] cdm-init: cannot mount cgroup2 at /sys/fs/cgroup: No such device
+[    1.400000] kmemleak: Kernel memory leak detector initialized (mem pool available: 14943)
 [    1.536803] reboot: Power down
 ";
         assert_eq!(breaches(log), []);
