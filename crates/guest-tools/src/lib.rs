@@ -8,6 +8,7 @@ pub mod device;
 pub mod init;
 pub mod invariants;
 pub mod iomem;
+pub mod kmemleak;
 pub mod ktap;
 pub mod memory;
 pub mod pagemap;

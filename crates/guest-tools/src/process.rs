@@ -66,6 +66,13 @@ pub fn smaps_bytes(pid: i32, range: AddressRange, field: &str) -> io::Result<u64
     Ok(sum_smaps(&fs::read_to_string(path)?, range, field))
 }
 
+/// A field of /proc/PID/smaps_rollup, the sum over all mappings, in bytes; a kernel that has no such
+/// field counts nothing.
+pub fn rollup_bytes(pid: i32, field: &str) -> io::Result<u64> {
+    let path = format!("/proc/{}/smaps_rollup", name(pid));
+    Ok(kib_field(&fs::read_to_string(path)?, field).unwrap_or(0))
+}
+
 fn sum_smaps(text: &str, range: AddressRange, field: &str) -> u64 {
     let mut inside = false;
     let mut sum = 0;

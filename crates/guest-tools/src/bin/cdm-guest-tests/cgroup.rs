@@ -58,6 +58,34 @@ impl Cgroup {
         value.parse().with_context(|| format!("{name} {value}"))
     }
 
+    /// Whether the kernel has groups that count memory; one of the user's own may not.
+    pub fn is_possible() -> bool {
+        fs::read_to_string(format!("{ROOT}/cgroup.controllers"))
+            .is_ok_and(|names| names.split_ascii_whitespace().any(|name| name == "memory"))
+    }
+
+    /// Waits until no page of a process or of a file is charged to it any more.
+    pub fn expect_no_pages(&self) -> Result<()> {
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        loop {
+            let mut charged = Vec::new();
+            for kind in ["anon", "file", "shmem"] {
+                charged.push((kind, self.figure("memory.stat", kind)?));
+            }
+            charged.retain(|(_, bytes)| *bytes > 0);
+            if charged.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the test's control group is still charged with {charged:?} bytes"
+            );
+            // Makes every CPU hand in its batches of pages, which it frees late.
+            fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop caches")?;
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Waits until at most `bytes` are charged.
     pub fn expect_at_most(&self, bytes: u64) -> Result<()> {
         let deadline = Instant::now() + SETTLE_LIMIT;

@@ -11,11 +11,13 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Direction, Span};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
+use cdm_guest_tools::vmstat;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
-use crate::fixture::{Fixture, expect_huge_mapped, physical_addresses};
+use crate::fixture::{Fixture, expect_huge_mapped, move_patiently, physical_addresses};
+use crate::huge::fragmented_device;
 use crate::isolate::Child;
 use crate::module;
 use crate::unload::without_node;
@@ -30,6 +32,7 @@ crate::tests!("huge_files":
     read_and_write_calls_reach_a_block_in_the_device,
     private_copy_of_a_huge_page_leaves_the_block_alone,
     collapse_of_cut_device_pages_changes_nothing,
+    huge_page_of_a_file_loses_nothing_where_no_block_is_free,
 );
 
 const HUGE_PAGES: usize = HUGE_PAGE_BYTES / PAGE_BYTES;
@@ -265,4 +268,46 @@ fn collapse_of_cut_device_pages_changes_nothing(t: &Fixture) -> Result<()> {
         "the pages moved all the same"
     );
     t.expect_blocks_in_device(memory.range())
+}
+
+/// Free memory of the machine, after every CPU has handed in what it holds back.
+fn free_memory() -> Result<i64> {
+    fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")?;
+    Ok(vmstat::Snapshot::take()?.get("nr_free_pages"))
+}
+
+fn huge_page_of_a_file_loses_nothing_where_no_block_is_free(t: &Fixture) -> Result<()> {
+    const ROUNDS: u64 = 8;
+    let filler = fragmented_device(t)?;
+    let left = t.free_pages()?;
+    let round = |seed| -> Result<()> {
+        let (file, memory) = mapped(t, seed)?;
+        let (migration, _) = move_patiently(&t.device, 0, memory.range(), Direction::ToDevice)?;
+        ensure!(migration.large == 0, "no block is free: {migration:?}");
+        memory.check_pattern(seed)?;
+        move_patiently(&t.device, 0, memory.range(), Direction::ToSystem)?;
+        memory.check_pattern(seed)?;
+        let mut found = vec![0; BYTES];
+        file.read_exact_at(&mut found, 0)?;
+        ensure!(
+            found == pattern_bytes(seed)?,
+            "the file holds something else"
+        );
+        drop(memory);
+        drop(file);
+        t.expect_free_pages(left)
+    };
+    // The first round leaves what the kernel keeps for the next ones.
+    round(100)?;
+    let before = free_memory()?;
+    for seed in 101..101 + ROUNDS {
+        round(seed)?;
+    }
+    let lost = before - free_memory()?;
+    ensure!(
+        lost < HUGE_PAGES as i64 * ROUNDS as i64 / 4,
+        "{lost} pages less are free after {ROUNDS} rounds"
+    );
+    drop(filler);
+    Ok(())
 }

@@ -3,11 +3,13 @@
 //! The tests that need a guest: a process, its pages, and a device. Results go
 //! to standard output as KTAP.
 
+mod accounts;
 mod atomics;
 mod bad_input;
 mod capacity;
 mod cgroup;
 mod commands;
+mod eviction;
 mod files;
 mod fixes;
 mod fixture;
@@ -97,7 +99,9 @@ fn all() -> Vec<Test> {
         lifecycle::TESTS,
         pins::TESTS,
         neighbours::TESTS,
+        accounts::TESTS,
         refusals::TESTS,
+        eviction::TESTS,
         pressure::TESTS,
         memory_failure::TESTS,
         fixes::TESTS,

@@ -185,7 +185,7 @@ fn advice_cold_pageout_and_free_leaves_device_pages_where_they_are(t: &Fixture) 
 }
 
 /// move_pages(2) on this process; the status of each page.
-fn move_pages(memory: &Mapping, to_node: Option<i32>) -> Result<Vec<i32>> {
+pub fn move_pages(memory: &Mapping, to_node: Option<i32>) -> Result<Vec<i32>> {
     const MOVE: libc::c_int = 1 << 1;
     let mut pages: Vec<*mut libc::c_void> = (0..memory.pages())
         .map(|page| memory.page_range(page, 1).start() as *mut libc::c_void)

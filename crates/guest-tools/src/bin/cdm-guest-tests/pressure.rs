@@ -28,6 +28,7 @@ crate::tests!("pressure":
     group_whose_limit_falls_dies_without_the_help_of_the_driver,
     group_that_grows_beyond_its_limit_survives,
     group_that_grows_beyond_its_limit_dies_without_the_help_of_the_driver,
+    group_that_is_told_to_shrink_swaps_its_device_pages_out,
     group_of_huge_pages_survives,
     group_of_pages_of_a_shared_file_survives,
 );
@@ -291,6 +292,33 @@ fn group_that_grows_beyond_its_limit_dies_without_the_help_of_the_driver(
 ) -> Result<()> {
     let _help = Help::refuse()?;
     expect_dead(grow(t)?)
+}
+
+fn group_that_is_told_to_shrink_swaps_its_device_pages_out(t: &Fixture) -> Result<()> {
+    const ASKED: u64 = 8 * MIB;
+    let _swap = Swap::start()?;
+    let group = Cgroup::new()?;
+    let memory = Mapping::anonymous(2 * ASKED as usize)?;
+    memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
+    let child = Child::spawn(|_| {
+        group.enter()?;
+        memory.fill_pattern(9);
+        t.move_all(memory.range(), Direction::ToDevice)?;
+        let evicted = t.device.query()?.pages_evicted;
+        group
+            .write("memory.reclaim", &ASKED.to_string())
+            .context("the group cannot shrink")?;
+        let evicted = (t.device.query()?.pages_evicted - evicted) * PAGE_BYTES as u64;
+        let swapped = group.figure("memory.stat", "pswpout")? * PAGE_BYTES as u64;
+        ensure!(
+            evicted >= ASKED - SLACK && swapped >= ASKED - SLACK,
+            "{evicted} bytes were brought home, {swapped} swapped out"
+        );
+        memory.check_pattern(9)?;
+        Ok(())
+    })?;
+    child.finish()?;
+    group.remove()
 }
 
 fn group_of_huge_pages_survives(t: &Fixture) -> Result<()> {

@@ -29,7 +29,7 @@ const SOMEBODY_ELSE: u32 = 1001;
 const PAGES: usize = 64;
 
 /// Becomes `user` for good, and able to be looked at like any process of that user.
-fn become_user(user: u32) -> Result<()> {
+pub fn become_user(user: u32) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
     setgroups(&[]).context("setgroups")?;
     setresgid(gid, gid, gid).context("setresgid")?;

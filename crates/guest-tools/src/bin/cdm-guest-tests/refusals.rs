@@ -6,6 +6,7 @@
 use std::fs;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -17,10 +18,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::fixture::{Fixture, physical_addresses};
 use crate::module;
-use crate::stores::{Mounted, Stored};
+use crate::stores::{Mounted, Stored, XFS};
 
 crate::tests!("refusals":
     ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping,
+    xfs_whose_folios_are_larger_than_a_block_is_refused_for_its_private_data,
     secret_memory_is_refused_for_its_mapping,
     ring_of_asynchronous_io_is_unsupported,
     pages_of_hugetlbfs_are_unsupported,
@@ -93,10 +95,10 @@ impl Drop for Loop {
     }
 }
 
-fn ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping(t: &Fixture) -> Result<()> {
-    let disk = Loop::new(16 << 20)?;
+/// A file on a new ext4 on a disk.
+fn ext4(disk: &str, options: &str) -> Result<Stored> {
     let made = Command::new("mke2fs")
-        .args(["-F", "-b", "4096", &disk.path])
+        .args(["-F", "-b", "4096", disk])
         .output()
         .context("cannot start mke2fs")?;
     ensure!(
@@ -105,9 +107,14 @@ fn ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping(t: &Fixture) -
         String::from_utf8_lossy(&made.stderr)
     );
     module::load_of_kernel("ext4")?;
-    let mounted = Mounted::new(&disk.path, "ext4", "")?;
+    let mounted = Mounted::new(disk, "ext4", options)?;
     let folder = mounted.path.clone();
-    let stored = Stored::new(&folder, Some(mounted))?;
+    Stored::new(&folder, Some(mounted))
+}
+
+fn ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping(t: &Fixture) -> Result<()> {
+    let disk = Loop::new(16 << 20)?;
+    let stored = ext4(&disk.path, "")?;
     let bytes = PAGES * PAGE_BYTES;
     stored.file.set_len(bytes as u64)?;
     let memory = Mapping::shared_file(&stored.file, bytes)?;
@@ -124,6 +131,31 @@ fn ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping(t: &Fixture) -
     t.expect_in_device(private.range())?;
     private.check_pattern(2)?;
     memory.check_pattern(1)?;
+    Ok(())
+}
+
+fn xfs_whose_folios_are_larger_than_a_block_is_refused_for_its_private_data(
+    t: &Fixture,
+) -> Result<()> {
+    t.need_files()?;
+    let bytes = PAGES * PAGE_BYTES;
+    let expected = t.system_memory(PAGES, 5)?.read_bytes(bytes);
+    let stored = XFS.file(0)?;
+    // One call gets one large folio; as soon as it is written to the disk, xfs keeps with it which
+    // of its blocks are dirty.
+    stored.file.write_all_at(&expected, 0)?;
+    stored.file.sync_all()?;
+    let memory = Mapping::shared_file(&stored.file, bytes)?;
+    memory.check_pattern(5)?;
+    expect_refused(t, memory.range(), |migration| migration.private_data)?;
+    memory.check_pattern(5)?;
+    // The same while some of them are.
+    memory.fill_pattern_pages(5, 3..5);
+    expect_refused(t, memory.range(), |migration| migration.private_data)?;
+    memory.check_pattern(5)?;
+    let mut found = vec![0; bytes];
+    stored.file.read_exact_at(&mut found, 0)?;
+    ensure!(found == expected, "the file holds something else");
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Runs each test in a process of its own, and looks afterwards whether it left
-//! anything behind: device memory, pins, counters that do not fit.
+//! Runs each test in a process and a control group of its own, and looks afterwards
+//! whether it left anything behind: device memory, pins, charges, counters that do
+//! not fit.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -11,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cdm_guest_tools::invariants::Snapshot;
+use cdm_guest_tools::kmemleak;
 use cdm_guest_tools::ktap::{Outcome, Writer};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
+use crate::cgroup::Cgroup;
 use crate::fixture::{Fixture, Skip, Test};
 use crate::isolate::{panic_message, pipe_files};
 
@@ -34,15 +37,21 @@ pub fn run(tests: &[Test], seed: u64) -> Result<bool> {
         "seed {seed}, limit {} s a test",
         TEST_LIMIT.as_secs()
     ))?;
-    for test in tests {
+    for (index, test) in tests.iter().enumerate() {
         let started = Instant::now();
         let before = Snapshot::take();
-        let (mut outcome, notes) = run_isolated(*test, seed)?;
+        let group = match Cgroup::is_possible() {
+            true => Some(Cgroup::new()?),
+            false => None,
+        };
+        let (mut outcome, notes) = run_isolated(*test, seed, group.as_ref())?;
         for note in &notes {
             writer.diagnostic(note)?;
         }
+        let is_last = index + 1 == tests.len();
         // What a test left behind is its failure too, whatever it found itself.
-        if let Err(error) = before.and_then(|before| before.compare()) {
+        let compared = before.and_then(|before| expect_nothing_left(&before, group, is_last));
+        if let Err(error) = compared {
             writer.diagnostic(&format!("left behind: {error:#}"))?;
             outcome = Outcome::Failed;
         }
@@ -53,8 +62,22 @@ pub fn run(tests: &[Test], seed: u64) -> Result<bool> {
     Ok(all_good)
 }
 
+/// Expects that a test which is over left nothing behind, and after the last one that all of them
+/// together lost nothing.
+fn expect_nothing_left(before: &Snapshot, group: Option<Cgroup>, is_last: bool) -> Result<()> {
+    before.compare()?;
+    if let Some(group) = group {
+        group.expect_no_pages()?;
+        group.remove()?;
+    }
+    if is_last {
+        kmemleak::expect_nothing_lost()?;
+    }
+    Ok(())
+}
+
 /// Runs one test in a child; its outcome, and what it had to say.
-fn run_isolated(test: Test, seed: u64) -> Result<(Outcome, Vec<String>)> {
+fn run_isolated(test: Test, seed: u64, group: Option<&Cgroup>) -> Result<(Outcome, Vec<String>)> {
     let (from, to) = pipe_files()?;
     // SAFETY: the runner has one thread, so no lock of another thread can be held in the child.
     match unsafe { fork() }.context("cannot fork")? {
@@ -62,7 +85,7 @@ fn run_isolated(test: Test, seed: u64) -> Result<(Outcome, Vec<String>)> {
             drop(from);
             // A group of its own, so that a test that hangs is ended with all its children.
             let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-            run_in_child(test, seed, to);
+            run_in_child(test, seed, group, to);
             // SAFETY: `_exit` takes any status and does not return.
             unsafe { libc::_exit(0) }
         }
@@ -73,8 +96,9 @@ fn run_isolated(test: Test, seed: u64) -> Result<(Outcome, Vec<String>)> {
     }
 }
 
-fn run_in_child(test: Test, seed: u64, mut to: File) {
+fn run_in_child(test: Test, seed: u64, group: Option<&Cgroup>, mut to: File) {
     let result = catch_unwind(AssertUnwindSafe(|| {
+        group.map_or(Ok(()), Cgroup::enter)?;
         let notes = Box::new(to.try_clone()?);
         (test.run)(&Fixture::new(seed, notes)?)
     }));

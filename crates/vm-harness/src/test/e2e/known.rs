@@ -159,6 +159,51 @@ const FAILURES: &[Failure] = &[
         "mm-migrate_device-let-one-unsplittable-folio",
         Shows::Failure,
     ),
+    vanilla(
+        "pressure::group_that_is_told_to_shrink_swaps_its_device_pages_out",
+        RECLAIM,
+        Shows::Failure,
+    ),
+    vanilla(
+        "accounts::smaps_counts_the_small_pages_in_the_device",
+        SMAPS,
+        Shows::Failure,
+    ),
+    vanilla(
+        "accounts::smaps_counts_blocks_in_the_device_whole_and_cut",
+        SMAPS,
+        Shows::Failure,
+    ),
+    vanilla(
+        "accounts::vmstat_counts_the_pages_that_migrations_move",
+        VMSTAT,
+        Shows::Failure,
+    ),
+    vanilla(
+        "accounts::vmstat_counts_a_block_as_its_pages",
+        VMSTAT,
+        Shows::Failure,
+    ),
+    vanilla(
+        "accounts::vmstat_counts_a_move_between_devices_both_ways",
+        VMSTAT,
+        Shows::Failure,
+    ),
+    vanilla(
+        "accounts::vmstat_counts_pages_that_a_pin_or_an_eviction_brings_home",
+        VMSTAT,
+        Shows::Failure,
+    ),
+    vanilla(
+        "accounts::numa_maps_counts_device_pages_under_their_node",
+        NUMA_MAPS,
+        Shows::Failure,
+    ),
+    vanilla(
+        "accounts::move_pages_tells_the_node_of_device_pages",
+        MOVE_PAGES,
+        Shows::Failure,
+    ),
 ];
 
 const fn vanilla(test: &'static str, patch: &'static str, shows: Shows) -> Failure {
@@ -177,6 +222,10 @@ const BAD_SPLIT: Shows = Shows::Report("WARNING: mm/huge_memory.c");
 const EVICT: &str = "mm-migrate_device-let-migrate_device_coherent_folio";
 const RECLAIM: &str = "mm-vmscan-let-drivers-bring";
 const POISON: &str = "mm-memory-failure-handle-errors";
+const SMAPS: &str = "fs-proc-show-the-bytes-in-device-memory-in-smaps";
+const VMSTAT: &str = "mm-vmstat-count-pages-that-migrate";
+const NUMA_MAPS: &str = "fs-proc-count-device-memory-in-numa_maps";
+const MOVE_PAGES: &str = "mm-migrate-let-move_pages-report";
 const BAD_EVICTION: Shows = Shows::Report("WARNING: mm/migrate_device.c");
 
 /// How long the kernel may take to report a fault, boot not included: the longest such test takes a

@@ -37,6 +37,21 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[
         "fixes::failed_page_of_a_huge_page_of_a_file_is_told_from_the_end_of_the_file",
         NO_FILES,
     ),
+    (
+        KernelChoice::Vanilla,
+        "accounts::smaps_counts_pages_of_a_shared_file_for_each_who_maps_them",
+        NO_FILES,
+    ),
+    (
+        KernelChoice::Vanilla,
+        "eviction::eviction_by_frame_finds_pages_of_a_file_that_nobody_maps",
+        NO_FILES,
+    ),
+    (
+        KernelChoice::Vanilla,
+        "eviction::holes_of_a_file_are_faulted_in_on_request_and_move",
+        NO_FILES,
+    ),
 ];
 
 const NO_FILES: &str = "page cache moves to MEMORY_DEVICE_PUBLIC only";
