@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 const ROOT: &str = "/sys/fs/cgroup";
 /// How long the kernel may take to uncharge what was freed.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Groups that this process made. Each has a name of its own, as one that something still holds
+/// keeps its name.
+static MADE: AtomicU32 = AtomicU32::new(0);
 
 /// A group; removed on drop.
 pub struct Cgroup {
@@ -23,7 +28,12 @@ impl Cgroup {
     pub fn new() -> Result<Self> {
         fs::write(format!("{ROOT}/cgroup.subtree_control"), "+memory")
             .context("the kernel counts no memory of groups")?;
-        let path = PathBuf::from(format!("{ROOT}/cdm-test-{}", std::process::id()));
+        let name = format!(
+            "cdm-test-{}-{}",
+            std::process::id(),
+            MADE.fetch_add(1, Relaxed)
+        );
+        let path = PathBuf::from(ROOT).join(name);
         fs::create_dir(&path).context("cannot make a group")?;
         Ok(Self { path })
     }

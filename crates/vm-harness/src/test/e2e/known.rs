@@ -132,22 +132,22 @@ const FAILURES: &[Failure] = &[
     vanilla(
         "memory_failure::failed_page_raises_sigbus_at_its_address_and_its_neighbours_stay",
         POISON,
-        Shows::Failure,
+        BAD_POISON,
     ),
     vanilla(
         "memory_failure::failed_page_of_a_block_costs_that_page_alone",
         POISON,
-        Shows::Failure,
+        BAD_POISON,
     ),
     vanilla(
         "memory_failure::failed_page_that_two_processes_share_raises_sigbus_in_both",
         POISON,
-        Shows::Failure,
+        BAD_POISON,
     ),
     vanilla(
         "memory_failure::failed_page_never_serves_again_until_the_module_is_loaded_anew",
         POISON,
-        Shows::Failure,
+        BAD_POISON,
     ),
     vanilla(
         "fixes::huge_page_that_a_child_shares_takes_small_pages_for_both",
@@ -222,6 +222,8 @@ const BAD_SPLIT: Shows = Shows::Report("WARNING: mm/huge_memory.c");
 const EVICT: &str = "mm-migrate_device-let-migrate_device_coherent_folio";
 const RECLAIM: &str = "mm-vmscan-let-drivers-bring";
 const POISON: &str = "mm-memory-failure-handle-errors";
+/// The mapping of an anonymous page is taken for that of a file.
+const BAD_POISON: Shows = Shows::Report("BUG: unable to handle page fault");
 const SMAPS: &str = "fs-proc-show-the-bytes-in-device-memory-in-smaps";
 const VMSTAT: &str = "mm-vmstat-count-pages-that-migrate";
 const NUMA_MAPS: &str = "fs-proc-count-device-memory-in-numa_maps";
