@@ -17,4 +17,5 @@ pub mod random;
 pub mod range;
 pub mod size;
 pub mod uapi;
+pub mod userfault;
 pub mod vmstat;

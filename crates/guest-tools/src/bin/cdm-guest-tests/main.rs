@@ -33,7 +33,6 @@ mod stores;
 mod stress;
 mod trace;
 mod two_devices;
-mod uffd;
 mod unload;
 
 use std::process::ExitCode;

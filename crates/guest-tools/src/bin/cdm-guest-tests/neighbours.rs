@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail, ensure};
 use cdm_guest_tools::device::Direction;
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::process;
+use cdm_guest_tools::userfault::Userfault;
 use cdm_guest_tools::vmstat;
 use nix::errno::Errno;
 use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::{Fixture, expect_errno, physical_addresses};
-use crate::uffd::Userfault;
 
 crate::tests!("neighbours":
     mlock_of_device_pages_counts_them_as_of_system_pages,

@@ -87,3 +87,43 @@ pub fn unbind_ends(session: &mut Session) -> Result<()> {
     );
     holder_has_its_bytes(session)
 }
+
+/// Starts `cdm-stuck`, whose ioctl ends when /tmp/end exists, because it waits for a page fault
+/// that is not served before.
+const STUCK: &str = "rm -f /tmp/end; echo > /tmp/stuck; \
+    (while [ ! -e /tmp/end ]; do sleep 0.1; done | \
+    (cdm-stuck; echo \"exit $?\") > /tmp/stuck 2>&1) > /dev/null 2>&1 & \
+    while ! grep -q -e stuck -e exit /tmp/stuck; do sleep 0.1; done; \
+    sleep 1; ! grep exit /tmp/stuck";
+
+/// Unbinding does not wait for an ioctl that user space keeps from its end; the ioctl finds the
+/// device gone when it goes on.
+pub fn unbind_ends_around_an_ioctl(session: &mut Session) -> Result<()> {
+    session.text(&format!(
+        "echo {PATIENCE_MS} > /sys/module/cdm/parameters/evacuate_ms"
+    ))?;
+    session.text(STUCK)?;
+    let name = session.text("readlink -f /sys/class/misc/cdm0/device")?;
+    let name = name.trim().rsplit('/').next().unwrap_or_default();
+    let start = Instant::now();
+    session.text(&format!(
+        "echo {name} > /sys/bus/virtio/drivers/cdm/unbind && ! test -e /dev/cdm0"
+    ))?;
+    let took = start.elapsed();
+    ensure!(took < LIMIT, "the unbind took {} s", took.as_secs());
+    ensure!(
+        took >= Duration::from_millis(PATIENCE_MS.into()),
+        "the unbind took only {took:?}: was the ioctl under way at all?"
+    );
+    session.text("! grep exit /tmp/stuck")?;
+    let said = session
+        .text("touch /tmp/end; while ! grep -q exit /tmp/stuck; do sleep 0.1; done; cat /tmp/stuck")
+        .context("the process in the ioctl")?;
+    ensure!(
+        said.contains("ENODEV") && said.contains("exit 0"),
+        "the process says: {said}"
+    );
+    session.judge_log()?;
+    session.discard();
+    Ok(())
+}

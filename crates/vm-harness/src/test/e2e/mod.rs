@@ -214,6 +214,10 @@ const SUITES: &[Suite] = &[
                 held::unbind_ends,
             ),
             (
+                "held::unbind_ends_although_an_ioctl_does_not",
+                held::unbind_ends_around_an_ioctl,
+            ),
+            (
                 "silent::unbind_ends_and_memory_comes_home",
                 silent::addressable_memory_comes_home,
             ),

@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cdm_guest_tools::memory::Mapping;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::memory::Mapping;
 
 /// From linux/userfaultfd.h.
 mod uapi {
@@ -68,6 +69,7 @@ mod uapi {
 }
 
 /// Watches a mapping for faults that this process answers.
+#[derive(Debug)]
 pub struct Userfault {
     file: File,
 }
