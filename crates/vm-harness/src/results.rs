@@ -7,22 +7,48 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use serde::Serialize;
 
 use crate::cache;
 use crate::context::Context;
 
 /// The licence of what is generated.
-pub const LICENCE: &str = "SPDX-License-Identifier: Apache-2.0 OR MIT";
+const LICENCE: &str = "SPDX-License-Identifier: Apache-2.0 OR MIT";
+/// Version of the form of all results. It grows when a field goes or changes its meaning.
+const VERSION: u32 = 1;
 
 /// Where committed results are, in the repository.
 const FOLDER: &str = "docs/results";
 
-/// The head of a page: what it is, and how to have it again.
-pub fn head(title: &str, command: &str, commit: &str) -> String {
-    format!(
-        "<!-- {LICENCE} -->\n# {title}\n\nWritten by the command below; not by hand.\n\n    \
-         {command}\n\nCommit {commit}.\n\n"
-    )
+/// Where a result comes from: the first fields of each, and the head of its page.
+#[derive(Clone, Debug, Serialize)]
+pub struct Origin {
+    #[serde(rename = "$comment")]
+    comment: &'static str,
+    version: u32,
+    command: String,
+    commit: String,
+}
+
+impl Origin {
+    /// The command that leads to the result again, and the commit that it ran on.
+    pub fn new(command: impl Into<String>, commit: impl Into<String>) -> Self {
+        Self {
+            comment: LICENCE,
+            version: VERSION,
+            command: command.into(),
+            commit: commit.into(),
+        }
+    }
+
+    /// The head of a page: what it is, and how to have it again.
+    pub fn head(&self, title: &str) -> String {
+        format!(
+            "<!-- {LICENCE} -->\n# {title}\n\nWritten by the command below; not by hand.\n\n    \
+             {}\n\nCommit {}.\n\n",
+            self.command, self.commit
+        )
+    }
 }
 
 /// Text in a table's cell.
@@ -55,7 +81,7 @@ mod tests {
     fn result_is_recorded_as_page_and_as_json() {
         let dir = tempfile::tempdir().expect("a folder");
         let ctx = Context::for_test(dir.path());
-        let page = head("A title", "just it", "abc");
+        let page = Origin::new("just it", "abc").head("A title");
         record(&ctx, "name", "{}", &page).expect("written");
         let read = |name: &str| fs::read_to_string(dir.path().join(FOLDER).join(name));
         assert_eq!(read("name.json").expect("there"), "{}\n");

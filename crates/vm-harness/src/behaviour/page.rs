@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::run::{ColumnResults, Found, Tried};
 use super::table::{DATA, Table};
 use crate::git::Commit;
-use crate::results::{LICENCE, cell, head};
+use crate::results::{Origin, cell};
 
 /// The table, in the repository.
 pub const PAGE: &str = "docs/behaviour.md";
@@ -23,11 +23,8 @@ const COMMAND: &str = "just behaviour-table --record";
 /// What the tests found.
 #[derive(Debug, Serialize)]
 pub struct Document {
-    #[serde(rename = "$comment")]
-    comment: &'static str,
-    version: u32,
-    command: &'static str,
-    commit: String,
+    #[serde(flatten)]
+    origin: Origin,
     columns: Vec<ColumnResults>,
 }
 
@@ -35,17 +32,14 @@ impl Document {
     /// What the tests of all columns found.
     pub fn new(commit: &Commit, columns: Vec<ColumnResults>) -> Self {
         Self {
-            comment: LICENCE,
-            version: 1,
-            command: COMMAND,
-            commit: commit.to_string(),
+            origin: Origin::new(COMMAND, commit.to_string()),
             columns,
         }
     }
 
     /// The page. Each cell that is not a plain yes has a note below.
     pub fn page(&self, table: &Table) -> Result<String> {
-        let mut page = head("What memory in the device can do", COMMAND, &self.commit);
+        let mut page = self.origin.head("What memory in the device can do");
         let _ = writeln!(page, "{}", table.introduction.trim());
         let mut notes: Vec<String> = Vec::new();
         for section in &table.section {

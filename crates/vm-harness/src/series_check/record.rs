@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{self, Key};
 use crate::context::Context;
 use crate::git::Commit;
-use crate::results::{self, LICENCE, cell, head};
+use crate::results::{self, Origin, cell};
 
 /// The command that writes all this.
 const COMMAND: &str = "just series-check --record";
@@ -125,11 +125,8 @@ impl Store {
 /// What is written down.
 #[derive(Debug, Serialize)]
 pub struct Document {
-    #[serde(rename = "$comment")]
-    comment: &'static str,
-    version: u32,
-    command: &'static str,
-    commit: String,
+    #[serde(flatten)]
+    origin: Origin,
     passed: usize,
     failed: usize,
     /// Prefixes that no run has got to yet.
@@ -151,10 +148,7 @@ impl Document {
         let good = |checked: &&Checked| checked.failure.is_none();
         let passed = results.values().filter(good).count();
         Self {
-            comment: LICENCE,
-            version: 1,
-            command: COMMAND,
-            commit: commit.to_string(),
+            origin: Origin::new(COMMAND, commit.to_string()),
             passed,
             failed: results.len() - passed,
             unchecked: subjects.len() - results.len(),
@@ -195,7 +189,7 @@ impl Document {
 
     fn page(&self) -> String {
         let title = "Each prefix of the kernel series, built and booted";
-        let mut page = head(title, self.command, &self.commit);
+        let mut page = self.origin.head(title);
         let _ = writeln!(
             page,
             "{}. Each prefix stays good until a patch up to it or the configuration changes; \

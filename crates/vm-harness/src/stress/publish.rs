@@ -12,19 +12,16 @@ use super::known::Declared;
 use super::outcome::{TypeRun, Verdict};
 use super::state::Summary;
 use super::{Suite, Task};
-use crate::results::{self, LICENCE, cell, head};
+use crate::results::{self, Origin, cell};
 
 /// Results of the kernel's suite.
 #[derive(Debug, Serialize)]
 pub struct Document {
-    #[serde(rename = "$comment")]
-    comment: &'static str,
-    version: u32,
+    #[serde(flatten)]
+    origin: Origin,
     suite: String,
     kernel: String,
     build: String,
-    commit: String,
-    command: String,
     /// One for each type of memory.
     pub runs: Vec<TypeRun>,
 }
@@ -33,13 +30,10 @@ impl Document {
     /// A document without runs.
     pub fn new(suite: Suite, task: &Task<'_>) -> Self {
         Self {
-            comment: LICENCE,
-            version: 1,
+            origin: Origin::new(task.command.clone(), task.commit.to_string()),
             suite: suite.to_string(),
             kernel: task.kernel_name(),
             build: task.kernel.kind.to_string(),
-            commit: task.commit.to_string(),
-            command: task.command.clone(),
             runs: Vec::new(),
         }
     }
@@ -54,14 +48,10 @@ impl Document {
     }
 
     fn page(&self) -> String {
-        let mut page = head(
-            &format!(
-                "{} on the {} kernel, {} build",
-                self.suite, self.kernel, self.build
-            ),
-            &self.command,
-            &self.commit,
-        );
+        let mut page = self.origin.head(&format!(
+            "{} on the {} kernel, {} build",
+            self.suite, self.kernel, self.build
+        ));
         page +=
             "| memory | tests | passed | failed as declared | failed | guests | kernel reports |\n";
         page += "|---|---|---|---|---|---|---|\n";
@@ -194,13 +184,10 @@ mod tests {
         ];
         let log = "BUG: kernel NULL pointer dereference\n".to_owned();
         Document {
-            comment: LICENCE,
-            version: 1,
+            origin: Origin::new("just stress --suite hmm-tests", "abc"),
             suite: "hmm-tests".into(),
             kernel: "vanilla".into(),
             build: "plain".into(),
-            commit: "abc".into(),
-            command: "just stress --suite hmm-tests".into(),
             runs: vec![TypeRun::judge(MemoryType::Coherent, &known, tests, &[log])],
         }
     }

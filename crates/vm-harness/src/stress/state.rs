@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{self, KeyBuilder};
 use crate::context::Context;
 use crate::git::Commit;
-use crate::results::{LICENCE, cell, head};
+use crate::results::{Origin, cell};
 
 /// Version of the state's form.
 const VERSION: u32 = 1;
@@ -164,10 +164,7 @@ impl State {
             *totals.entry(name.clone()).or_default() += number;
         }
         Summary {
-            comment: LICENCE,
-            version: VERSION,
-            command: command.to_owned(),
-            commit: self.commit.clone(),
+            origin: Origin::new(command, self.commit.clone()),
             options: self.options.clone(),
             complete: self.seconds() >= self.options.minutes * 60,
             good: self.failure().is_none(),
@@ -181,11 +178,8 @@ impl State {
 /// What a run comes to.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    #[serde(rename = "$comment")]
-    comment: &'static str,
-    version: u32,
-    command: String,
-    commit: String,
+    #[serde(flatten)]
+    origin: Origin,
     options: Options,
     /// Whether it ran for as long as it should.
     complete: bool,
@@ -223,7 +217,7 @@ impl Summary {
             "Mixed stress on the {} kernel, {} build, {} memory type",
             options.kernel, options.build, options.memory_type
         );
-        let mut page = head(&title, &self.command, &self.commit);
+        let mut page = self.origin.head(&title);
         let state = match (self.good, self.complete) {
             (true, true) => "It ran to its end, and nothing was wrong",
             (true, false) => "It has not run to its end; nothing was wrong so far",
