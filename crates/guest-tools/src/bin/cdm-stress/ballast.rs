@@ -24,7 +24,7 @@ const SAMPLES: usize = 16;
 /// It is there to be in the way, not to take the processors.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Fills a device again and again with memory whose contents it knows, until the end.
+/// Fills a device with memory whose contents it knows, says so, and does it again until the end.
 pub fn run(seed: u64, counts: &Counts, number: u32, end: End) -> Result<()> {
     let device = Device::open(number).with_context(|| format!("device {number}"))?;
     let mut random = Random::new(seed);
@@ -33,6 +33,7 @@ pub fn run(seed: u64, counts: &Counts, number: u32, end: End) -> Result<()> {
     let memory = Mapping::huge_aligned((total - ROOM_BYTES) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)?;
     memory.advise(MmapAdvise::MADV_HUGEPAGE)?;
     memory.fill_pattern(seed);
+    let mut is_first = true;
     while !end.has_come(counts) {
         let pages = match device.query()?.bytes_free as usize > ROOM_BYTES {
             true => 0..memory.pages(),
@@ -48,6 +49,10 @@ pub fn run(seed: u64, counts: &Counts, number: u32, end: End) -> Result<()> {
             .migrate_with(0, range, direction, options)
             .with_context(|| format!("cannot move {range} {direction:?}, {options:?}"))?;
         count_moved(counts, direction, options, &migration)?;
+        if is_first {
+            counts.add_full();
+            is_first = false;
+        }
         for _ in 0..SAMPLES {
             let page = pages.start + random.below(pages.len());
             check(&memory, seed, page, counts)?;

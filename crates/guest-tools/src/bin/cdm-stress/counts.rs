@@ -129,7 +129,9 @@ counts! {
 
 /// Words behind the counts.
 const STOP: usize = Count::ALL.len();
-const WORDS: usize = STOP + 1;
+const FULL: usize = STOP + 1;
+const DEADLINE: usize = FULL + 1;
+const WORDS: usize = DEADLINE + 1;
 
 /// The counts, in memory that all processes share.
 pub struct Counts {
@@ -176,6 +178,29 @@ impl Counts {
     /// Whether every process shall come to its end.
     pub fn is_stopped(&self) -> bool {
         self.word(STOP).load(Relaxed) != 0
+    }
+
+    /// Notes that one more device is full.
+    pub fn add_full(&self) {
+        self.word(FULL).fetch_add(1, Relaxed);
+    }
+
+    /// How many devices have been full.
+    pub fn full(&self) -> u64 {
+        self.word(FULL).load(Relaxed)
+    }
+
+    /// Sets the end of the run, in milliseconds of a clock that all processes have.
+    pub fn set_deadline(&self, milliseconds: u64) {
+        self.word(DEADLINE).store(milliseconds, Relaxed);
+    }
+
+    /// The end of the run, once it is known.
+    pub fn deadline(&self) -> Option<u64> {
+        match self.word(DEADLINE).load(Relaxed) {
+            0 => None,
+            milliseconds => Some(milliseconds),
+        }
     }
 
     /// All that can be counted, with their names.

@@ -75,6 +75,8 @@ const OPERATIONS_MIN: u64 = 100;
 /// How long a process may take from the end of the run to its own: it compares all of its memory
 /// once more, on a machine that may be slow and not its own.
 const END_LIMIT: Duration = Duration::from_secs(300);
+/// How long filling the devices may take before the others start all the same.
+const FILL_LIMIT: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(20);
 /// Exit status of a process that failed and said why; a panic has another one.
 const FAILED: i32 = 1;
@@ -163,7 +165,7 @@ fn chosen(text: &str) -> Result<String> {
 }
 
 fn stress(cli: &Cli, capabilities: u32) -> Result<Verdict> {
-    let started = Instant::now();
+    let origin = Instant::now();
     let workers = (cli.processes * cli.threads) as usize;
     let bytes = (workers * COMMON_BYTES).next_multiple_of(HUGE_PAGE_BYTES);
     let shared = Shared {
@@ -171,22 +173,33 @@ fn stress(cli: &Cli, capabilities: u32) -> Result<Verdict> {
         directory: Directory::new()?,
         common: contents::memory_file(bytes)?,
         end: match (cli.seconds, cli.operations) {
-            (Some(seconds), _) => End::At(started + Duration::from_secs(seconds)),
+            (Some(_), _) => End::At(origin),
             (None, operations) => End::After(operations.unwrap_or(0)),
         },
     };
     let mut processes = Vec::new();
+    for number in Device::numbers()? {
+        let name = format!("ballast of device {number}");
+        let body = || ballast::run(cli.seed, &shared.counts, number, shared.end);
+        processes.push(start(&shared, &name, body)?);
+    }
+    // A slow machine takes long to fill the devices, and only then is there something to fight for.
+    while shared.counts.full() < processes.len() as u64
+        && !shared.counts.is_stopped()
+        && !SIGNALLED.load(Relaxed)
+        && origin.elapsed() < FILL_LIMIT
+    {
+        thread::sleep(POLL);
+    }
+    let started = Instant::now();
+    if let Some(seconds) = cli.seconds {
+        let end = origin.elapsed() + Duration::from_secs(seconds);
+        shared.counts.set_deadline(end.as_millis() as u64);
+    }
     for number in 0..cli.processes {
         processes.push(start(&shared, &format!("process {number}"), || {
             process(cli, &shared, number)
         })?);
-    }
-    for number in Device::numbers()? {
-        processes.push(start(
-            &shared,
-            &format!("ballast of device {number}"),
-            || ballast::run(cli.seed, &shared.counts, number, shared.end),
-        )?);
     }
     let failure = watch(cli, &shared, processes, started);
     report("total", &shared.counts, started);

@@ -20,7 +20,7 @@ use crate::steps::{self, Step};
 /// When a run ends.
 #[derive(Clone, Copy, Debug)]
 pub enum End {
-    /// At that time.
+    /// At the deadline, which counts from here and is not known from the beginning.
     At(Instant),
     /// After so many operations of all workers.
     After(u64),
@@ -30,7 +30,9 @@ impl End {
     /// Whether it has come.
     pub fn has_come(self, counts: &Counts) -> bool {
         let is_over = match self {
-            Self::At(time) => Instant::now() >= time,
+            Self::At(origin) => counts
+                .deadline()
+                .is_some_and(|end| origin.elapsed().as_millis() as u64 >= end),
             Self::After(operations) => counts.get(Count::Operations) >= operations,
         };
         is_over || counts.is_stopped()
