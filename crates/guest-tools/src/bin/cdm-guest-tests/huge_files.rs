@@ -7,6 +7,8 @@ use std::fs;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Direction, Span};
@@ -278,6 +280,8 @@ fn free_memory() -> Result<i64> {
 
 fn huge_page_of_a_file_loses_nothing_where_no_block_is_free(t: &Fixture) -> Result<()> {
     const ROUNDS: u64 = 8;
+    /// How long a machine with much else to do may take to free what nobody uses.
+    const LATE: Duration = Duration::from_secs(30);
     let filler = fragmented_device(t)?;
     let left = t.free_pages()?;
     let round = |seed| -> Result<()> {
@@ -303,11 +307,19 @@ fn huge_page_of_a_file_loses_nothing_where_no_block_is_free(t: &Fixture) -> Resu
     for seed in 101..101 + ROUNDS {
         round(seed)?;
     }
-    let lost = before - free_memory()?;
-    ensure!(
-        lost < HUGE_PAGES as i64 * ROUNDS as i64 / 4,
-        "{lost} pages less are free after {ROUNDS} rounds"
-    );
+    // What is only freed late comes back; what is lost does not.
+    let deadline = Instant::now() + LATE;
+    loop {
+        let lost = before - free_memory()?;
+        if lost < HUGE_PAGES as i64 * ROUNDS as i64 / 4 {
+            break;
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{lost} pages less are free after {ROUNDS} rounds"
+        );
+        thread::sleep(Duration::from_millis(200));
+    }
     drop(filler);
     Ok(())
 }
