@@ -10,6 +10,8 @@
 //! A pass tries every page in use once. Pages that are busy are left for the next
 //! pass; between passes the per-CPU batches are drained and some time goes by.
 
+use core::ops::Range;
+
 use kernel::prelude::*;
 
 use crate::device::Device;
@@ -29,7 +31,46 @@ const SILENCE_MS: u32 = 5_000;
 pub(crate) fn run(device: &Device, patience_ms: u32) -> bool {
     let region = device.region();
     let mut evictor = wait_for_memory(Evictor::new);
+    empty(device, patience_ms, |in_use| {
+        if !region.is_cpu_addressable() && device.transport().is_gone() {
+            return false;
+        }
+        let mut moved = 0;
+        each_batch(region, |pages| {
+            // What cannot be read is lost with the device, so that it does not stay for ever.
+            let (tally, next) = evictor.try_pages(region, pages, BadMemory::IsGivenUp);
+            moved += tally.moved();
+            next
+        });
+        device.counters().evacuated(moved);
+        // SAFETY: Takes values only.
+        unsafe { sys::cdm_trace_evacuate(device.number(), in_use.into(), moved) };
+        true
+    })
+}
 
+/// Takes private memory from those who still have it, with its contents; how many pages. Ends
+/// as [`run`] does. Needs a kernel that can.
+pub(crate) fn lose(device: &Device, patience_ms: u32) -> u64 {
+    let region = device.region();
+    let mut evictor = wait_for_memory(Evictor::new);
+    let mut sum = 0;
+    empty(device, patience_ms, |_| {
+        each_batch(region, |pages| {
+            let (lost, next) = evictor.lose_pages(region, pages);
+            sum += lost;
+            next
+        });
+        true
+    });
+    sum
+}
+
+/// Makes passes until no page is in use; whether that came about. It does not if for
+/// `patience_ms` milliseconds no page left, or if `pass`, which is told how many pages are in
+/// use, says that there is no point in it.
+fn empty(device: &Device, patience_ms: u32, mut pass: impl FnMut(u32) -> bool) -> bool {
+    let region = device.region();
     let mut pause_ms = 1;
     let mut idle_ms = 0;
     let mut is_reported = false;
@@ -38,14 +79,9 @@ pub(crate) fn run(device: &Device, patience_ms: u32) -> bool {
         if in_use == 0 {
             return true;
         }
-        if !region.is_cpu_addressable() && device.transport().is_gone() {
+        if !pass(in_use) {
             return false;
         }
-        let moved = pass(region, &mut evictor);
-        device.counters().evacuated(moved);
-        // SAFETY: Takes values only.
-        unsafe { sys::cdm_trace_evacuate(device.number(), in_use.into(), moved) };
-
         // Processes free pages too; that is progress as well.
         if region.used_pages() < in_use {
             pause_ms = 1;
@@ -78,17 +114,13 @@ pub(crate) fn wait_for_users(device: &Device) {
     }
 }
 
-/// Tries every page in use once; how many moved.
-fn pass(region: &Region, evictor: &mut Evictor) -> u64 {
-    let mut moved = 0;
+/// Goes through a region with `batch`, which is told what is left of it and says where to go
+/// on.
+fn each_batch(region: &Region, mut batch: impl FnMut(Range<u32>) -> Option<u32>) {
     let mut next = Some(0);
     while let Some(from) = next {
-        // What cannot be read is lost with the device, so that it does not stay for ever.
-        let (tally, end) = evictor.try_pages(region, from..region.pages(), BadMemory::IsGivenUp);
-        moved += tally.moved();
-        next = end;
+        next = batch(from..region.pages());
     }
-    moved
 }
 
 /// Says, once, what keeps the device from going away.

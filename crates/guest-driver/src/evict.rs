@@ -59,6 +59,24 @@ impl Evictor {
         (self.try_frames(bad), next)
     }
 
+    /// Takes the folios in use among `pages` from those who map them, with their contents, as
+    /// far as a batch goes; how many pages, and the page to go on from, or `None` at the end.
+    /// Private memory only.
+    pub(crate) fn lose_pages(&mut self, region: &Region, pages: Range<u32>) -> (u64, Option<u32>) {
+        self.frames.clear();
+        let next = region.used_frames(pages.start, pages.end, NEVER, &mut self.frames);
+        let collected = Collected::of_frames(&self.frames, &mut self.arrays);
+        let lost = (0..collected.pages())
+            .map(|index| match collected.source(index) {
+                // SAFETY: The kernel locked the page for us, so it is valid.
+                Source::Page(page) => 1 << unsafe { sys::cdm_page_order(page) },
+                _ => 0,
+            })
+            .sum();
+        collected.give_up();
+        (lost, next)
+    }
+
     /// Tries the folios in use in `parts` that were migrated before `before`, together a
     /// batch at most, once.
     fn try_parts(

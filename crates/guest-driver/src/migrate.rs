@@ -12,6 +12,7 @@
 //!
 //! Invariant: finalize runs once, on every path. [`Collected`] and [`Committed`] share
 //! one value whose destructor does it; what was not committed is restored.
+//! [`Collected::give_up`] takes its place.
 
 use kernel::mm::MmapReadGuard;
 use kernel::prelude::*;
@@ -241,6 +242,16 @@ impl<'a> Collected<'a> {
         };
         self.0.arrays.dst[index] =
             (pfn << sys::CDM_MPFN_SHIFT | sys::CDM_MPFN_VALID | compound) as usize;
+    }
+
+    /// Takes the pages, which were collected as frames of private memory, from those who map
+    /// them, with their contents: who touches them gets SIGBUS. Needs `CDM_CAN_POISON`.
+    pub(crate) fn give_up(self) {
+        let src = self.0.arrays.src.as_mut_ptr();
+        // SAFETY: Collected by `migrate_device_pfns()`, and not finalized, neither before nor,
+        // as the batch is forgotten, after.
+        unsafe { sys::cdm_mpfns_poison(src, self.0.pages) };
+        core::mem::forget(self);
     }
 
     /// Lets the kernel put the destinations in the sources' place.

@@ -27,7 +27,7 @@ struct dev_pagemap *cdm_page_pgmap(struct page *page)
 /* A reason on its way to Rust: enum cdm_reason plus one, zero for none. */
 #define CDM_REASON(_reason)	(CDM_REASON_##_reason + 1)
 
-#ifdef MIGRATE_PFN_REFUSED
+#ifdef CDM_HAS_MIGRATE_VMA_SELECT_FILE
 static u32 cdm_reason_of(enum migrate_refusal refusal)
 {
 	switch (refusal) {

@@ -37,7 +37,7 @@ bool cdm_frame_look(unsigned long pfn, unsigned long *head, u32 *order, u64 *sta
  */
 bool cdm_frame_split(unsigned long pfn)
 {
-#ifdef MIGRATE_PFN_REFUSED
+#ifdef CDM_HAS_migrate_device_split_pfn
 	return !migrate_device_split_pfn(pfn);
 #else
 	return false;

@@ -31,7 +31,7 @@ static const u64 CDM_SELECT_PRIVATE = 0;
 static const u32 CDM_MEMORY_TYPE_COHERENT = MEMORY_DEVICE_COHERENT;
 static const u64 CDM_SELECT_SYSTEM = MIGRATE_VMA_SELECT_SYSTEM;
 static const u64 CDM_SELECT_COHERENT = MIGRATE_VMA_SELECT_DEVICE_COHERENT;
-#ifdef CONFIG_DEVICE_PUBLIC
+#if defined(CONFIG_DEVICE_PUBLIC) && defined(CDM_HAS_MIGRATE_VMA_SELECT_DEVICE_PUBLIC)
 static const u32 CDM_MEMORY_TYPE_PUBLIC = MEMORY_DEVICE_PUBLIC;
 static const u64 CDM_SELECT_PUBLIC = MIGRATE_VMA_SELECT_DEVICE_PUBLIC;
 #else
@@ -57,7 +57,7 @@ static const bool CDM_LARGE_IS_SOUND = true;
 #else
 static const bool CDM_LARGE_IS_SOUND = false;
 #endif
-#ifdef MIGRATE_PFN_REFUSED
+#ifdef CDM_HAS_MIGRATE_VMA_SELECT_FILE
 static const bool CDM_FILES_MIGRATE = true;
 static const u64 CDM_SELECT_FILE = MIGRATE_VMA_SELECT_FILE;
 #else
@@ -69,6 +69,13 @@ static const u64 CDM_SELECT_FILE = 0;
 static const bool CDM_HAS_RECLAIM = true;
 #else
 static const bool CDM_HAS_RECLAIM = false;
+#endif
+
+/* Whether pages of private memory can be taken from those who map them. */
+#ifdef CDM_HAS_migrate_device_poison
+static const bool CDM_CAN_POISON = true;
+#else
+static const bool CDM_CAN_POISON = false;
 #endif
 
 /* What can be seen of a page that is mapped: see cdm_page_traits(). */
@@ -138,6 +145,7 @@ void cdm_pages_clear(struct page *page, u32 pages);
 struct page *cdm_page_alloc(struct vm_area_struct *vma, unsigned long address, u32 order);
 struct page *cdm_page_alloc_evicted(u32 order, bool in_reclaim);
 void cdm_drain(void);
+void cdm_mpfns_poison(unsigned long *src, unsigned long npages);
 unsigned long cdm_folio_pfn(struct folio *folio);
 u32 cdm_folio_order(struct folio *folio);
 u32 cdm_page_order(struct page *page);

@@ -88,3 +88,14 @@ void cdm_drain(void)
 	lru_add_drain_all();
 #endif
 }
+
+/*
+ * Ends a batch of private memory by taking it, with its contents, from those who map it.
+ * Called only where CDM_CAN_POISON.
+ */
+void cdm_mpfns_poison(unsigned long *src, unsigned long npages)
+{
+#ifdef CDM_HAS_migrate_device_poison
+	migrate_device_poison(src, npages);
+#endif
+}

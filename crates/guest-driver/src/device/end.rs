@@ -57,7 +57,7 @@ impl Device {
     pub(super) fn part(self: &Arc<Self>) {
         // SAFETY: Returns a module parameter.
         let patience_ms = unsafe { sys::cdm_param_evacuate_ms() };
-        let mut is_retired = self.retire(patience_ms);
+        let mut is_retired = self.retire(patience_ms) || self.give_up_memory(patience_ms);
         while !is_retired && self.is_to_be_waited_for() {
             is_retired = self.retire(patience_ms);
         }
@@ -84,6 +84,24 @@ impl Device {
         }
     }
 
+    /// Private memory that did not come back is of use to nobody without the device. Takes it
+    /// from who has it, if the kernel can: who touches it gets SIGBUS, and not from the driver,
+    /// which may go. Whether no page is in use now, nor will be.
+    fn give_up_memory(&self, patience_ms: u32) -> bool {
+        if self.region.is_cpu_addressable() || !sys::CDM_CAN_POISON {
+            return false;
+        }
+        let pages = evacuate::lose(self, patience_ms);
+        stats::lost(pages);
+        dev_err!(
+            self.dev(),
+            "cdm{}: {} pages of private memory are lost, whoever touches one gets SIGBUS\n",
+            self.number(),
+            pages
+        );
+        self.gate.wait(patience_ms) && self.region.used_pages() == 0
+    }
+
     /// Whether waiting is all that can be done: who has a page of private memory comes to the
     /// module for it, which is being unloaded, and the device could still give it back.
     fn is_to_be_waited_for(&self) -> bool {
@@ -93,9 +111,9 @@ impl Device {
     }
 
     /// Pages do not leave, and the driver must. What the CPU can reach stays where it is, for
-    /// whoever has it. Private memory is of use to nobody without the device, so what is in
-    /// it is lost: who touches it comes to the driver, and gets SIGBUS. An unload has to wait
-    /// until nobody can.
+    /// whoever has it. Private memory that the kernel could not take from the processes is lost:
+    /// who touches it comes to the driver, and gets SIGBUS. An unload has to wait until nobody
+    /// can.
     ///
     /// A reset would take the memory from under whoever has it, and the struct pages with
     /// it. What they are made of stays allocated until the guest restarts, and so long no

@@ -244,8 +244,8 @@ const SUITES: &[Suite] = &[
                 silent::private_memory_is_lost,
             ),
             (
-                "silent::unload_loses_private_memory_and_ends_with_its_processes",
-                silent::private_memory_is_lost_by_unload,
+                "silent::unload_ends_and_private_memory_is_lost",
+                silent::unload_loses_private_memory,
             ),
         ],
     },
@@ -254,10 +254,16 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Vanilla,
         shape: plan::one_private_device,
         groups: Groups::None,
-        checks: &[(
-            "silent::unbind_ends_and_private_memory_is_lost",
-            silent::private_memory_is_lost,
-        )],
+        checks: &[
+            (
+                "silent::unbind_ends_and_private_memory_is_lost",
+                silent::private_memory_is_lost,
+            ),
+            (
+                "silent::unload_waits_for_users_of_private_memory_and_says_so",
+                silent::unload_waits_for_users_of_private_memory,
+            ),
+        ],
     },
 ];
 

@@ -157,9 +157,25 @@ pub fn private_memory_is_lost(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-/// An unload loses private memory in a limited time, too. The module goes when the process has
-/// ended that could still come to it, and its device is not given to another.
-pub fn private_memory_is_lost_by_unload(session: &mut Session) -> Result<()> {
+/// An unload takes the memory from the process that has it, which is still there to find out
+/// when the module is not.
+pub fn unload_loses_private_memory(session: &mut Session) -> Result<()> {
+    prepare(session)?;
+    let log = end_driver(session, |_| Ok(()), "rmmod cdm")?;
+    says(&log, "pages of private memory are lost")?;
+    says(&log, &format!("{PAGES} pages of private memory are lost"))?;
+    says(&log, "device does not answer, so it cannot be reset")?;
+    session.text("! test -e /sys/module/cdm")?;
+    all_is_lost(&touched(session)?)?;
+    is_given_to_nobody(session)?;
+    session.judge_log()?;
+    session.discard();
+    Ok(())
+}
+
+/// A kernel that cannot take the memory from the process says so, and its unload ends with the
+/// process.
+pub fn unload_waits_for_users_of_private_memory(session: &mut Session) -> Result<()> {
     prepare(session)?;
     let unload = "rmmod cdm > /dev/null 2>&1 & while ! dmesg | grep -q 'pages of private memory are lost'; do \
                   sleep 0.1; done; sleep 1";
@@ -169,8 +185,14 @@ pub fn private_memory_is_lost_by_unload(session: &mut Session) -> Result<()> {
     session.text("test -e /sys/module/cdm")?;
     all_is_lost(&touched(session)?)?;
     session.text("while test -e /sys/module/cdm; do sleep 0.1; done")?;
-    session.text("insmod /lib/modules/cdm.ko; sleep 1; ! test -e /dev/cdm0")?;
+    is_given_to_nobody(session)?;
     session.judge_log()?;
     session.discard();
+    Ok(())
+}
+
+/// A module that is loaded anew does not get the device that was left running.
+fn is_given_to_nobody(session: &mut Session) -> Result<()> {
+    session.text("insmod /lib/modules/cdm.ko; sleep 1; ! test -e /dev/cdm0")?;
     Ok(())
 }
