@@ -16,6 +16,7 @@ mod known;
 mod machine;
 mod memory;
 mod parameters;
+mod patience;
 mod persistence;
 mod plan;
 mod proxy;

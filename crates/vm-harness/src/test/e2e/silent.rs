@@ -2,18 +2,11 @@
 
 //! The end of a driver whose device does not answer: its backend is stopped.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::Session;
+use super::{Session, patience};
 
-/// How long the driver shall wait for an answer.
-const PATIENCE_MS: u32 = 1500;
-/// What a bounded end may take under emulation, and a busy host.
-const LIMIT: Duration = Duration::from_secs(30);
-const DRIVER: &str = "/sys/bus/virtio/drivers/cdm";
 /// Pages that `cdm-touch` has in the device.
 const PAGES: u64 = 64 + 512;
 
@@ -45,38 +38,21 @@ fn end_driver(
     let ended = (|| {
         before(session)?;
         session.new_log()?;
-        let start = Instant::now();
-        session.text(line)?;
-        let took = start.elapsed();
-        ensure!(took < LIMIT, "'{line}' took {} s", took.as_secs());
-        ensure!(
-            took >= Duration::from_millis(PATIENCE_MS.into()),
-            "'{line}' took only {took:?}: was the device silent at all?"
-        );
-        Ok(())
+        patience::end_driver(session, line, "was the device silent")
     })();
     signal(session, Signal::SIGCONT)?;
     ended?;
     let log = session.new_log()?;
     let found = crate::vm::breaches(&log);
     ensure!(found.is_empty(), "the guest's kernel reports:\n{log}");
-    ensure!(
-        !session.exec("test -e /dev/cdm0")?.status.success(),
-        "/dev/cdm0 is still there"
-    );
     Ok(log)
 }
 
 /// A machine with memory of a process in its device; the line that unbinds the driver.
 fn prepare(session: &mut Session) -> Result<String> {
-    // Each check leaves a device behind that nobody can use.
-    session.text(&format!(
-        "echo {PATIENCE_MS} > /sys/module/cdm/parameters/evacuate_ms"
-    ))?;
+    patience::shorten(session)?;
     session.text(TOUCH)?;
-    let name = session.text("readlink -f /sys/class/misc/cdm0/device")?;
-    let name = name.trim().rsplit('/').next().unwrap_or_default();
-    Ok(format!("echo {name} > {DRIVER}/unbind"))
+    patience::unbind(session)
 }
 
 /// What the process finds in its memory, which it must outlive.
@@ -92,19 +68,6 @@ fn touched(session: &mut Session) -> Result<String> {
 fn says(log: &str, words: &str) -> Result<()> {
     let lines = log.lines().filter(|line| line.contains(words)).count();
     ensure!(lines == 1, "{lines} lines speak of '{words}':\n{log}");
-    Ok(())
-}
-
-fn cannot_be_bound_again(session: &mut Session, unbind: &str) -> Result<()> {
-    ensure!(
-        !session.exec("rmmod cdm")?.status.success(),
-        "the module went away under a device that is left running"
-    );
-    let bind = unbind.replace("/unbind", "/bind");
-    ensure!(
-        !session.exec(&bind)?.status.success(),
-        "a device that is left running was bound again"
-    );
     Ok(())
 }
 
@@ -127,7 +90,7 @@ pub fn addressable_memory_comes_home(session: &mut Session) -> Result<()> {
             && found.contains(&format!("{PAGES} unchanged, 0 lost")),
         "the process says: {found}"
     );
-    cannot_be_bound_again(session, &unbind)?;
+    patience::cannot_be_bound_again(session, &unbind)?;
     session.judge_log()?;
     session.discard();
     Ok(())
@@ -151,7 +114,7 @@ pub fn private_memory_is_lost(session: &mut Session) -> Result<()> {
         "debugfs says {figures:?}"
     );
     all_is_lost(&touched(session)?)?;
-    cannot_be_bound_again(session, &unbind)?;
+    patience::cannot_be_bound_again(session, &unbind)?;
     session.judge_log()?;
     session.discard();
     Ok(())
@@ -167,7 +130,7 @@ pub fn unload_loses_private_memory(session: &mut Session) -> Result<()> {
     says(&log, "device does not answer, so it cannot be reset")?;
     session.text("! test -e /sys/module/cdm")?;
     all_is_lost(&touched(session)?)?;
-    is_given_to_nobody(session)?;
+    patience::is_given_to_nobody(session)?;
     session.judge_log()?;
     session.discard();
     Ok(())
@@ -185,14 +148,8 @@ pub fn unload_waits_for_users_of_private_memory(session: &mut Session) -> Result
     session.text("test -e /sys/module/cdm")?;
     all_is_lost(&touched(session)?)?;
     session.text("while test -e /sys/module/cdm; do sleep 0.1; done")?;
-    is_given_to_nobody(session)?;
+    patience::is_given_to_nobody(session)?;
     session.judge_log()?;
     session.discard();
-    Ok(())
-}
-
-/// A module that is loaded anew does not get the device that was left running.
-fn is_given_to_nobody(session: &mut Session) -> Result<()> {
-    session.text("insmod /lib/modules/cdm.ko; sleep 1; ! test -e /dev/cdm0")?;
     Ok(())
 }
