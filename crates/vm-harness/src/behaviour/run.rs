@@ -13,11 +13,11 @@ use serde::Serialize;
 use super::table::Column;
 use crate::build::{self, BuildKind, KernelChoice};
 use crate::context::Context;
-use crate::test::Session;
+use crate::test::{Session, main_machine};
 use crate::test::ktap::Reader;
 use crate::test::report::Verdict;
 use crate::vm::boot::Stream;
-use crate::vm::{ByteSize, VmSpec, reports};
+use crate::vm::{VmSpec, reports};
 
 /// Longest silence of one test: the longest takes a tenth of it.
 const SILENCE: Duration = Duration::from_secs(180);
@@ -66,9 +66,7 @@ pub fn column(
 ) -> Result<ColumnResults> {
     let choice: KernelChoice = column.kernel.parse().map_err(anyhow::Error::msg)?;
     let mut spec = VmSpec::new(build::kernel(ctx, &choice, BuildKind::Plain)?);
-    // The machine that these tests run on otherwise.
-    spec.devices = 2;
-    spec.device_memory = ByteSize(256 << 20);
+    main_machine(&mut spec);
     spec.memory_types = vec![column.memory_type];
     let logs = folder.join(format!("{}-{}", column.kernel, column.memory_type));
     let mut session = Session::new(ctx, spec, logs);

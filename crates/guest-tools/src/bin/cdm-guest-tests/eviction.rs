@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Direction, Evicted, Migration, Options};
@@ -23,6 +24,7 @@ use crate::processes::become_user;
 crate::tests!("eviction":
     eviction_of_all_brings_the_pages_of_every_process_home,
     eviction_of_a_frame_takes_its_page_and_leaves_the_others,
+    evictions_that_meet_move_each_page_once,
     eviction_by_frame_takes_a_block_whole,
     eviction_by_frame_finds_pages_of_a_file_that_nobody_maps,
     eviction_of_the_oldest_takes_them_in_the_order_of_their_migration,
@@ -48,7 +50,7 @@ fn evict(t: &Fixture, which: Evicted, pages_max: u64) -> Result<Migration> {
             evicted.moved = moved;
             return Ok(evicted);
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        thread::sleep(std::time::Duration::from_millis(10));
     }
     anyhow::bail!("pages stay: {:?}", t.device.evict(which, pages_max)?)
 }
@@ -94,6 +96,44 @@ fn eviction_of_a_frame_takes_its_page_and_leaves_the_others(t: &Fixture) -> Resu
     }
     t.expect_in_system(memory.page_range(WHICH, 1))?;
     memory.check_pattern(4)?;
+    Ok(())
+}
+
+/// One eviction finds pages that another one has moved and is about to free.
+fn evictions_that_meet_move_each_page_once(t: &Fixture) -> Result<()> {
+    const ROUNDS: u64 = 100;
+    const THREADS: usize = 3;
+    let memory = t.resident_small_pages(4 * PAGES, 6)?;
+    for round in 0..ROUNDS {
+        if round != 0 {
+            t.move_all(memory.range(), Direction::ToDevice)?;
+        }
+        let evict_all = || -> Result<u64> {
+            let mut moved = 0;
+            loop {
+                let evicted = t.device.evict(Evicted::All, 0)?;
+                moved += evicted.moved;
+                if evicted.asked == 0 {
+                    return Ok(moved);
+                }
+            }
+        };
+        let moved = thread::scope(|scope| {
+            let others: Vec<_> = (1..THREADS).map(|_| scope.spawn(evict_all)).collect();
+            let mut moved = evict_all()?;
+            for other in others {
+                moved += other.join().expect("no thread panics")?;
+            }
+            anyhow::Ok(moved)
+        })?;
+        ensure!(
+            moved == memory.pages() as u64,
+            "round {round}: {} pages moved {moved} times",
+            memory.pages()
+        );
+    }
+    t.expect_in_system(memory.range())?;
+    memory.check_pattern(6)?;
     Ok(())
 }
 

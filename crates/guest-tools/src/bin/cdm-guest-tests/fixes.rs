@@ -19,6 +19,7 @@ crate::tests!("fixes":
     huge_page_that_a_child_shares_takes_small_pages_for_both,
     pinned_folio_of_16_kib_keeps_no_other_page,
     failed_page_of_a_huge_page_of_a_file_is_told_from_the_end_of_the_file,
+    memory_that_is_unlocked_in_the_device_counts_as_locked_no_more,
 );
 
 const HUGE_PAGES: usize = HUGE_PAGE_BYTES / PAGE_BYTES;
@@ -147,4 +148,16 @@ fn failed_page_of_a_huge_page_of_a_file_is_told_from_the_end_of_the_file(
     drop((memory, later, file));
     t.expect_free_pages(free - 1)?;
     renew(t)
+}
+
+/// "clear stale folio flags when device memory is freed": munlock() passes by what is in a device,
+/// so its pages are still locked when they are freed, and the count of locked pages, which is
+/// looked at after each test, never came down.
+fn memory_that_is_unlocked_in_the_device_counts_as_locked_no_more(t: &Fixture) -> Result<()> {
+    let memory = t.system_memory(64, 7)?;
+    memory.lock()?;
+    t.move_all(memory.range(), Direction::ToDevice)?;
+    memory.unlock()?;
+    memory.check_pattern(7)?;
+    Ok(())
 }

@@ -5,13 +5,17 @@
 
 use std::fs;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Direction, Migration};
+use cdm_guest_tools::iomem;
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::range::AddressRange;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -23,6 +27,7 @@ use crate::stores::{Mounted, Stored, XFS};
 crate::tests!("refusals":
     ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping,
     xfs_whose_folios_are_larger_than_a_block_is_refused_for_its_private_data,
+    memory_of_a_dax_file_is_unsupported,
     secret_memory_is_refused_for_its_mapping,
     ring_of_asynchronous_io_is_unsupported,
     pages_of_hugetlbfs_are_unsupported,
@@ -156,6 +161,51 @@ fn xfs_whose_folios_are_larger_than_a_block_is_refused_for_its_private_data(
     let mut found = vec![0; bytes];
     stored.file.read_exact_at(&mut found, 0)?;
     ensure!(found == expected, "the file holds something else");
+    Ok(())
+}
+
+/// Where the machine's persistent memory is, which the harness sets aside on the command line.
+fn persistent_memory() -> Result<Range<u64>> {
+    const NAME: &str = "Persistent Memory (legacy)";
+    let found = iomem::resources()?
+        .into_iter()
+        .find(|resource| resource.name == NAME)
+        .with_context(|| format!("the machine has no '{NAME}'"))?;
+    Ok(found.start..found.last + 1)
+}
+
+fn memory_of_a_dax_file_is_unsupported(t: &Fixture) -> Result<()> {
+    const DISK: &str = "/dev/pmem0";
+    /// How long the kernel may take to find the disk.
+    const PATIENCE: Duration = Duration::from_secs(10);
+    t.need_files()?;
+    module::load_of_kernel("nd_e820")?;
+    module::load_of_kernel("nd_pmem")?;
+    let deadline = Instant::now() + PATIENCE;
+    while !Path::new(DISK).exists() {
+        ensure!(Instant::now() < deadline, "no {DISK} of persistent memory");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let stored = ext4(DISK, "dax=always")?;
+    let bytes = PAGES * PAGE_BYTES;
+    stored.file.set_len(bytes as u64)?;
+    let memory = Mapping::shared_file(&stored.file, bytes)?;
+    memory.fill_pattern(6);
+    let inside = persistent_memory()?;
+    for address in physical_addresses(memory.range())? {
+        ensure!(
+            inside.contains(&address),
+            "the file's page is at {address:#x}, so this is no DAX"
+        );
+    }
+    expect_refused(t, memory.range(), |migration| migration.unsupported)?;
+    memory.check_pattern(6)?;
+    // The area is refused with whatever is in it, so a private copy of a page stays as well.
+    let private = Mapping::private_file(&stored.file, bytes)?;
+    private.fill_pattern(7);
+    expect_refused(t, private.range(), |migration| migration.unsupported)?;
+    private.check_pattern(7)?;
+    memory.check_pattern(6)?;
     Ok(())
 }
 

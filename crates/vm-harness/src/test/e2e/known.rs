@@ -160,6 +160,11 @@ const FAILURES: &[Failure] = &[
         Shows::Failure,
     ),
     vanilla(
+        "fixes::memory_that_is_unlocked_in_the_device_counts_as_locked_no_more",
+        "mm-memremap-clear-stale-folio-flags",
+        Shows::Failure,
+    ),
+    vanilla(
         "pressure::group_that_is_told_to_shrink_swaps_its_device_pages_out",
         RECLAIM,
         Shows::Failure,

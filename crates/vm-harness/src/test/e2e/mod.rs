@@ -34,6 +34,7 @@ use crate::build::{self, BuildKind, KernelChoice};
 use crate::context::Context;
 use crate::vm::FileCopy;
 
+pub use plan::main_machine;
 pub use session::Session;
 
 /// The stage `e2e`.

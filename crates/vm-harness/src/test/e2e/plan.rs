@@ -60,9 +60,11 @@ const NO_FILES: &str = "page cache moves to MEMORY_DEVICE_PUBLIC only";
 pub const PRIVATE_GROUPS: &[&str] = &["private"];
 
 /// Two small devices, which are filled quickly, room in the guest for more than one holds, and a
-/// disk for files.
+/// disk for files; and a piece of memory that stands for persistent memory, for files without a copy
+/// in the page cache.
 pub fn main_machine(spec: &mut VmSpec) {
     spec.disks = vec![Disk::Xfs];
+    spec.kernel_words.push("memmap=32M!512M".into());
     spec.devices = 2;
     spec.device_memory = ByteSize(256 << 20);
     spec.memory = ByteSize(1 << 30);
