@@ -4,7 +4,8 @@
 //!
 //! Facility: none of its own. Contexts: process context under the device lock. Lock order:
 //! as the driver's. Invariant: an unbind takes a limited time, and an unload does unless
-//! processes have private memory; what is left behind is neither freed nor used again.
+//! processes have private memory that this kernel cannot take from them; what is left behind
+//! is neither freed nor used again.
 
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -92,13 +93,15 @@ impl Device {
             return false;
         }
         let pages = evacuate::lose(self, patience_ms);
-        stats::lost(pages);
-        dev_err!(
-            self.dev(),
-            "cdm{}: {} pages of private memory are lost, whoever touches one gets SIGBUS\n",
-            self.number(),
-            pages
-        );
+        if pages != 0 {
+            stats::lost(pages);
+            dev_err!(
+                self.dev(),
+                "cdm{}: {} pages of private memory are lost, whoever touches one gets SIGBUS\n",
+                self.number(),
+                pages
+            );
+        }
         self.gate.wait(patience_ms) && self.region.used_pages() == 0
     }
 
