@@ -13,9 +13,9 @@ use serde::Serialize;
 use super::table::Column;
 use crate::build::{self, BuildKind, KernelChoice};
 use crate::context::Context;
-use crate::test::{Session, main_machine};
 use crate::test::ktap::Reader;
 use crate::test::report::Verdict;
+use crate::test::{Session, main_machine};
 use crate::vm::boot::Stream;
 use crate::vm::{VmSpec, reports};
 

@@ -29,7 +29,7 @@ use clap::Args;
 
 use crate::context::Context;
 
-pub(crate) use self::e2e::{Session, main_machine};
+pub(crate) use self::e2e::{Session, plan::main_machine};
 
 use self::report::Report;
 use self::run::Run;

@@ -18,7 +18,7 @@ mod memory;
 mod parameters;
 mod patience;
 mod persistence;
-mod plan;
+pub mod plan;
 mod proxy;
 mod session;
 mod silent;
@@ -34,7 +34,6 @@ use crate::build::{self, BuildKind, KernelChoice};
 use crate::context::Context;
 use crate::vm::FileCopy;
 
-pub use plan::main_machine;
 pub use session::Session;
 
 /// The stage `e2e`.
