@@ -17,7 +17,7 @@ use crate::test::ktap::Reader;
 use crate::test::report::Verdict;
 use crate::test::{Session, main_machine};
 use crate::vm::boot::Stream;
-use crate::vm::{VmSpec, reports};
+use crate::vm::{FileCopy, VmSpec, reports};
 
 /// Longest silence of one test, many times what the longest takes.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -68,6 +68,9 @@ pub fn column(
     let mut spec = VmSpec::new(build::kernel(ctx, &choice, BuildKind::Plain)?);
     main_machine(&mut spec);
     spec.memory_types = vec![column.memory_type];
+    // File systems and block devices are modules.
+    let modules = FileCopy::kernel_modules(ctx, &spec.kernel)?;
+    spec.files.push(modules);
     let logs = folder.join(format!("{}-{}", column.kernel, column.memory_type));
     let mut session = Session::new(ctx, spec, logs);
     let task = ctx.progress.task(format!("trying {}", column.name), None);
