@@ -27,7 +27,7 @@ pub enum Shows {
     /// The test fails, and what it leaves behind would mislead the tests that come after it, so it has
     /// a machine of its own.
     Damage,
-    /// The kernel reports it with this text. Nothing that comes after it counts, so the test has a
+    /// The kernel reports it, and a line of the report has this text. Nothing that comes after it counts, so the test has a
     /// machine of its own.
     Report(&'static str),
 }
@@ -227,8 +227,9 @@ const BAD_SPLIT: Shows = Shows::Report("WARNING: mm/huge_memory.c");
 const EVICT: &str = "mm-migrate_device-let-migrate_device_coherent_folio";
 const RECLAIM: &str = "mm-vmscan-let-drivers-bring";
 const POISON: &str = "mm-memory-failure-handle-errors";
-/// The mapping of an anonymous page is taken for that of a file.
-const BAD_POISON: Shows = Shows::Report("BUG: unable to handle page fault");
+/// The mapping of an anonymous page is taken for that of a file. What the kernel calls the fault
+/// depends on where that page lies; where it was met does not.
+const BAD_POISON: Shows = Shows::Report("RIP: 0010:dax_lock_folio");
 const SMAPS: &str = "fs-proc-show-the-bytes-in-device-memory-in-smaps";
 const VMSTAT: &str = "mm-vmstat-count-pages-that-migrate";
 const NUMA_MAPS: &str = "fs-proc-count-device-memory-in-numa_maps";
@@ -327,8 +328,8 @@ impl Failure {
         let deadline = Instant::now() + REPORT_LIMIT;
         loop {
             let log = vm.kernel_log()?;
-            if let Some(line) = breaches(&log).iter().find(|line| line.text.contains(text)) {
-                return Ok(line.text.clone());
+            if let Some(line) = log.lines().find(|line| line.contains(text)) {
+                return Ok(line.trim_end().to_owned());
             }
             if Instant::now() >= deadline {
                 let said = vm.exec(&format!("cat {output}"))?.text()?;
