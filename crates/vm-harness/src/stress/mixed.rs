@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::Task;
 use super::publish::{Published, publish};
 use super::state::{Options, Piece, State};
+use crate::build::BuildKind;
 use crate::cache::KeyBuilder;
 use crate::test::Session;
 use crate::vm::boot::Stream;
@@ -105,6 +106,9 @@ fn run_piece(
     let mut session = Session::new(task.ctx, spec, logs);
     // A machine that does not boot is no result of the program's.
     session.vm()?;
+    if task.kernel.kind == BuildKind::Debug {
+        session.text(&format!("echo clear > {LEAKS}"))?;
+    }
     let progress = task
         .ctx
         .progress
@@ -127,6 +131,10 @@ fn run_piece(
             0 | 1 => Ok(()),
             _ => bail!("'{line}' ended with {status:?}"),
         })
+        .and_then(|()| match task.kernel.kind {
+            BuildKind::Debug => find_leaks(&mut session),
+            BuildKind::Plain => Ok(()),
+        })
         .and_then(|()| session.judge_log())
         .and_then(|()| session.end());
     let problems = match ended {
@@ -140,6 +148,24 @@ fn run_piece(
         totals: said.totals,
         failure: problems.err().map(|error| format!("{error:#}")),
     })
+}
+
+/// Memory of the kernel that nothing points to any more: to be asked for, and to be told.
+const LEAKS: &str = "/sys/kernel/debug/kmemleak";
+
+/// Has the kernel look for memory that it lost since `clear`. What is on its way from one owner to
+/// the next may look lost once; what is younger than five seconds is not looked at.
+fn find_leaks(session: &mut Session<'_>) -> Result<()> {
+    let line = format!("for scan in 1 2; do sleep 6; echo scan > {LEAKS}; done; cat {LEAKS}");
+    let mut said = Vec::new();
+    let vm = session.vm()?;
+    let status = vm.exec_streaming_within(SILENCE, &line, |_, text| said.push(text.to_owned()))?;
+    ensure!(
+        status.shell_code() == 0 && said.is_empty(),
+        "the kernel has lost memory:\n{}",
+        said.join("\n")
+    );
+    Ok(())
 }
 
 /// What the program said.
