@@ -76,7 +76,7 @@ impl Drop for HugeFiles {
 pub fn mapped(t: &Fixture, seed: u64) -> Result<(File, Mapping)> {
     t.need_files()?;
     let _allowed = HugeFiles::allow()?;
-    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::empty())?;
+    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::MFD_ALLOW_SEALING)?;
     let file = File::from(fd);
     file.set_len(BYTES as u64)?;
     let memory = Mapping::huge_aligned_file(&file, BYTES)?;
@@ -88,7 +88,7 @@ pub fn mapped(t: &Fixture, seed: u64) -> Result<(File, Mapping)> {
 }
 
 /// The same, in blocks of the device.
-fn resident(t: &Fixture, seed: u64) -> Result<(File, Mapping)> {
+pub fn resident(t: &Fixture, seed: u64) -> Result<(File, Mapping)> {
     t.allow_huge()?;
     let (file, memory) = mapped(t, seed)?;
     t.move_all(memory.range(), Direction::ToDevice)?;

@@ -4,14 +4,18 @@
 //! first, or fails; and what is pinned does not move.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::Direction;
-use cdm_guest_tools::memory::Mapping;
+use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use io_uring::IoUring;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
 use crate::fixture::{Fixture, skip};
+use crate::huge_files;
+use crate::stores::MEMFD;
 
 crate::tests!("pins":
     io_uring_buffer_moves_its_pages_out,
@@ -19,6 +23,8 @@ crate::tests!("pins":
     pinned_pages_are_refused_and_move_after_the_pin,
     gup_test_long_term_pin_moves_the_pages_out,
     gup_test_fast_long_term_pin_moves_the_pages_out,
+    dma_buffer_of_a_file_moves_its_pages_out,
+    dma_buffer_of_a_part_of_a_huge_page_moves_that_block_out,
 );
 
 const PAGES: usize = 64;
@@ -30,7 +36,7 @@ pub struct Registered {
 
 impl Registered {
     /// Registers some pages of a mapping.
-    pub fn new(memory: &Mapping, pages: std::ops::Range<usize>) -> Result<Self> {
+    pub fn new(memory: &Mapping, pages: Range<usize>) -> Result<Self> {
         let ring = IoUring::new(2).context("io_uring_setup: is CONFIG_IO_URING on?")?;
         let range = memory.page_range(pages.start, pages.len());
         let buffer = libc::iovec {
@@ -152,4 +158,83 @@ fn gup_test_long_term_pin_moves_the_pages_out(t: &Fixture) -> Result<()> {
 
 fn gup_test_fast_long_term_pin_moves_the_pages_out(t: &Fixture) -> Result<()> {
     pin_by_gup_test(t, gup_test::USE_WRITE | gup_test::USE_FAST)
+}
+
+/// What makes a DMA buffer of a part of a memfd, which it pins by memfd_pin_folios(): by the page
+/// cache, where the other long-term pins go by the page table.
+mod udmabuf {
+    /// `struct udmabuf_create` of linux/udmabuf.h.
+    #[repr(C)]
+    pub struct Create {
+        pub memfd: u32,
+        pub flags: u32,
+        pub offset: u64,
+        pub size: u64,
+    }
+
+    nix::ioctl_write_ptr!(create, b'u', 0x42, Create);
+}
+
+/// A DMA buffer of some pages of a memfd, and with it a long-term pin of them, until it is closed.
+fn dma_buffer(memfd: &File, pages: Range<usize>) -> Result<File> {
+    const PATH: &str = "/dev/udmabuf";
+    let Ok(maker) = File::options().read(true).write(true).open(PATH) else {
+        return skip(format!("the kernel has no {PATH} (CONFIG_UDMABUF)"));
+    };
+    fcntl(memfd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).context("cannot seal")?;
+    let request = udmabuf::Create {
+        memfd: memfd.as_raw_fd() as u32,
+        flags: 0,
+        offset: (pages.start * PAGE_BYTES) as u64,
+        size: (pages.len() * PAGE_BYTES) as u64,
+    };
+    // SAFETY: the request is read only.
+    let fd = unsafe { udmabuf::create(maker.as_raw_fd(), &raw const request) }
+        .context("no DMA buffer of memory in the device")?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn dma_buffer_of_a_file_moves_its_pages_out(t: &Fixture) -> Result<()> {
+    t.need_files()?;
+    let free = t.free_pages()?;
+    let stored = MEMFD.file(PAGES * PAGE_BYTES)?;
+    let memory = Mapping::shared_file(&stored.file, PAGES * PAGE_BYTES)?;
+    memory.fill_pattern(5);
+    t.move_all(memory.range(), Direction::ToDevice)?;
+    let pinned = memory.page_range(16, 24);
+    let buffer = dma_buffer(&stored.file, 16..40)?;
+    t.expect_in_system(pinned)?;
+    t.expect_in_device(memory.page_range(0, 16))?;
+    t.expect_in_device(memory.page_range(40, PAGES - 40))?;
+    t.expect_free_pages(free - (PAGES as u64 - 24))?;
+    memory.check_pattern(5)?;
+    // A store by one way is seen by the other: both have the same pages.
+    let seen = Mapping::shared_file(&buffer, pinned.bytes() as usize)?;
+    memory.fill_pattern(6);
+    let expected = memory.read_bytes(memory.bytes());
+    ensure!(
+        seen.read_bytes(seen.bytes()) == expected[16 * PAGE_BYTES..40 * PAGE_BYTES],
+        "the buffer holds something else"
+    );
+    let migration = t.device.migrate(0, pinned, Direction::ToDevice)?;
+    ensure!(migration.pinned == 24, "pinned pages: {migration:?}");
+    drop((seen, buffer));
+    t.move_all(pinned, Direction::ToDevice)?;
+    t.expect_in_device(memory.range())?;
+    memory.check_pattern(6)?;
+    Ok(())
+}
+
+fn dma_buffer_of_a_part_of_a_huge_page_moves_that_block_out(t: &Fixture) -> Result<()> {
+    let (file, memory) = huge_files::resident(t, 7)?;
+    let block = HUGE_PAGE_BYTES / PAGE_BYTES;
+    let buffer = dma_buffer(&file, 3..5)?;
+    t.expect_in_system(memory.page_range(0, block))?;
+    t.expect_blocks_in_device(memory.page_range(block, block))?;
+    memory.check_pattern(7)?;
+    drop(buffer);
+    t.move_all(memory.range(), Direction::ToDevice)?;
+    memory.check_pattern(7)?;
+    Ok(())
 }

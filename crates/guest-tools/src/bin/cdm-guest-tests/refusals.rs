@@ -20,13 +20,14 @@ use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::range::AddressRange;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::fixture::{Fixture, physical_addresses};
+use crate::fixture::{Fixture, physical_addresses, skip};
 use crate::module;
-use crate::stores::{Mounted, Stored, XFS};
+use crate::stores::{Mounted, Stored, XFS, XFS_DISK};
 
 crate::tests!("refusals":
     ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping,
     xfs_whose_folios_are_larger_than_a_block_is_refused_for_its_private_data,
+    pages_on_their_way_to_the_disk_are_refused_until_they_are_there,
     memory_of_a_dax_file_is_unsupported,
     secret_memory_is_refused_for_its_mapping,
     ring_of_asynchronous_io_is_unsupported,
@@ -66,13 +67,19 @@ struct Loop {
 }
 
 impl Loop {
+    /// An empty disk.
     fn new(bytes: u64) -> Result<Self> {
-        const CTL_GET_FREE: libc::c_ulong = 0x4C82;
-        const SET_FD: libc::c_ulong = 0x4C00;
-        module::load_of_kernel("loop")?;
         let fd: OwnedFd = memfd_create(c"cdm-disk", MFdFlags::empty())?;
         let file = File::from(fd);
         file.set_len(bytes)?;
+        Self::of(file)
+    }
+
+    /// What a file holds, as a disk.
+    fn of(file: File) -> Result<Self> {
+        const CTL_GET_FREE: libc::c_ulong = 0x4C82;
+        const SET_FD: libc::c_ulong = 0x4C00;
+        module::load_of_kernel("loop")?;
         let control = File::options()
             .read(true)
             .write(true)
@@ -161,6 +168,108 @@ fn xfs_whose_folios_are_larger_than_a_block_is_refused_for_its_private_data(
     let mut found = vec![0; bytes];
     stored.file.read_exact_at(&mut found, 0)?;
     ensure!(found == expected, "the file holds something else");
+    Ok(())
+}
+
+/// A file system that takes no writes; thawed on drop.
+struct Frozen {
+    root: File,
+}
+
+mod freeze {
+    nix::ioctl_readwrite!(freeze, b'X', 119, libc::c_int);
+    nix::ioctl_readwrite!(thaw, b'X', 120, libc::c_int);
+}
+
+impl Frozen {
+    /// The file system of a file.
+    fn of(file: &File) -> Result<Self> {
+        let root = file.try_clone()?;
+        // SAFETY: the argument is not looked at.
+        unsafe { freeze::freeze(root.as_raw_fd(), std::ptr::null_mut()) }.context("FIFREEZE")?;
+        Ok(Self { root })
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // SAFETY: the argument is not looked at.
+        let _ = unsafe { freeze::thaw(self.root.as_raw_fd(), std::ptr::null_mut()) };
+    }
+}
+
+/// Copies a disk into a file, and leaves out what is zero.
+fn copy_disk(disk: &str, file: &File) -> Result<()> {
+    const STEP: usize = 1 << 20;
+    let disk = File::open(disk).with_context(|| format!("cannot open {disk}"))?;
+    let mut buffer = vec![0; STEP];
+    let mut at = 0;
+    loop {
+        let got = disk.read_at(&mut buffer, at)?;
+        if got == 0 {
+            return Ok(file.set_len(at)?);
+        }
+        for (index, block) in buffer[..got].chunks(PAGE_BYTES).enumerate() {
+            if block.iter().any(|byte| *byte != 0) {
+                file.write_all_at(block, at + (index * PAGE_BYTES) as u64)?;
+            }
+        }
+        at += got as u64;
+    }
+}
+
+fn pages_on_their_way_to_the_disk_are_refused_until_they_are_there(t: &Fixture) -> Result<()> {
+    t.need_files()?;
+    if !Path::new(XFS_DISK).exists() {
+        return skip(format!("the machine has no disk {XFS_DISK} with an xfs"));
+    }
+    // An xfs on a disk that is a file on an ext4: as long as that is frozen, no write ends.
+    let below = Loop::new(64 << 20)?;
+    let image = ext4(&below.path, "")?;
+    copy_disk(XFS_DISK, &image.file)?;
+    module::load_of_kernel("xfs")?;
+    let disk = Loop::of(image.file.try_clone()?)?;
+    let mounted = Mounted::new(&disk.path, "xfs", "nouuid")?;
+    let folder = mounted.path.clone();
+    let stored = Stored::new(&folder, Some(mounted))?;
+    let bytes = PAGES * PAGE_BYTES;
+    stored.file.set_len(bytes as u64)?;
+    let memory = Mapping::shared_file(&stored.file, bytes)?;
+    memory.fill_pattern(8);
+    // So that the blocks have their place, and writing them takes no transaction.
+    stored.file.sync_all()?;
+    memory.fill_pattern(9);
+    let frozen = Frozen::of(&image.file)?;
+    // SAFETY: the call takes numbers alone.
+    let started = unsafe {
+        libc::sync_file_range(
+            stored.file.as_raw_fd(),
+            0,
+            bytes as i64,
+            libc::SYNC_FILE_RANGE_WRITE,
+        )
+    };
+    ensure!(
+        started == 0,
+        "sync_file_range: {}",
+        std::io::Error::last_os_error()
+    );
+    // Loads bring the entries back that writeback has protected.
+    memory.check_pattern(9)?;
+    expect_refused(t, memory.range(), |migration| migration.writeback)?;
+    memory.check_pattern(9)?;
+    drop(frozen);
+    stored.file.sync_all()?;
+    memory.check_pattern(9)?;
+    t.move_all(memory.range(), Direction::ToDevice)?;
+    t.expect_in_device(memory.range())?;
+    memory.check_pattern(9)?;
+    let mut found = vec![0; bytes];
+    stored.file.read_exact_at(&mut found, 0)?;
+    ensure!(
+        found == memory.read_bytes(bytes),
+        "the file holds something else"
+    );
     Ok(())
 }
 
