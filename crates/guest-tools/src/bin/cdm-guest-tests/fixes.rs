@@ -3,14 +3,16 @@
 //! The failing cases of fixes in the series that no other test comes upon.
 
 use std::fs;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::Direction;
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
+use nix::sys::mman::{MmapAdvise, ProtFlags};
 
 use crate::fixture::{Fixture, expect_huge_mapped};
 use crate::huge::fragmented_device;
-use crate::huge_files;
+use crate::huge_files::{self, HugeFiles};
 use crate::isolate::Child;
 use crate::memory_failure::{expect_failed, fail_page, renew};
 use crate::pins::Registered;
@@ -20,6 +22,7 @@ crate::tests!("fixes":
     pinned_folio_of_16_kib_keeps_no_other_page,
     failed_page_of_a_huge_page_of_a_file_is_told_from_the_end_of_the_file,
     memory_that_is_unlocked_in_the_device_counts_as_locked_no_more,
+    what_is_stored_by_small_entries_survives_their_collapse,
 );
 
 const HUGE_PAGES: usize = HUGE_PAGE_BYTES / PAGE_BYTES;
@@ -159,5 +162,27 @@ fn memory_that_is_unlocked_in_the_device_counts_as_locked_no_more(t: &Fixture) -
     t.move_all(memory.range(), Direction::ToDevice)?;
     memory.unlock()?;
     memory.check_pattern(7)?;
+    Ok(())
+}
+
+/// "do not lose the dirty bit of PTEs that a PMD replaces": without a device.
+fn what_is_stored_by_small_entries_survives_their_collapse(_: &Fixture) -> Result<()> {
+    let _allowed = HugeFiles::allow()?;
+    let (_file, memory) = huge_files::empty(HUGE_PAGE_BYTES)?;
+    let load = |page: usize| memory.word(page * PAGE_BYTES).load(Ordering::Relaxed);
+    // A load makes the folio, so the kernel has seen no store to it.
+    ensure!(load(0) == 0, "a new file holds something");
+    expect_huge_mapped(memory.range(), HUGE_PAGE_BYTES as u64)?;
+    // Two areas share the 2 MiB for a while, so small entries map it.
+    memory.protect_pages(0, 1, ProtFlags::PROT_READ)?;
+    ensure!((0..HUGE_PAGES).all(|page| load(page) == 0));
+    memory.protect_pages(0, 1, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    expect_huge_mapped(memory.range(), 0)?;
+    memory.fill_pattern(6);
+    memory.collapse()?;
+    expect_huge_mapped(memory.range(), HUGE_PAGE_BYTES as u64)?;
+    memory.advise(MmapAdvise::MADV_DONTNEED)?;
+    fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop caches")?;
+    memory.check_pattern(6)?;
     Ok(())
 }

@@ -51,14 +51,14 @@ pub fn chosen(path: &str) -> Result<String> {
 }
 
 /// Lets shared memory have huge pages where it is asked for; as it was again on drop.
-struct HugeFiles {
+pub struct HugeFiles {
     was: String,
 }
 
 const SWITCH: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
 impl HugeFiles {
-    fn allow() -> Result<Self> {
+    pub fn allow() -> Result<Self> {
         let was = chosen(SWITCH)?;
         fs::write(SWITCH, "advise")?;
         fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")?;
@@ -72,15 +72,21 @@ impl Drop for HugeFiles {
     }
 }
 
+/// A new file, which gets huge pages while they are allowed, and all of it mapped.
+pub fn empty(bytes: usize) -> Result<(File, Mapping)> {
+    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::MFD_ALLOW_SEALING)?;
+    let file = File::from(fd);
+    file.set_len(bytes as u64)?;
+    let memory = Mapping::huge_aligned_file(&file, bytes)?;
+    memory.advise(MmapAdvise::MADV_HUGEPAGE)?;
+    Ok((file, memory))
+}
+
 /// A file of huge pages with the pattern of `seed`, all of it mapped.
 pub fn mapped(t: &Fixture, seed: u64) -> Result<(File, Mapping)> {
     t.need_files()?;
     let _allowed = HugeFiles::allow()?;
-    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::MFD_ALLOW_SEALING)?;
-    let file = File::from(fd);
-    file.set_len(BYTES as u64)?;
-    let memory = Mapping::huge_aligned_file(&file, BYTES)?;
-    memory.advise(MmapAdvise::MADV_HUGEPAGE)?;
+    let (file, memory) = empty(BYTES)?;
     memory.fill_pattern(seed);
     expect_huge_mapped(memory.range(), BYTES as u64)
         .context("the kernel gave no huge pages to begin with")?;

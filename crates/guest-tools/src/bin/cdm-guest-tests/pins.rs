@@ -6,6 +6,9 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::Direction;
@@ -15,7 +18,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
 use crate::fixture::{Fixture, skip};
 use crate::huge_files;
-use crate::stores::MEMFD;
+use crate::stores::{MEMFD, RAMFS};
 
 crate::tests!("pins":
     io_uring_buffer_moves_its_pages_out,
@@ -23,6 +26,7 @@ crate::tests!("pins":
     pinned_pages_are_refused_and_move_after_the_pin,
     gup_test_long_term_pin_moves_the_pages_out,
     gup_test_fast_long_term_pin_moves_the_pages_out,
+    reader_of_a_file_gets_its_contents_while_a_pin_moves_them_out,
     dma_buffer_of_a_file_moves_its_pages_out,
     dma_buffer_of_a_part_of_a_huge_page_moves_that_block_out,
 );
@@ -120,22 +124,37 @@ mod gup_test {
     nix::ioctl_none!(stop, b'g', 8);
 }
 
-fn pin_by_gup_test(t: &Fixture, flags: u32) -> Result<()> {
+/// The device file of that test.
+fn gup_test_file() -> Result<File> {
     const PATH: &str = "/sys/kernel/debug/gup_test";
-    let Ok(file) = File::options().read(true).write(true).open(PATH) else {
-        return skip(format!("the kernel has no {PATH} (CONFIG_GUP_TEST)"));
-    };
-    let free = t.free_pages()?;
-    let memory = t.resident_memory(PAGES, 4)?;
-    let (address, bytes) = (memory.address(), memory.bytes() as u64);
+    match File::options().read(true).write(true).open(PATH) {
+        Ok(file) => Ok(file),
+        Err(_) => skip(format!("the kernel has no {PATH} (CONFIG_GUP_TEST)")),
+    }
+}
+
+/// Has the kernel pin memory for long, until [`gup_test::stop`].
+fn pin_for_long(file: &File, memory: &Mapping, flags: u32) -> nix::Result<()> {
     let request = gup_test::PinLongterm {
-        address,
-        bytes,
+        address: memory.address(),
+        bytes: memory.bytes() as u64,
         flags,
     };
-    // SAFETY: the request is read only, and names memory of this test.
-    unsafe { gup_test::start(file.as_raw_fd(), &raw const request) }
-        .context("gup_test cannot pin")?;
+    // SAFETY: the request is read only, and names memory of this process.
+    unsafe { gup_test::start(file.as_raw_fd(), &raw const request) }.map(drop)
+}
+
+fn unpin(file: &File) -> Result<()> {
+    // SAFETY: the request has no argument.
+    unsafe { gup_test::stop(file.as_raw_fd()) }.context("gup_test cannot unpin")?;
+    Ok(())
+}
+
+fn pin_by_gup_test(t: &Fixture, flags: u32) -> Result<()> {
+    let file = gup_test_file()?;
+    let free = t.free_pages()?;
+    let memory = t.resident_memory(PAGES, 4)?;
+    pin_for_long(&file, &memory, flags).context("gup_test cannot pin")?;
     // The ioctl fails unless every page is pinned, so that the pages are where the pin put them.
     t.expect_in_system(memory.range())?;
     t.expect_free_pages(free)?;
@@ -145,8 +164,7 @@ fn pin_by_gup_test(t: &Fixture, flags: u32) -> Result<()> {
         migration.pinned == PAGES as u64,
         "pinned pages: {migration:?}"
     );
-    // SAFETY: the request has no argument.
-    unsafe { gup_test::stop(file.as_raw_fd()) }.context("gup_test cannot unpin")?;
+    unpin(&file)?;
     t.move_all(memory.range(), Direction::ToDevice)?;
     memory.check_pattern(4)?;
     Ok(())
@@ -158,6 +176,53 @@ fn gup_test_long_term_pin_moves_the_pages_out(t: &Fixture) -> Result<()> {
 
 fn gup_test_fast_long_term_pin_moves_the_pages_out(t: &Fixture) -> Result<()> {
     pin_by_gup_test(t, gup_test::USE_WRITE | gup_test::USE_FAST)
+}
+
+fn reader_of_a_file_gets_its_contents_while_a_pin_moves_them_out(t: &Fixture) -> Result<()> {
+    const ROUNDS: usize = 100;
+    t.need_files()?;
+    let pinner = gup_test_file()?;
+    // In the page cache of ramfs a reader waits for nobody's lock.
+    let stored = RAMFS.file(PAGES * PAGE_BYTES)?;
+    let memory = Mapping::shared_file(&stored.file, PAGES * PAGE_BYTES)?;
+    memory.fill_pattern(8);
+    let expected = memory.read_bytes(memory.bytes());
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| -> Result<()> {
+            // One page at a time, so that the pin finds most of them free.
+            let mut found = vec![0; PAGE_BYTES];
+            for page in (0..PAGES).cycle() {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                let offset = page * PAGE_BYTES;
+                stored.file.read_exact_at(&mut found, offset as u64)?;
+                ensure!(
+                    found == expected[offset..offset + PAGE_BYTES],
+                    "read() gives something else for page {page}"
+                );
+            }
+            Ok(())
+        });
+        // The reader holds what it reads, so some pins and some moves find it busy.
+        let pinned = (0..ROUNDS).try_fold(0, |pinned, _| -> Result<u64> {
+            let there = t.device.migrate(0, memory.range(), Direction::ToDevice)?;
+            // To read only: a pin to write of a file that is no shared memory is refused.
+            if pin_for_long(&pinner, &memory, 0).is_err() {
+                return Ok(pinned);
+            }
+            t.expect_in_system(memory.range())?;
+            unpin(&pinner)?;
+            Ok(pinned + there.moved)
+        });
+        is_over.store(true, Ordering::Relaxed);
+        reader.join().expect("the reader does not panic")?;
+        ensure!(pinned? > 0, "no pin ever moved a page out");
+        Ok(())
+    })?;
+    memory.check_pattern(8)?;
+    Ok(())
 }
 
 /// What makes a DMA buffer of a part of a memfd, which it pins by memfd_pin_folios(): by the page

@@ -165,6 +165,11 @@ const FAILURES: &[Failure] = &[
         Shows::Failure,
     ),
     vanilla(
+        "fixes::what_is_stored_by_small_entries_survives_their_collapse",
+        "mm-khugepaged-do-not-lose-the-dirty-bit",
+        Shows::Failure,
+    ),
+    vanilla(
         "pressure::group_that_is_told_to_shrink_swaps_its_device_pages_out",
         RECLAIM,
         Shows::Failure,
