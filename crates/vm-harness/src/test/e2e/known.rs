@@ -17,7 +17,7 @@ use super::super::run::Run;
 use super::Session;
 use crate::build::KernelChoice;
 use crate::context::Context;
-use crate::vm::{VmSpec, breaches};
+use crate::vm::VmSpec;
 
 /// What is to be seen of the fault.
 #[derive(Clone, Copy, Debug)]
