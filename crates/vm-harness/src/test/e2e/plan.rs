@@ -54,6 +54,21 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[
     ),
     (
         KernelChoice::Vanilla,
+        "pins::reader_of_a_file_gets_its_contents_while_a_pin_moves_them_out",
+        NO_FILES,
+    ),
+    (
+        KernelChoice::Vanilla,
+        "pins::dma_buffer_of_a_file_moves_its_pages_out",
+        NO_FILES,
+    ),
+    (
+        KernelChoice::Vanilla,
+        "pins::dma_buffer_of_a_part_of_a_huge_page_moves_that_block_out",
+        NO_FILES,
+    ),
+    (
+        KernelChoice::Vanilla,
         "eviction::evictions_that_meet_move_each_page_once",
         "a page moves twice there now and then, which patch mm-migrate_device-leave-anonymous-folios-alone mends",
     ),
