@@ -17,7 +17,7 @@ use super::super::run::Run;
 use super::Session;
 use crate::build::KernelChoice;
 use crate::context::Context;
-use crate::vm::VmSpec;
+use crate::vm::{VmSpec, breaches};
 
 /// What is to be seen of the fault.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +27,8 @@ pub enum Shows {
     /// The test fails, and what it leaves behind would mislead the tests that come after it, so it has
     /// a machine of its own.
     Damage,
-    /// The kernel reports it, and a line of the report has this text. Nothing that comes after it counts, so the test has a
-    /// machine of its own.
+    /// The kernel reports it, and a line of the report has this text. Nothing that comes after it
+    /// counts, so the test has a machine of its own.
     Report(&'static str),
 }
 
@@ -333,7 +333,10 @@ impl Failure {
         let deadline = Instant::now() + REPORT_LIMIT;
         loop {
             let log = vm.kernel_log()?;
-            if let Some(line) = log.lines().find(|line| line.contains(text)) {
+            let mut lines = log.lines();
+            if let Some(line) = lines.find(|line| line.contains(text))
+                && !breaches(&log).is_empty()
+            {
                 return Ok(line.trim_end().to_owned());
             }
             if Instant::now() >= deadline {
