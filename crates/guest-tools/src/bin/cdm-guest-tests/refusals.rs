@@ -20,9 +20,9 @@ use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::range::AddressRange;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::fixture::{Fixture, physical_addresses, skip};
+use crate::fixture::{Fixture, physical_addresses};
 use crate::module;
-use crate::stores::{Mounted, Stored, XFS, XFS_DISK};
+use crate::stores::{Mounted, Stored, XFS, xfs_disk};
 
 crate::tests!("refusals":
     ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping,
@@ -220,14 +220,11 @@ fn copy_disk(disk: &str, file: &File) -> Result<()> {
 
 fn pages_on_their_way_to_the_disk_are_refused_until_they_are_there(t: &Fixture) -> Result<()> {
     t.need_files()?;
-    if !Path::new(XFS_DISK).exists() {
-        return skip(format!("the machine has no disk {XFS_DISK} with an xfs"));
-    }
+    let template = xfs_disk()?;
     // An xfs on a disk that is a file on an ext4: as long as that is frozen, no write ends.
     let below = Loop::new(64 << 20)?;
     let image = ext4(&below.path, "")?;
-    copy_disk(XFS_DISK, &image.file)?;
-    module::load_of_kernel("xfs")?;
+    copy_disk(template, &image.file)?;
     let disk = Loop::of(image.file.try_clone()?)?;
     let mounted = Mounted::new(&disk.path, "xfs", "nouuid")?;
     let folder = mounted.path.clone();

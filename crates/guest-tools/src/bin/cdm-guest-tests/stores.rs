@@ -58,18 +58,21 @@ pub const XFS: Store = Store {
     name: "xfs",
     is_disk: true,
     make: || {
-        if !Path::new(XFS_DISK).exists() {
-            return skip(format!("the machine has no disk {XFS_DISK} with an xfs"));
-        }
-        module::load_of_kernel("xfs")?;
-        let mounted = Mounted::new(XFS_DISK, "xfs", "")?;
+        let mounted = Mounted::new(xfs_disk()?, "xfs", "")?;
         let path = mounted.path.clone();
         Stored::new(&path, Some(mounted))
     },
 };
 
-/// The disk that the harness gives the guest with an xfs on it.
-pub const XFS_DISK: &str = "/dev/vda";
+/// The disk that the harness gives the guest with an xfs on it, and the kernel's module for that.
+pub fn xfs_disk() -> Result<&'static str> {
+    const DISK: &str = "/dev/vda";
+    if !Path::new(DISK).exists() {
+        return skip(format!("the machine has no disk {DISK} with an xfs"));
+    }
+    module::load_of_kernel("xfs")?;
+    Ok(DISK)
+}
 
 impl Store {
     /// A new file of `bytes` bytes.
