@@ -24,14 +24,19 @@ pub const MAGIC: [u8; 8] = *b"cdm-dev\0";
 /// Protocol major version: differs when an old driver cannot talk to the device.
 pub const VERSION_MAJOR: u16 = 1;
 /// Protocol minor version: grows with every addition behind a feature bit.
-pub const VERSION_MINOR: u16 = 0;
+pub const VERSION_MINOR: u16 = 1;
 
 /// The device honours [`ControlOpcode::SET_METADATA`] and refuses every command that touches that range.
 pub const FEATURE_METADATA_GUARD: u64 = 1 << 0;
 /// The device carries out [`Opcode::FETCH_ADD`] and [`Opcode::COMPARE_SWAP`].
 pub const FEATURE_ATOMICS: u64 = 1 << 1;
+/// The device carries out [`Opcode::SUM`], [`Opcode::AXPY`], [`Opcode::POINTER_CHASE`] and [`Opcode::HISTOGRAM`].
+pub const FEATURE_COMPUTE: u64 = 1 << 2;
+/// The device carries out [`Opcode::PROGRAM`].
+pub const FEATURE_PROGRAM: u64 = 1 << 3;
 /// All features of this protocol version.
-pub const FEATURES_ALL: u64 = FEATURE_METADATA_GUARD | FEATURE_ATOMICS;
+pub const FEATURES_ALL: u64 =
+    FEATURE_METADATA_GUARD | FEATURE_ATOMICS | FEATURE_COMPUTE | FEATURE_PROGRAM;
 
 /// Smallest device memory, in bytes.
 pub const MEMORY_BYTES_MIN: u64 = 256 << 20;
@@ -53,8 +58,16 @@ pub const QUEUE_SIZE: u16 = 256;
 pub const RANGES_MAX: usize = 512;
 /// Most bytes that one operand list of a command covers.
 pub const TRANSFER_BYTES_MAX: u64 = 1 << 30;
-/// Most applications of one [`Opcode::FETCH_ADD`].
+/// Most applications of one [`Opcode::FETCH_ADD`], most hops of one [`Opcode::POINTER_CHASE`].
 pub const REPEAT_MAX: u32 = 1 << 20;
+/// Most counters of one [`Opcode::HISTOGRAM`].
+pub const BINS_MAX: u32 = 1 << 16;
+/// Most instructions that one [`Opcode::PROGRAM`] consists of.
+pub const PROGRAM_INSTRUCTIONS_MAX: u32 = 256;
+/// Most instructions that one [`Opcode::PROGRAM`] carries out.
+pub const PROGRAM_STEPS_MAX: u64 = 1 << 36;
+/// Registers of a [`Opcode::PROGRAM`], each of 64 bits.
+pub const PROGRAM_REGISTERS: u8 = 16;
 
 /// Memory pools that [`Config`] has room for.
 pub const POOLS_MAX: usize = 4;
@@ -248,8 +261,21 @@ wire_number! {
         FETCH_ADD = 6, "FETCH_ADD";
         /// Store `arg1` atomically in the destination if it holds `arg0`. `result`: value found.
         COMPARE_SWAP = 7, "COMPARE_SWAP";
+        /// Add the elements of the source to `arg0`. `result`: the sum.
+        SUM = 8, "SUM";
+        /// Add `arg0` times each source element to the destination element of the same place.
+        AXPY = 9, "AXPY";
+        /// Follow pointers from `arg0` on, `repeat` times, in the source. `result`: the last pointer.
+        POINTER_CHASE = 10, "POINTER_CHASE";
+        /// Count the source's elements in `repeat` bins. `result`: elements in no bin.
+        HISTOGRAM = 11, "HISTOGRAM";
+        /// Carry out the `repeat` instructions of the source on the destination. `result`: register 0.
+        PROGRAM = 12, "PROGRAM";
     }
 }
+
+/// Bit of [`CommandHeader::flags`]: elements are IEEE 754 binary32 numbers.
+pub const FLAG_FLOAT: u16 = 1 << 0;
 
 /// `result` of a [`Opcode::COMPARE`] that found no difference.
 pub const COMPARE_EQUAL: u64 = u64::MAX;
@@ -261,17 +287,17 @@ pub const COMPARE_EQUAL: u64 = u64::MAX;
 pub struct CommandHeader {
     /// What to do.
     pub opcode: Opcode,
-    /// Zero.
+    /// `FLAG_*` bits.
     pub flags: U16,
     /// Ranges of the source list.
     pub num_src: U16,
     /// Ranges of the destination list, which follow the source's.
     pub num_dst: U16,
-    /// Bytes of one element: 1, 2, 4 or 8 for FILL, 4 or 8 for atomics, zero otherwise.
+    /// Bytes of one element; zero if the operation has none.
     pub width: U16,
     /// Zero.
     pub reserved: U16,
-    /// FETCH_ADD: how often, 1 to [`REPEAT_MAX`]; zero otherwise.
+    /// How often or how many; zero if the operation has no count.
     pub repeat: U32,
     /// First argument of the operation; zero if it has none.
     pub arg0: U64,
@@ -310,6 +336,86 @@ pub struct Range {
 assert_layout!(Range, 24, space @ 0, reserved @ 2, address @ 8, bytes @ 16);
 
 wire_number! {
+    /// What an [`Instruction`] does. Registers are `r[...]`, memory is `m[...]`.
+    Operator {
+        /// End the program; so does the end of the list.
+        END = 1, "END";
+        /// `r[d] = immediate`.
+        SET = 2, "SET";
+        /// `r[d] = r[a]`.
+        MOVE = 3, "MOVE";
+        /// `r[d] = r[a] + r[b] + immediate`, wrapping.
+        ADD = 4, "ADD";
+        /// `r[d] = r[a] - r[b]`, wrapping.
+        SUBTRACT = 5, "SUBTRACT";
+        /// `r[d] = r[a] & r[b]`.
+        AND = 6, "AND";
+        /// `r[d] = r[a] << immediate`, which is less than 64.
+        SHIFT_LEFT = 7, "SHIFT_LEFT";
+        /// `r[d] = m[r[a] + immediate]`.
+        LOAD = 8, "LOAD";
+        /// `m[r[a] + immediate] = r[b]`.
+        STORE = 9, "STORE";
+        /// `r[d] = m[r[a] + immediate]; m[r[a] + immediate] += r[b]`, atomically.
+        ATOMIC_ADD = 10, "ATOMIC_ADD";
+        /// `r[d] = m[r[a] + immediate]; m[r[a] + immediate] = r[b]`, atomically.
+        ATOMIC_SWAP = 11, "ATOMIC_SWAP";
+        /// `r[d]` gets what `m[r[a] + immediate]` holds, and that gets `r[b]` if it held `r[d]`, atomically.
+        ATOMIC_COMPARE_SWAP = 12, "ATOMIC_COMPARE_SWAP";
+        /// Order accesses before it and after it.
+        BARRIER = 13, "BARRIER";
+        /// Let others run for a moment; belongs into a loop that waits.
+        PAUSE = 14, "PAUSE";
+        /// Go on at instruction `immediate` if `r[a] == r[b]`.
+        JUMP_EQUAL = 15, "JUMP_EQUAL";
+        /// Go on at instruction `immediate` if `r[a] != r[b]`.
+        JUMP_NOT_EQUAL = 16, "JUMP_NOT_EQUAL";
+        /// Go on at instruction `immediate` if `r[a] < r[b]`.
+        JUMP_LESS = 17, "JUMP_LESS";
+    }
+}
+
+wire_number! {
+    /// How an [`Instruction`] is ordered towards other accesses to memory; as in C11 and Rust.
+    MemoryOrder {
+        /// Atomic, and nothing else.
+        RELAXED = 1, "relaxed";
+        /// What follows stays behind it.
+        ACQUIRE = 2, "acquire";
+        /// What precedes stays before it.
+        RELEASE = 3, "release";
+        /// Both.
+        ACQUIRE_RELEASE = 4, "acquire-release";
+        /// Both, and in one order that all such accesses agree on.
+        SEQ_CST = 5, "seq-cst";
+    }
+}
+
+/// One instruction of a [`Opcode::PROGRAM`]. A field that the operator does not use is zero.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Instruction {
+    /// What it does.
+    pub operator: Operator,
+    /// Order of an access or a barrier.
+    pub order: MemoryOrder,
+    /// Bytes of an access: 4 or 8.
+    pub width: u8,
+    /// Register that gets the outcome.
+    pub d: u8,
+    /// First register that is read.
+    pub a: u8,
+    /// Second register that is read.
+    pub b: u8,
+    /// A number of the instruction's own.
+    pub immediate: U64,
+}
+assert_layout!(
+    Instruction, 16,
+    operator @ 0, order @ 2, width @ 4, d @ 5, a @ 6, b @ 7, immediate @ 8,
+);
+
+wire_number! {
     /// Outcome of a request.
     Status {
         /// Done; `result` is valid.
@@ -338,7 +444,7 @@ wire_number! {
         LENGTH_MISMATCH = 11, "LENGTH_MISMATCH";
         /// `width` is not one that the operation takes.
         BAD_WIDTH = 12, "BAD_WIDTH";
-        /// `repeat` is zero or above [`REPEAT_MAX`].
+        /// `repeat` is zero or above the operation's limit.
         BAD_REPEAT = 13, "BAD_REPEAT";
         /// The device memory is not mapped yet.
         NOT_MAPPED = 14, "NOT_MAPPED";
@@ -346,6 +452,14 @@ wire_number! {
         CANCELLED = 15, "CANCELLED";
         /// The host could not do it; the device log says why.
         HOST_ERROR = 16, "HOST_ERROR";
+        /// An argument is not one that the operation takes.
+        BAD_ARGUMENT = 17, "BAD_ARGUMENT";
+        /// An address that the command found or computed is not in its operand, or not aligned.
+        BAD_POINTER = 18, "BAD_POINTER";
+        /// An instruction is not one; `range_index` is its place in the program.
+        BAD_PROGRAM = 19, "BAD_PROGRAM";
+        /// The program carried out as many instructions as it may.
+        STEP_LIMIT = 20, "STEP_LIMIT";
     }
 }
 

@@ -2,14 +2,14 @@
 
 //! The device: its memory, its state, and what it does with a request.
 
-use super::exec::{self, Progress, Word};
+use super::exec::{self, Progress, Word, Words};
 use super::operand::Operand;
 use super::request::{
-    AtomicWidth, ControlOperation, Extent, Operation, ParsedCommand, Place, Refusal, Request,
+    AtomicWidth, Code, ControlOperation, Extent, Operation, ParsedCommand, Place, Refusal, Request,
 };
 use super::state::{DriverState, Mapping, MappingEvent};
 use super::{CommandQueue, GuestMemory, Pool, PoolError, Shape};
-use cdm_protocol::{Completion, Config, Status};
+use cdm_protocol::{Completion, Config, Instruction, Status};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -198,12 +198,37 @@ impl Device {
                 width,
                 addend,
                 repeat,
-            } => exec::fetch_add(&word(width)?, addend, repeat, cancelled),
+            } => exec::fetch_add(word(width)?, addend, repeat, cancelled),
             Operation::CompareSwap {
                 width,
                 expected,
                 new,
-            } => exec::compare_swap(&word(width)?, expected, new, cancelled),
+            } => exec::compare_swap(word(width)?, expected, new, cancelled),
+            Operation::Sum { elements, initial } => {
+                exec::sum(&source, elements, initial, cancelled)
+            }
+            Operation::Axpy { elements, factor } => {
+                exec::axpy(&source, &destination, elements, factor, cancelled)
+            }
+            Operation::PointerChase { first, base, hops } => {
+                exec::chase(&words(&source, 0)?, first, base, hops, cancelled)
+            }
+            Operation::Histogram { width, bins } => {
+                let counters = words(&destination, num_src)?;
+                exec::histogram(&source, &counters, width, bins, cancelled)
+            }
+            Operation::Program {
+                instructions,
+                argument,
+                limit,
+            } => {
+                let words = words(&destination, num_src)?;
+                // Read once, before the first instruction may change it.
+                let mut bytes = vec![0; instructions as usize * size_of::<Instruction>()];
+                source.stream().read(&mut bytes);
+                let code = Code::parse(&bytes)?;
+                exec::program(&code, &words, argument, limit, cancelled)
+            }
         })
     }
 
@@ -275,6 +300,11 @@ fn resolve_guest<'m>(
         address = address.wrapping_add(found);
     }
     Ok(())
+}
+
+/// The words of an operand whose first range has index `first_index`.
+fn words<'o, 'm>(operand: &'o Operand<'m>, first_index: usize) -> Result<Words<'o, 'm>, Refusal> {
+    Words::new(operand).ok_or(Refusal::of_range(Status::MISALIGNED, first_index))
 }
 
 /// The only word of an atomic command's operand.

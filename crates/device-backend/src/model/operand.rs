@@ -24,6 +24,21 @@ impl<'m> Operand<'m> {
         }
     }
 
+    /// Its length.
+    pub fn bytes(&self) -> u64 {
+        self.slices.iter().map(|slice| slice.len() as u64).sum()
+    }
+
+    /// The slices, first one first.
+    pub fn slices(&self) -> &[VolatileSlice<'m>] {
+        &self.slices
+    }
+
+    /// Goes through the operand as one stream of bytes, whatever its cut.
+    pub fn stream(&self) -> Stream<'_, 'm> {
+        Stream(Cursor::new(&self.slices))
+    }
+
     /// Walks the operand in pieces of at most `max_bytes`.
     pub fn pieces(&self, max_bytes: usize) -> Pieces<'_, 'm> {
         Pieces {
@@ -74,6 +89,44 @@ impl<'a, 'm> Cursor<'a, 'm> {
             self.offset = 0;
         }
         Some(piece)
+    }
+}
+
+/// See [`Operand::stream`].
+pub struct Stream<'a, 'm>(Cursor<'a, 'm>);
+
+impl<'m> Stream<'_, 'm> {
+    /// Copies the next bytes out; how many, less than asked for only at the end.
+    pub fn read(&mut self, bytes: &mut [u8]) -> usize {
+        self.advance(bytes.len(), |piece, done| {
+            piece.copy_to(&mut bytes[done..done + piece.len()]);
+        })
+    }
+
+    /// Copies bytes in; how many, less than given only at the end.
+    pub fn write(&mut self, bytes: &[u8]) -> usize {
+        self.advance(bytes.len(), |piece, done| {
+            piece.copy_from(&bytes[done..done + piece.len()]);
+        })
+    }
+
+    /// Leaves bytes out; how many, less than asked for only at the end.
+    pub fn skip(&mut self, bytes: usize) -> usize {
+        self.advance(bytes, |_, _| {})
+    }
+
+    /// Hands the pieces of the next `bytes` bytes to `each`, with the count of those before.
+    fn advance(&mut self, bytes: usize, mut each: impl FnMut(VolatileSlice<'m>, usize)) -> usize {
+        let mut done = 0;
+        while done < bytes {
+            let Some(left) = self.0.left() else { break };
+            let Some(piece) = self.0.take(left.min(bytes - done)) else {
+                break;
+            };
+            each(piece, done);
+            done += piece.len();
+        }
+        done
     }
 }
 
@@ -143,6 +196,35 @@ mod tests {
             let pieces: Vec<_> = operand.pieces(max).map(read).collect();
             prop_assert!(pieces.iter().all(|piece| (1..=max).contains(&piece.len())));
             prop_assert_eq!(pieces.concat(), whole);
+        }
+
+        #[test]
+        fn a_stream_reads_and_writes_the_concatenation_at_any_place(
+            mut parts in buffers(), steps in prop::collection::vec((0usize..60, 0u8..3), 0..12),
+        ) {
+            let mut expected = parts.concat();
+            let operand = operand(&mut parts);
+            let mut stream = operand.stream();
+            let mut place = 0;
+            for (bytes, kind) in steps {
+                let count = bytes.min(expected.len() - place);
+                match kind {
+                    0 => {
+                        let mut found = vec![0; bytes];
+                        prop_assert_eq!(stream.read(&mut found), count);
+                        prop_assert_eq!(&found[..count], &expected[place..place + count]);
+                    }
+                    1 => {
+                        let new: Vec<u8> = (0..bytes).map(|byte| byte as u8 ^ 0x5a).collect();
+                        prop_assert_eq!(stream.write(&new), count);
+                        expected[place..place + count].copy_from_slice(&new[..count]);
+                    }
+                    _ => prop_assert_eq!(stream.skip(bytes), count),
+                }
+                place += count;
+            }
+            let whole: Vec<_> = operand.pieces(64).map(read).collect();
+            prop_assert_eq!(whole.concat(), expected);
         }
 
         #[test]

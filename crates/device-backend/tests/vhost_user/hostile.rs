@@ -57,7 +57,7 @@ fn any_address() -> impl Strategy<Value = u64> {
 
 /// Bytes that look like requests often enough to get far.
 fn any_request() -> impl Strategy<Value = Vec<u8>> {
-    let word = prop_oneof![3 => Just(0u16), 2 => 0u16..9, 1 => any::<u16>()];
+    let word = prop_oneof![3 => Just(0u16), 2 => 0u16..16, 1 => any::<u16>()];
     prop::collection::vec(word, 12..60)
         .prop_map(|words| words.into_iter().flat_map(u16::to_le_bytes).collect())
 }

@@ -174,6 +174,15 @@ fn every_offset_and_size_is_that_of_the_specification() {
         address,
         bytes
     });
+    assert_layout_in_spec!(Instruction {
+        operator,
+        order,
+        width,
+        d,
+        a,
+        b,
+        immediate
+    });
     assert_layout_in_spec!(Completion {
         status,
         reserved,
@@ -197,6 +206,8 @@ fn every_wire_number_is_that_of_the_specification() {
         ControlOpcode,
         Opcode,
         Space,
+        Operator,
+        MemoryOrder,
         Status,
         EventKind,
     );
@@ -220,6 +231,10 @@ fn every_constant_is_that_of_the_specification() {
         RANGES_MAX,
         TRANSFER_BYTES_MAX,
         REPEAT_MAX,
+        BINS_MAX,
+        PROGRAM_INSTRUCTIONS_MAX,
+        PROGRAM_STEPS_MAX,
+        PROGRAM_REGISTERS,
         POOLS_MAX,
         AGENTS_MAX,
     );
@@ -235,10 +250,21 @@ fn every_feature_bit_is_that_of_the_specification() {
     let in_code = [
         (FEATURE_METADATA_GUARD, "FEATURE_METADATA_GUARD".to_string()),
         (FEATURE_ATOMICS, "FEATURE_ATOMICS".to_string()),
+        (FEATURE_COMPUTE, "FEATURE_COMPUTE".to_string()),
+        (FEATURE_PROGRAM, "FEATURE_PROGRAM".to_string()),
     ];
     assert_eq!(in_spec, in_code);
     let all = in_code.iter().fold(0, |all, (bit, _)| all | bit);
     assert_eq!(all, FEATURES_ALL);
+}
+
+#[test]
+fn every_command_flag_is_that_of_the_specification() {
+    let in_spec: Vec<(u16, String)> = rows(section(&specification(), "Flags"))
+        .iter()
+        .map(|row| (1 << number(&row[0]), row[1].clone()))
+        .collect();
+    assert_eq!(in_spec, [(FLAG_FLOAT, "FLAG_FLOAT".to_string())]);
 }
 
 #[test]

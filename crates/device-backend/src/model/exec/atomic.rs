@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Atomic commands: one naturally aligned word that the guest's CPUs may update at
-//! the same time, with instructions that are atomic towards ours.
+//! Atomic commands, and the atomic words that other commands use: naturally aligned
+//! words that the guest's CPUs may update at the same time, with instructions that are
+//! atomic towards ours.
 
 use super::Progress;
+use crate::model::operand::Operand;
 use crate::model::request::AtomicWidth;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vm_memory::VolatileSlice;
@@ -15,70 +17,151 @@ compile_error!("the device's atomics are written for little-endian hosts");
 /// Additions between two looks at the cancellation: some 20 us.
 const PIECE_ADDITIONS: u32 = 4096;
 
-/// A word of shared memory, ready for atomic access.
-///
-/// # Invariants
-///
-/// The slice is `width` bytes long and starts at a multiple of that.
+/// A word of shared memory, ready for atomic access. Narrow values are zero-extended, and
+/// the high bits of what is stored do not count.
 #[derive(Clone, Copy, Debug)]
-pub struct Word<'m> {
-    slice: VolatileSlice<'m>,
-    width: AtomicWidth,
+pub enum Word<'m> {
+    /// 32 bits.
+    Four(&'m AtomicU32),
+    /// 64 bits.
+    Eight(&'m AtomicU64),
 }
 
 impl<'m> Word<'m> {
     /// Checks length and alignment in this process.
     pub fn new(slice: VolatileSlice<'m>, width: AtomicWidth) -> Option<Self> {
         let bytes = width.bytes() as usize;
-        let is_aligned = slice.ptr_guard().as_ptr().addr().is_multiple_of(bytes);
-        // INVARIANT: both halves are checked here.
-        (slice.len() == bytes && is_aligned).then_some(Self { slice, width })
+        let pointer = slice.ptr_guard_mut().as_ptr();
+        if slice.len() != bytes || !pointer.addr().is_multiple_of(bytes) {
+            return None;
+        }
+        Some(match width {
+            // SAFETY: aligned and four bytes long, as was just checked, and mapped as long as the
+            // slice may be used (the guard of a slice in plain mappings keeps nothing). Whoever
+            // else uses these bytes (the guest, another worker) does so through other mappings,
+            // raw copies or atomics, never through a plain Rust reference, and every bit pattern
+            // is a u32.
+            AtomicWidth::Four => Self::Four(unsafe { AtomicU32::from_ptr(pointer.cast()) }),
+            // SAFETY: as above, with eight bytes and u64.
+            AtomicWidth::Eight => Self::Eight(unsafe { AtomicU64::from_ptr(pointer.cast()) }),
+        })
     }
 
-    /// Adds `addend` and returns what was there; narrow values are zero-extended.
-    fn fetch_add(&self, addend: u64) -> u64 {
-        let guard = self.slice.ptr_guard_mut();
-        match self.width {
-            AtomicWidth::Four => {
-                // SAFETY: by the invariant the pointer is aligned and valid for four bytes while
-                // the guard lives. Whoever else uses these bytes (the guest, another worker) does
-                // so through other mappings, raw copies or atomics, never through a Rust
-                // reference, and every bit pattern is a u32.
-                let word = unsafe { AtomicU32::from_ptr(guard.as_ptr().cast()) };
-                word.fetch_add(addend as u32, Ordering::SeqCst).into()
-            }
-            AtomicWidth::Eight => {
-                // SAFETY: as above, with eight bytes and u64.
-                let word = unsafe { AtomicU64::from_ptr(guard.as_ptr().cast()) };
-                word.fetch_add(addend, Ordering::SeqCst)
-            }
+    /// Its size in bytes.
+    fn bytes(self) -> u64 {
+        match self {
+            Self::Four(_) => 4,
+            Self::Eight(_) => 8,
+        }
+    }
+
+    /// What is there.
+    pub fn load(self, order: Ordering) -> u64 {
+        match self {
+            Self::Four(word) => word.load(order).into(),
+            Self::Eight(word) => word.load(order),
+        }
+    }
+
+    /// Puts `value` there.
+    pub fn store(self, value: u64, order: Ordering) {
+        match self {
+            Self::Four(word) => word.store(value as u32, order),
+            Self::Eight(word) => word.store(value, order),
+        }
+    }
+
+    /// Adds `addend` and returns what was there.
+    pub fn fetch_add(self, addend: u64, order: Ordering) -> u64 {
+        match self {
+            Self::Four(word) => word.fetch_add(addend as u32, order).into(),
+            Self::Eight(word) => word.fetch_add(addend, order),
+        }
+    }
+
+    /// Puts `value` there and returns what was there.
+    pub fn swap(self, value: u64, order: Ordering) -> u64 {
+        match self {
+            Self::Four(word) => word.swap(value as u32, order).into(),
+            Self::Eight(word) => word.swap(value, order),
         }
     }
 
     /// Stores `new` if the word is `expected`; says what was there, as `Ok` if it was stored.
-    fn compare_swap(&self, expected: u64, new: u64) -> Result<u64, u64> {
-        const ORDER: Ordering = Ordering::SeqCst;
-        let guard = self.slice.ptr_guard_mut();
-        match self.width {
-            AtomicWidth::Four => {
-                // SAFETY: as in fetch_add.
-                let word = unsafe { AtomicU32::from_ptr(guard.as_ptr().cast()) };
-                word.compare_exchange(expected as u32, new as u32, ORDER, ORDER)
-                    .map(u64::from)
-                    .map_err(u64::from)
-            }
-            AtomicWidth::Eight => {
-                // SAFETY: as in fetch_add.
-                let word = unsafe { AtomicU64::from_ptr(guard.as_ptr().cast()) };
-                word.compare_exchange(expected, new, ORDER, ORDER)
-            }
+    ///
+    /// If it was not, the access is a load: it has the part of `order` that loads have.
+    pub fn compare_swap(self, expected: u64, new: u64, order: Ordering) -> Result<u64, u64> {
+        let failure = match order {
+            Ordering::SeqCst => Ordering::SeqCst,
+            Ordering::Acquire | Ordering::AcqRel => Ordering::Acquire,
+            _ => Ordering::Relaxed,
+        };
+        match self {
+            Self::Four(word) => word
+                .compare_exchange(expected as u32, new as u32, order, failure)
+                .map(u64::from)
+                .map_err(u64::from),
+            Self::Eight(word) => word.compare_exchange(expected, new, order, failure),
         }
+    }
+}
+
+/// The words of an operand, by their offset in it.
+///
+/// # Invariants
+///
+/// Each slice starts at a multiple of eight and is a multiple of eight bytes long, so a
+/// word at a multiple of its width lies in one of them. `starts` are their offsets.
+#[derive(Debug)]
+pub struct Words<'o, 'm> {
+    slices: &'o [VolatileSlice<'m>],
+    starts: Vec<u64>,
+    bytes: u64,
+}
+
+impl<'o, 'm> Words<'o, 'm> {
+    /// Checks lengths and alignment in this process.
+    pub fn new(operand: &'o Operand<'m>) -> Option<Self> {
+        let slices = operand.slices();
+        let mut bytes = 0;
+        let mut starts = Vec::with_capacity(slices.len());
+        for slice in slices {
+            let address = slice.ptr_guard().as_ptr().addr();
+            // INVARIANT: checked here.
+            if !address.is_multiple_of(8) || !slice.len().is_multiple_of(8) {
+                return None;
+            }
+            starts.push(bytes);
+            bytes += slice.len() as u64;
+        }
+        Some(Self {
+            slices,
+            starts,
+            bytes,
+        })
+    }
+
+    /// The word at `offset`, if it is a multiple of `width` inside the operand.
+    pub fn at(&self, offset: u64, width: AtomicWidth) -> Option<Word<'m>> {
+        if offset >= self.bytes || !offset.is_multiple_of(width.bytes()) {
+            return None;
+        }
+        let index = self.starts.partition_point(|&start| start <= offset) - 1;
+        let inside = usize::try_from(offset - self.starts[index]).ok()?;
+        let bytes = width.bytes() as usize;
+        Word::new(self.slices[index].subslice(inside, bytes).ok()?, width)
+    }
+
+    /// Every eight-byte word, first one first.
+    pub fn all(&self) -> impl Iterator<Item = Word<'m>> {
+        let offsets = (0..self.bytes).step_by(8);
+        offsets.filter_map(|offset| self.at(offset, AtomicWidth::Eight))
     }
 }
 
 /// Adds `addend` to the word, `repeat` times.
 pub fn fetch_add(
-    word: &Word<'_>,
+    word: Word<'_>,
     addend: u64,
     repeat: u32,
     cancelled: &dyn Fn() -> bool,
@@ -86,16 +169,16 @@ pub fn fetch_add(
     let mut before_last = 0;
     for addition in 0..repeat {
         if addition.is_multiple_of(PIECE_ADDITIONS) && cancelled() {
-            return Progress::cancelled(u64::from(addition) * word.width.bytes());
+            return Progress::cancelled(u64::from(addition) * word.bytes());
         }
-        before_last = word.fetch_add(addend);
+        before_last = word.fetch_add(addend, Ordering::SeqCst);
     }
-    Progress::finished(before_last, u64::from(repeat) * word.width.bytes())
+    Progress::finished(before_last, u64::from(repeat) * word.bytes())
 }
 
 /// Stores `new` in the word if it holds `expected`.
 pub fn compare_swap(
-    word: &Word<'_>,
+    word: Word<'_>,
     expected: u64,
     new: u64,
     cancelled: &dyn Fn() -> bool,
@@ -103,8 +186,8 @@ pub fn compare_swap(
     if cancelled() {
         return Progress::cancelled(0);
     }
-    match word.compare_swap(expected, new) {
-        Ok(found) => Progress::finished(found, word.width.bytes()),
+    match word.compare_swap(expected, new, Ordering::SeqCst) {
+        Ok(found) => Progress::finished(found, word.bytes()),
         Err(found) => Progress::finished(found, 0),
     }
 }

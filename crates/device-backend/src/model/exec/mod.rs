@@ -10,10 +10,18 @@
 //! one piece at most.
 
 mod atomic;
+mod chase;
+mod histogram;
+mod program;
 mod transfer;
+mod vector;
 
-pub use atomic::{Word, compare_swap, fetch_add};
+pub use atomic::{Word, Words, compare_swap, fetch_add};
+pub use chase::chase;
+pub use histogram::histogram;
+pub use program::program;
 pub use transfer::{checksum, compare, copy, fill};
+pub use vector::{axpy, sum};
 
 use cdm_protocol::{Completion, Status};
 use zerocopy::FromZeros;
@@ -25,17 +33,22 @@ pub struct Progress {
     pub result: u64,
     /// Value for `bytes_done`.
     pub bytes_done: u64,
-    /// Whether the command ended by itself.
-    pub finished: bool,
+    /// How the command ended.
+    pub status: Status,
 }
 
 impl Progress {
     /// Cut short by a cancellation.
     pub fn cancelled(bytes_done: u64) -> Self {
+        Self::stopped(Status::CANCELLED, bytes_done)
+    }
+
+    /// Came upon something that it cannot go on with.
+    pub fn stopped(status: Status, bytes_done: u64) -> Self {
         Self {
             result: 0,
             bytes_done,
-            finished: false,
+            status,
         }
     }
 
@@ -44,20 +57,15 @@ impl Progress {
         Self {
             result,
             bytes_done,
-            finished: true,
+            status: Status::OK,
         }
     }
 }
 
 impl From<Progress> for Completion {
     fn from(progress: Progress) -> Self {
-        let status = if progress.finished {
-            Status::OK
-        } else {
-            Status::CANCELLED
-        };
         Self {
-            status,
+            status: progress.status,
             result: progress.result.into(),
             bytes_done: progress.bytes_done.into(),
             ..Self::new_zeroed()

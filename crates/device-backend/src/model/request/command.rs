@@ -3,8 +3,11 @@
 //! Commands of the command queues.
 
 use super::range::{parse_list, total_bytes};
-use super::{Extent, Refusal, Request};
-use cdm_protocol::{CommandHeader, Opcode, RANGES_MAX, REPEAT_MAX, Range, Status};
+use super::{Bins, Elements, Extent, Place, Refusal, Request};
+use cdm_protocol::{
+    BINS_MAX, CommandHeader, FLAG_FLOAT, Instruction, Opcode, PROGRAM_INSTRUCTIONS_MAX,
+    PROGRAM_STEPS_MAX, RANGES_MAX, REPEAT_MAX, Range, Status,
+};
 use zerocopy::FromBytes;
 
 /// Size of an atomic operand.
@@ -81,7 +84,49 @@ pub enum Operation {
         /// What it gets.
         new: u64,
     },
+    /// Add the elements of the source up.
+    Sum {
+        /// What they are.
+        elements: Elements,
+        /// What they are added to.
+        initial: u64,
+    },
+    /// Add a multiple of the source to the destination.
+    Axpy {
+        /// What both consist of.
+        elements: Elements,
+        /// What the source is multiplied by.
+        factor: u64,
+    },
+    /// Follow pointers in the source.
+    PointerChase {
+        /// The first pointer.
+        first: u64,
+        /// The pointer to the source's first byte.
+        base: u64,
+        /// How many to follow.
+        hops: u32,
+    },
+    /// Count the source's elements in the destination.
+    Histogram {
+        /// Bytes of an element.
+        width: usize,
+        /// What is counted where.
+        bins: Bins,
+    },
+    /// Carry out the instructions of the source on the destination.
+    Program {
+        /// How many there are.
+        instructions: u32,
+        /// What register 0 begins with.
+        argument: u64,
+        /// How many are carried out at most.
+        limit: u64,
+    },
 }
+
+/// Bytes of a counter of a histogram, and what a pointer or a program's memory is aligned to.
+const WORD_BYTES: u64 = 8;
 
 /// A command of the right form.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,43 +205,81 @@ impl ParsedCommand {
         Ok(command)
     }
 
-    /// Bytes of the longer operand: how much there is to do.
+    /// Bytes that there is to do, or would be in the time that it takes.
     pub fn bytes(&self) -> u64 {
-        total_bytes(&self.source).max(total_bytes(&self.destination))
+        match self.operation {
+            // One piece of a copy for each step, and steps may wait for somebody.
+            Operation::Program { limit, .. } => limit,
+            // Each hop waits for a line of a cache.
+            Operation::PointerChase { hops, .. } => u64::from(hops) * 64,
+            _ => total_bytes(&self.source).max(total_bytes(&self.destination)),
+        }
     }
 
     fn check_lengths(&self) -> Result<(), Refusal> {
         let num_src = self.source.len();
+        let source_bytes = total_bytes(&self.source);
         let destination_bytes = total_bytes(&self.destination);
+        let expect_length = |found: u64, expected: u64| match found == expected {
+            true => Ok(()),
+            false => Err(Refusal::of(Status::LENGTH_MISMATCH)),
+        };
+        // The range that a list ends with has the odd bytes.
+        let expect_whole = |bytes: u64, element: u64, last: usize| match bytes {
+            bytes if bytes.is_multiple_of(element) => Ok(()),
+            _ => Err(Refusal::of_range(Status::MISALIGNED, last - 1)),
+        };
+        let num_ranges = num_src + self.destination.len();
         match self.operation {
             Operation::Nop | Operation::Checksum { .. } => Ok(()),
-            Operation::Copy | Operation::Compare => {
-                if total_bytes(&self.source) == destination_bytes {
-                    Ok(())
-                } else {
-                    Err(Refusal::of(Status::LENGTH_MISMATCH))
-                }
-            }
+            Operation::Copy | Operation::Compare => expect_length(source_bytes, destination_bytes),
             Operation::Fill(pattern) => {
-                if destination_bytes.is_multiple_of(pattern.element().len() as u64) {
-                    Ok(())
-                } else {
-                    let last = num_src + self.destination.len() - 1;
-                    Err(Refusal::of_range(Status::MISALIGNED, last))
-                }
+                expect_whole(destination_bytes, pattern.width as u64, num_ranges)
             }
             Operation::FetchAdd { width, .. } | Operation::CompareSwap { width, .. } => {
                 let operand = self.destination[0];
-                let address = match operand.place {
-                    super::Place::Device(address) | super::Place::Guest(address) => address,
-                };
-                if operand.bytes == width.bytes() && address.is_multiple_of(width.bytes()) {
+                let is_aligned = address(&operand).is_multiple_of(width.bytes());
+                if operand.bytes == width.bytes() && is_aligned {
                     Ok(())
                 } else {
                     Err(Refusal::of_range(Status::MISALIGNED, num_src))
                 }
             }
+            Operation::Sum { elements, .. } => {
+                expect_whole(source_bytes, elements.number.bytes() as u64, num_src)
+            }
+            Operation::Axpy { elements, .. } => {
+                expect_length(source_bytes, destination_bytes)?;
+                expect_whole(source_bytes, elements.number.bytes() as u64, num_src)
+            }
+            Operation::PointerChase { .. } => expect_words(&self.source, 0),
+            Operation::Histogram { width, bins } => {
+                expect_length(destination_bytes, u64::from(bins.count) * WORD_BYTES)?;
+                expect_whole(source_bytes, width as u64, num_src)?;
+                expect_words(&self.destination, num_src)
+            }
+            Operation::Program { instructions, .. } => {
+                let bytes = u64::from(instructions) * size_of::<Instruction>() as u64;
+                expect_length(source_bytes, bytes)?;
+                expect_words(&self.destination, num_src)
+            }
         }
+    }
+}
+
+/// Where a range begins, whatever in.
+fn address(extent: &Extent) -> u64 {
+    match extent.place {
+        Place::Device(address) | Place::Guest(address) => address,
+    }
+}
+
+/// Checks that a list, whose first range has index `first_index`, consists of aligned words.
+fn expect_words(list: &[Extent], first_index: usize) -> Result<(), Refusal> {
+    let is_odd = |extent: &Extent| !(address(extent) | extent.bytes).is_multiple_of(WORD_BYTES);
+    match list.iter().position(is_odd) {
+        Some(index) => Err(Refusal::of_range(Status::MISALIGNED, first_index + index)),
+        None => Ok(()),
     }
 }
 
@@ -209,6 +292,8 @@ fn arity(opcode: Opcode) -> Option<Arity> {
         Opcode::COPY | Opcode::COMPARE => (Any, Any),
         Opcode::CHECKSUM => (Any, Zero),
         Opcode::FETCH_ADD | Opcode::COMPARE_SWAP => (Zero, One),
+        Opcode::SUM | Opcode::POINTER_CHASE => (Any, Zero),
+        Opcode::AXPY | Opcode::HISTOGRAM | Opcode::PROGRAM => (Any, Any),
         _ => return None,
     };
     Some(Arity {
@@ -217,21 +302,75 @@ fn arity(opcode: Opcode) -> Option<Arity> {
     })
 }
 
+/// Fields of a header that an operation uses; what is not set must be zero.
+struct Uses {
+    flags: u16,
+    width: bool,
+    repeat: bool,
+    arg0_mask: u64,
+    arg1: bool,
+}
+
 /// Whether anything is set that the operation has no use for.
 fn has_reserved_bits(header: &CommandHeader) -> bool {
-    let (uses_width, uses_repeat, arg0_mask, uses_arg1) = match header.opcode {
-        Opcode::FILL => (true, false, u64::MAX, false),
-        Opcode::CHECKSUM => (false, false, u64::from(u32::MAX), false),
-        Opcode::FETCH_ADD => (true, true, u64::MAX, false),
-        Opcode::COMPARE_SWAP => (true, false, u64::MAX, true),
-        _ => (false, false, 0, false),
+    let none = Uses {
+        flags: 0,
+        width: false,
+        repeat: false,
+        arg0_mask: 0,
+        arg1: false,
     };
-    header.flags.get() != 0
+    let (any, narrow) = (u64::MAX, u64::from(u32::MAX));
+    let uses = match header.opcode {
+        Opcode::FILL => Uses {
+            width: true,
+            arg0_mask: any,
+            ..none
+        },
+        Opcode::CHECKSUM => Uses {
+            arg0_mask: narrow,
+            ..none
+        },
+        Opcode::FETCH_ADD => Uses {
+            width: true,
+            repeat: true,
+            arg0_mask: any,
+            ..none
+        },
+        Opcode::COMPARE_SWAP => Uses {
+            width: true,
+            arg0_mask: any,
+            arg1: true,
+            ..none
+        },
+        Opcode::SUM | Opcode::AXPY => Uses {
+            flags: FLAG_FLOAT,
+            width: true,
+            arg0_mask: any,
+            arg1: true,
+            ..none
+        },
+        Opcode::POINTER_CHASE | Opcode::PROGRAM => Uses {
+            repeat: true,
+            arg0_mask: any,
+            arg1: true,
+            ..none
+        },
+        Opcode::HISTOGRAM => Uses {
+            width: true,
+            repeat: true,
+            arg0_mask: any,
+            arg1: true,
+            ..none
+        },
+        _ => none,
+    };
+    header.flags.get() & !uses.flags != 0
         || header.reserved.get() != 0
-        || (!uses_width && header.width.get() != 0)
-        || (!uses_repeat && header.repeat.get() != 0)
-        || header.arg0.get() & !arg0_mask != 0
-        || (!uses_arg1 && header.arg1.get() != 0)
+        || (!uses.width && header.width.get() != 0)
+        || (!uses.repeat && header.repeat.get() != 0)
+        || header.arg0.get() & !uses.arg0_mask != 0
+        || (!uses.arg1 && header.arg1.get() != 0)
 }
 
 fn operation(header: &CommandHeader) -> Result<Operation, Status> {
@@ -240,6 +379,10 @@ fn operation(header: &CommandHeader) -> Result<Operation, Status> {
         4 => Ok(AtomicWidth::Four),
         8 => Ok(AtomicWidth::Eight),
         _ => Err(Status::BAD_WIDTH),
+    };
+    let repeat = |max| match header.repeat.get() {
+        repeat if (1..=max).contains(&repeat) => Ok(repeat),
+        _ => Err(Status::BAD_REPEAT),
     };
     Ok(match header.opcode {
         Opcode::NOP => Operation::Nop,
@@ -256,15 +399,47 @@ fn operation(header: &CommandHeader) -> Result<Operation, Status> {
         Opcode::FETCH_ADD => Operation::FetchAdd {
             width: atomic_width()?,
             addend: arg0,
-            repeat: match header.repeat.get() {
-                repeat @ 1..=REPEAT_MAX => repeat,
-                _ => return Err(Status::BAD_REPEAT),
-            },
+            repeat: repeat(REPEAT_MAX)?,
         },
         Opcode::COMPARE_SWAP => Operation::CompareSwap {
             width: atomic_width()?,
             expected: arg0,
             new: arg1,
+        },
+        Opcode::SUM => Operation::Sum {
+            elements: Elements::new(header.width.get(), header.flags.get(), arg1)?,
+            initial: arg0,
+        },
+        Opcode::AXPY => Operation::Axpy {
+            elements: Elements::new(header.width.get(), header.flags.get(), arg1)?,
+            factor: arg0,
+        },
+        Opcode::POINTER_CHASE => Operation::PointerChase {
+            first: arg0,
+            base: arg1,
+            hops: repeat(REPEAT_MAX)?,
+        },
+        Opcode::HISTOGRAM => Operation::Histogram {
+            width: match header.width.get() {
+                width @ (1 | 2 | 4 | 8) => width.into(),
+                _ => return Err(Status::BAD_WIDTH),
+            },
+            bins: Bins {
+                count: repeat(BINS_MAX)?,
+                base: arg0,
+                width: match arg1 {
+                    0 => return Err(Status::BAD_ARGUMENT),
+                    width => width,
+                },
+            },
+        },
+        Opcode::PROGRAM => Operation::Program {
+            instructions: repeat(PROGRAM_INSTRUCTIONS_MAX)?,
+            argument: arg0,
+            limit: match arg1 {
+                1..=PROGRAM_STEPS_MAX => arg1,
+                _ => return Err(Status::BAD_ARGUMENT),
+            },
         },
         _ => return Err(Status::UNKNOWN_OPCODE),
     })

@@ -7,15 +7,19 @@
 //! number of ranges, lengths within the limits. Whether the memory exists is found
 //! out when the request is carried out, against the state at that time.
 
+mod code;
 mod command;
 mod control;
+mod elements;
 mod range;
 
 use cdm_protocol::{CommandHeader, Completion, RANGES_MAX, Range, Status};
 use zerocopy::FromZeros;
 
+pub use code::{Action, Code};
 pub use command::{AtomicWidth, FillPattern, Operation, ParsedCommand};
 pub use control::ControlOperation;
+pub use elements::{Bins, Elements, Number};
 pub use range::{Extent, Place};
 
 /// Longest request that the device takes; the rest of a longer one is not looked at.
@@ -53,7 +57,7 @@ impl<'a> Request<'a> {
 pub struct Refusal {
     /// What the driver is told.
     pub status: Status,
-    /// The range that is to blame, source list first.
+    /// The range that is to blame, source list first, or the instruction.
     pub range_index: u32,
 }
 

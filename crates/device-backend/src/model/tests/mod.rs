@@ -2,8 +2,10 @@
 
 //! The model driven step by step, without transport or threads.
 
+mod compute;
 mod fixture;
 mod operations;
+mod program;
 mod reference;
 mod refusals;
 mod reset;

@@ -315,7 +315,7 @@ proptest! {
 
     #[test]
     fn any_bytes_have_an_answer_and_keep_out_of_the_metadata(
-        opcode in 0u16..10,
+        opcode in 0u16..16,
         counts in (0u16..4, 0u16..4),
         tail in prop::collection::vec(prop_oneof![3 => Just(0u8), 1 => any::<u8>(), 1 => 0u8..3], 0..150),
     ) {

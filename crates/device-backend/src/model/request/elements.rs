@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Vectors: what their elements are and where they lie.
+
+use cdm_protocol::{FLAG_FLOAT, Status, TRANSFER_BYTES_MAX};
+
+/// What an element is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// Unsigned, 32 bits.
+    U32,
+    /// Unsigned, 64 bits.
+    U64,
+    /// IEEE 754 binary32.
+    F32,
+}
+
+impl Number {
+    /// Its size.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::U32 | Self::F32 => 4,
+            Self::U64 => 8,
+        }
+    }
+}
+
+/// Elements of a vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elements {
+    /// What they are.
+    pub number: Number,
+    /// Bytes from the beginning of one to that of the next: a multiple of their size.
+    pub stride: u64,
+}
+
+/// A stretch of whole strides: some to read, and then some without an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Bytes to read; at its end a stride may be cut off behind its element.
+    pub read: u64,
+    /// Bytes to leave out.
+    pub skip: u64,
+}
+
+impl Elements {
+    /// Checks a header's fields; a stride of zero stands for elements without a gap.
+    pub fn new(width: u16, flags: u16, stride: u64) -> Result<Self, Status> {
+        let number = match (width, flags & FLAG_FLOAT != 0) {
+            (4, false) => Number::U32,
+            (8, false) => Number::U64,
+            (4, true) => Number::F32,
+            _ => return Err(Status::BAD_WIDTH),
+        };
+        let bytes = number.bytes() as u64;
+        if !stride.is_multiple_of(bytes) || stride > TRANSFER_BYTES_MAX {
+            return Err(Status::BAD_ARGUMENT);
+        }
+        Ok(Self {
+            number,
+            stride: stride.max(bytes),
+        })
+    }
+
+    /// Cuts `total` bytes into pieces of which at most `max` bytes are read; `max` is at
+    /// least one element.
+    pub fn pieces(self, total: u64, max: u64) -> impl Iterator<Item = Piece> {
+        // Many strides at a time, or one element and the gap after it.
+        let (read, step) = match max / self.stride {
+            0 => (self.number.bytes() as u64, self.stride),
+            strides => (strides * self.stride, strides * self.stride),
+        };
+        let mut place = 0;
+        std::iter::from_fn(move || {
+            let left = total - place;
+            if left == 0 {
+                return None;
+            }
+            let read = read.min(left);
+            let skip = step.min(left) - read;
+            place += read + skip;
+            Some(Piece { read, skip })
+        })
+    }
+}
+
+/// Bins of a histogram, all of one width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bins {
+    /// Least value of the first bin.
+    pub base: u64,
+    /// Values of each bin; not zero.
+    pub width: u64,
+    /// How many.
+    pub count: u32,
+}
+
+impl Bins {
+    /// The bin that a value falls into, if there were one for each.
+    pub fn bin_of(self, value: u64) -> Option<usize> {
+        let bin = value.checked_sub(self.base)? / self.width;
+        usize::try_from(bin).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pieces_read_every_element_once_and_cover_all(
+            number in prop_oneof![Just(Number::U32), Just(Number::U64)],
+            (stride, count, max) in (1u64..40, 0u64..100, 8u64..200),
+        ) {
+            let bytes = number.bytes() as u64;
+            let (stride, total) = (stride * bytes, count * bytes);
+            let mut place = 0;
+            let mut found = Vec::new();
+            for piece in (Elements { number, stride }).pieces(total, max) {
+                prop_assert!(piece.read <= max && piece.read > 0);
+                found.extend((place..place + piece.read).step_by(stride as usize));
+                place += piece.read + piece.skip;
+            }
+            prop_assert_eq!(place, total);
+            let expected: Vec<u64> = (0..total).step_by(stride as usize).collect();
+            prop_assert_eq!(found, expected);
+        }
+    }
+}
