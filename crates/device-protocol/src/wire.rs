@@ -34,9 +34,17 @@ pub const FEATURE_ATOMICS: u64 = 1 << 1;
 pub const FEATURE_COMPUTE: u64 = 1 << 2;
 /// The device carries out [`Opcode::PROGRAM`].
 pub const FEATURE_PROGRAM: u64 = 1 << 3;
+/// The device honours [`FLAG_UNORDERED`] and carries out [`Opcode::FENCE`].
+pub const FEATURE_UNORDERED: u64 = 1 << 4;
+/// The device honours [`FLAG_TAGGED`] and carries out [`ControlOpcode::CANCEL`].
+pub const FEATURE_CANCEL: u64 = 1 << 5;
 /// All features of this protocol version.
-pub const FEATURES_ALL: u64 =
-    FEATURE_METADATA_GUARD | FEATURE_ATOMICS | FEATURE_COMPUTE | FEATURE_PROGRAM;
+pub const FEATURES_ALL: u64 = FEATURE_METADATA_GUARD
+    | FEATURE_ATOMICS
+    | FEATURE_COMPUTE
+    | FEATURE_PROGRAM
+    | FEATURE_UNORDERED
+    | FEATURE_CANCEL;
 
 /// Smallest device memory, in bytes.
 pub const MEMORY_BYTES_MIN: u64 = 256 << 20;
@@ -224,6 +232,8 @@ wire_number! {
         SET_METADATA = 2, "SET_METADATA";
         /// Fail every outstanding command with [`Status::CANCELLED`]; memory and mapping stay. `result`: commands failed.
         RESET = 3, "RESET";
+        /// Stop the command with the tag `arg0` on queue `arg1`. `result`: 1 if it had begun, else 0.
+        CANCEL = 4, "CANCEL";
     }
 }
 
@@ -271,17 +281,23 @@ wire_number! {
         HISTOGRAM = 11, "HISTOGRAM";
         /// Carry out the `repeat` instructions of the source on the destination. `result`: register 0.
         PROGRAM = 12, "PROGRAM";
+        /// Nothing; begins when every earlier command of the queue has ended, and ends before any later one begins.
+        FENCE = 13, "FENCE";
     }
 }
 
 /// Bit of [`CommandHeader::flags`]: elements are IEEE 754 binary32 numbers.
 pub const FLAG_FLOAT: u16 = 1 << 0;
+/// Bit of [`CommandHeader::flags`]: the command need not wait for others with this bit.
+pub const FLAG_UNORDERED: u16 = 1 << 1;
+/// Bit of [`CommandHeader::flags`]: a [`CommandTag`] follows the header.
+pub const FLAG_TAGGED: u16 = 1 << 2;
 
 /// `result` of a [`Opcode::COMPARE`] that found no difference.
 pub const COMPARE_EQUAL: u64 = u64::MAX;
 
-/// Driver to device, on a command queue; followed by `num_src + num_dst` [`Range`]s and then a
-/// device-writable [`Completion`].
+/// Driver to device, on a command queue; followed by a [`CommandTag`] if [`FLAG_TAGGED`] is set,
+/// `num_src + num_dst` [`Range`]s and then a device-writable [`Completion`].
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct CommandHeader {
@@ -309,6 +325,15 @@ assert_layout!(
     opcode @ 0, flags @ 2, num_src @ 4, num_dst @ 6, width @ 8, reserved @ 10, repeat @ 12,
     arg0 @ 16, arg1 @ 24,
 );
+
+/// Between the [`CommandHeader`] and the ranges, if [`FLAG_TAGGED`] is set.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct CommandTag {
+    /// Name of the command for a [`ControlOpcode::CANCEL`].
+    pub tag: U64,
+}
+assert_layout!(CommandTag, 8, tag @ 0);
 
 wire_number! {
     /// Address space of a [`Range`].
@@ -448,7 +473,7 @@ wire_number! {
         BAD_REPEAT = 13, "BAD_REPEAT";
         /// The device memory is not mapped yet.
         NOT_MAPPED = 14, "NOT_MAPPED";
-        /// A RESET came before the command was done; `bytes_done` tells how far it went.
+        /// A RESET or CANCEL came before the command was done; `bytes_done` tells how far it went.
         CANCELLED = 15, "CANCELLED";
         /// The host could not do it; the device log says why.
         HOST_ERROR = 16, "HOST_ERROR";

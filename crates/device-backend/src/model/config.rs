@@ -43,6 +43,8 @@ pub struct Shape {
     pub memory: MemorySize,
     /// Command queues, 1 to [`COMMAND_QUEUES_MAX`].
     pub command_queues: u16,
+    /// Threads beside the queues' own that work on commands.
+    pub engines: u16,
     /// The link it pretends to sit on.
     pub link: Link,
 }
@@ -101,6 +103,7 @@ mod tests {
         Shape {
             memory: "1G".parse().unwrap(),
             command_queues,
+            engines: 1,
             link: Link {
                 speed: LinkSpeed::Gt25,
                 width_lanes: 8,

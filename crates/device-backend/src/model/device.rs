@@ -8,8 +8,9 @@ use super::request::{
     AtomicWidth, Code, ControlOperation, Extent, Operation, ParsedCommand, Place, Refusal, Request,
 };
 use super::state::{DriverState, Mapping, MappingEvent};
-use super::{CommandQueue, GuestMemory, Pool, PoolError, Shape};
-use cdm_protocol::{Completion, Config, Instruction, Status};
+use super::task::{Chunk, Task};
+use super::{Cancellation, CommandQueue, GuestMemory, Pool, PoolError, Shape};
+use cdm_protocol::{Completion, Config, Instruction, QUEUE_FIRST_COMMAND, Status};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -21,6 +22,7 @@ pub struct Device {
     /// Held for a look or a change, never while a command runs or a transport is asked.
     state: RwLock<DriverState>,
     queues: Vec<CommandQueue>,
+    engines: u16,
 }
 
 /// A command whose form was checked, or the reason why it will not be carried out.
@@ -37,6 +39,14 @@ pub enum ControlStep {
     /// Cancel what is outstanding on the command queues, wait until none of it is left,
     /// then call [`Device::finish_reset`].
     CancelCommands,
+    /// Have [`CommandQueue::cancel_one`] cancel the command with that tag, then call
+    /// [`Device::finish_cancel`].
+    CancelCommand {
+        /// Index among the command queues.
+        index: u16,
+        /// How the driver named the command.
+        tag: u64,
+    },
 }
 
 impl Command {
@@ -52,6 +62,21 @@ impl Command {
             Err(_) => 0,
         }
     }
+
+    /// Whether it may run beside other unordered commands of its queue.
+    pub fn is_unordered(&self) -> bool {
+        self.0.as_ref().is_ok_and(|command| command.is_unordered)
+    }
+
+    /// How a CANCEL names it.
+    pub fn tag(&self) -> Option<u64> {
+        self.0.as_ref().ok()?.tag
+    }
+
+    /// Whether it may wait for what the guest's CPUs do, and so for ever if they stand still.
+    pub fn waits_for_guest(&self) -> bool {
+        self.0.as_ref().is_ok_and(ParsedCommand::waits_for_guest)
+    }
 }
 
 impl Device {
@@ -63,7 +88,13 @@ impl Device {
             pool: Pool::new(shape.memory)?,
             state: RwLock::default(),
             queues: queues.collect(),
+            engines: shape.engines,
         })
+    }
+
+    /// Threads beside the queues' own that work on commands.
+    pub fn engines(&self) -> u16 {
+        self.engines
     }
 
     /// The config space, as a driver reads it.
@@ -105,6 +136,19 @@ impl Device {
                 ControlStep::Complete(self.set_metadata(base, bytes))
             }
             Ok(ControlOperation::Reset) => ControlStep::CancelCommands,
+            Ok(ControlOperation::Cancel { tag, queue }) => {
+                match queue
+                    .checked_sub(QUEUE_FIRST_COMMAND.into())
+                    .filter(|&index| index < self.queues.len() as u64)
+                {
+                    // Less than the number of queues, so it fits.
+                    Some(index) => ControlStep::CancelCommand {
+                        index: index as u16,
+                        tag,
+                    },
+                    None => ControlStep::Complete(Refusal::of(Status::BAD_ARGUMENT).into()),
+                }
+            }
         }
     }
 
@@ -131,21 +175,47 @@ impl Device {
         done(cancelled)
     }
 
-    /// Carries a command out.
+    /// Ends [`ControlStep::CancelCommand`].
+    pub fn finish_cancel(&self, cancellation: Cancellation) -> Completion {
+        match cancellation {
+            Cancellation::Stopping => done(1),
+            Cancellation::Remembered => done(0),
+            Cancellation::Refused => Refusal::of(Status::BAD_ARGUMENT).into(),
+        }
+    }
+
+    /// Checks a command against the memory that there is; the completion if it is refused.
+    pub fn begin(&self, command: Command, guest: &dyn GuestMemory) -> Result<Task, Completion> {
+        let begin = |command: ParsedCommand| {
+            let state = self.state().clone();
+            let num_src = command.source.len();
+            // All ranges are found before any byte is moved, so a bad one changes nothing.
+            self.resolve(&command.source, 0, &state, guest)?;
+            self.resolve(&command.destination, num_src, &state, guest)?;
+            Ok(Task::new(command, state))
+        };
+        command.0.and_then(begin).map_err(Completion::from)
+    }
+
+    /// Works on a task until there is nothing left to take of it, in as many threads as care to.
     ///
-    /// `cancelled` is asked before each piece of the work.
-    pub fn execute(
-        &self,
-        command: &Command,
-        guest: &dyn GuestMemory,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Completion {
-        let outcome = command
-            .0
-            .as_ref()
-            .map_err(|refusal| *refusal)
-            .and_then(|command| self.run(command, guest, cancelled));
-        match outcome {
+    /// `cancelled` is asked before each piece of the work, and stops all of them.
+    pub fn work(&self, task: &Task, guest: &dyn GuestMemory, cancelled: &dyn Fn() -> bool) {
+        loop {
+            if cancelled() {
+                return task.stop();
+            }
+            let Some(chunk) = task.take() else { return };
+            match self.run(task, &chunk, guest, cancelled) {
+                Ok(progress) => task.note(&chunk, progress),
+                Err(refusal) => return task.refuse(refusal),
+            }
+        }
+    }
+
+    /// The completion of a task that nobody works on any more.
+    pub fn finish(&self, task: &Task) -> Completion {
+        match task.outcome() {
             Ok(progress) => progress.into(),
             Err(refusal) => refusal.into(),
         }
@@ -177,23 +247,23 @@ impl Device {
 
     fn run(
         &self,
-        command: &ParsedCommand,
+        task: &Task,
+        chunk: &Chunk,
         guest: &dyn GuestMemory,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Progress, Refusal> {
-        let state = self.state().clone();
-        let num_src = command.source.len();
-        let source = self.resolve(&command.source, 0, &state, guest)?;
-        let destination = self.resolve(&command.destination, num_src, &state, guest)?;
+        let num_src = chunk.source.len();
+        let source = self.resolve(&chunk.source, 0, task.state(), guest)?;
+        let destination = self.resolve(&chunk.destination, num_src, task.state(), guest)?;
         let word =
             |width| word(&destination, width).ok_or(Refusal::of_range(Status::MISALIGNED, num_src));
-        Ok(match command.operation {
-            Operation::Nop if cancelled() => Progress::cancelled(0),
+        Ok(match task.command().operation {
             Operation::Nop => Progress::finished(0, 0),
-            Operation::Fill(pattern) => exec::fill(&destination, &pattern, cancelled),
-            Operation::Copy => exec::copy(&source, &destination, cancelled),
-            Operation::Checksum { initial } => exec::checksum(&source, initial, cancelled),
-            Operation::Compare => exec::compare(&source, &destination, cancelled),
+            Operation::Fill(pattern) => exec::fill(&destination, &pattern),
+            Operation::Copy => exec::copy(&source, &destination),
+            // The task puts the CRCs of its chunks together.
+            Operation::Checksum { .. } => exec::checksum(&source),
+            Operation::Compare => exec::compare(&source, &destination),
             Operation::FetchAdd {
                 width,
                 addend,
@@ -233,8 +303,6 @@ impl Device {
     }
 
     /// Finds the memory behind a list whose first range has index `first_index`.
-    ///
-    /// All ranges are found before any byte is moved, so a bad one changes nothing.
     fn resolve<'m>(
         &'m self,
         list: &[Extent],

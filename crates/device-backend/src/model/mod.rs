@@ -4,9 +4,9 @@
 //!
 //! A request arrives as bytes that were copied out of guest memory once. It is
 //! parsed into an owned, typed value ([`Command`], [`ControlStep`]), which is then carried
-//! out. Nothing here waits, logs or starts a thread; whatever the model cannot
-//! do itself (map memory into the guest, wait for other queues) it returns as an
-//! effect for the caller to perform.
+//! out, in chunks that several threads may share. Nothing here logs or starts a thread,
+//! and nothing but a queue's book waits; whatever the model cannot do itself (map memory
+//! into the guest, find threads) it returns as an effect for the caller to perform.
 
 mod config;
 mod device;
@@ -18,6 +18,7 @@ mod queue;
 mod request;
 mod size;
 mod state;
+mod task;
 
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ pub use config::{Link, LinkSpeed, Shape};
 pub use device::{Command, ControlStep, Device};
 pub use guest::GuestMemory;
 pub use pool::{FileIdentity, Pool, PoolError};
-pub use queue::{CommandQueue, Line, Ticket};
+pub use queue::{Cancellation, CommandQueue, Line, Ticket};
 pub use request::{MAX_REQUEST_BYTES, Request};
 pub use size::{MemorySize, MemorySizeError};
+pub use task::Task;

@@ -7,8 +7,10 @@ use cdm_protocol::COMMAND_QUEUES_MAX;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
 use clap::{ArgGroup, Parser, ValueEnum};
+use std::num::NonZero;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::thread;
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -24,6 +26,9 @@ Example:
   cdm-backend --socket-path /tmp/cdm.sock --memory-size 1G --command-queues 2
   qemu-system-x86_64 ... -chardev socket,id=cdm,path=/tmp/cdm.sock \\
     -device vhost-user-test-device-pci,chardev=cdm,virtio-id=38,num_vqs=4,vq_size=256,config_size=208";
+
+/// Most engines: more than copying can use on any machine.
+const ENGINES_MAX: u16 = 64;
 
 /// Serve a coherent device memory (cdm) device to QEMU over vhost-user.
 #[derive(Debug, Parser)]
@@ -50,6 +55,11 @@ pub struct Arguments {
     #[arg(long, value_name = "NUM", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(COMMAND_QUEUES_MAX)))]
     pub command_queues: u16,
+
+    /// Threads that share the work of commands (default: as many as the machine has CPUs)
+    #[arg(long, value_name = "NUM",
+          value_parser = clap::value_parser!(u16).range(1..=i64::from(ENGINES_MAX)))]
+    pub engines: Option<u16>,
 
     /// Gigatransfers per second of each lane, as the config space tells it
     #[arg(long, value_name = "GT", default_value = "16")]
@@ -92,6 +102,7 @@ impl Arguments {
         Shape {
             memory: self.memory_size,
             command_queues: self.command_queues,
+            engines: self.engines.unwrap_or_else(engines_of_machine),
             link: Link {
                 speed: match self.link_speed {
                     SpeedArgument::Gt16 => LinkSpeed::Gt16,
@@ -101,6 +112,12 @@ impl Arguments {
             },
         }
     }
+}
+
+/// One engine for each CPU that this process may run on.
+fn engines_of_machine() -> u16 {
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+    u16::try_from(cpus).map_or(ENGINES_MAX, |cpus| cpus.min(ENGINES_MAX))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 use super::command::{self, CommandRings};
 use super::control;
+use super::engines::Engines;
 use super::events::Events;
 use super::guest_view::GuestView;
 use super::mapper::Mapper;
@@ -39,8 +40,11 @@ use vmm_sys_util::event::{
 pub struct Shared {
     /// The device, which outlives the connection.
     pub device: Arc<Device>,
-    /// One turn for each queue, by queue number: held from taking a chain to giving it back.
+    /// One turn for each queue, by queue number: held from taking a chain to giving it back or
+    /// handing it to an engine.
     pub turns: Vec<Turn>,
+    /// Threads that work on commands beside the workers.
+    pub engines: Engines,
     /// Events that wait to be told.
     pub events: Events,
     /// The way to the guest's address space.
@@ -68,7 +72,7 @@ impl Shared {
 
 /// One connection's backend.
 pub struct Adapter {
-    shared: Shared,
+    shared: Arc<Shared>,
     /// Set between the start of a device by its driver and the memory table that follows.
     is_starting: AtomicBool,
     /// Descriptors by which workers hear that they are to end; see [`Self::take_exit_fds`].
@@ -93,13 +97,14 @@ impl Adapter {
         let num_queues = usize::from(QUEUE_FIRST_COMMAND) + device.queues().len();
         let no_memory = no_memory(&device);
         Self {
-            shared: Shared {
+            shared: Arc::new(Shared {
+                engines: Engines::start(device.engines()),
                 device,
                 turns: (0..num_queues).map(|_| Turn::default()).collect(),
                 events: Events::default(),
                 mapper: Mapper::default(),
                 guest: RwLock::new(no_memory),
-            },
+            }),
             is_starting: AtomicBool::new(false),
             exit_fds: Mutex::default(),
         }
@@ -117,6 +122,11 @@ impl Adapter {
         for queue in self.shared.device.queues() {
             queue.cancel_all();
         }
+    }
+
+    /// Ends the engines after the workers have ended, who hand commands to them.
+    pub fn stop_engines(&self) {
+        self.shared.engines.stop();
     }
 
     /// The descriptors behind the exit events handed out so far.
@@ -286,11 +296,19 @@ impl VhostUserBackend for Adapter {
             warn!("the guest stopped the control queue while its memory was being mapped");
             return Ok(());
         }
-        // The ring is marked as stopped already: after this turn no worker touches it. A command
-        // that runs is waited for, not cancelled: this may be a pause.
-        drop(turn.take());
         let command = (queue as usize).checked_sub(usize::from(QUEUE_FIRST_COMMAND));
-        if let Some(queue) = command.and_then(|index| self.shared.device.queues().get(index)) {
+        let command = command.and_then(|index| self.shared.device.queues().get(index));
+        // Commands that run are waited for, not cancelled: this may be a pause. Only what would
+        // wait for a guest that waits for us is told to end.
+        if let Some(queue) = command {
+            queue.set_stopping(true);
+        }
+        // The ring is marked as stopped already: after this turn no worker touches it, and after
+        // the last of its commands no engine does.
+        drop(turn.take());
+        if let Some(queue) = command {
+            queue.wait_until_idle();
+            queue.set_stopping(false);
             queue.forget_line();
         }
         Ok(())
@@ -341,6 +359,7 @@ mod tests {
         let shape = Shape {
             memory: "256M".parse().unwrap(),
             command_queues,
+            engines: 2,
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,

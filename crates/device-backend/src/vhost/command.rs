@@ -1,12 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Serving a command queue.
+//!
+//! ```text
+//!   ring --take--> Taken --begin--> completion --give_back--> ring
+//! ```
+//!
+//! A command runs in the thread that took it, or, if it is unordered, in an engine. Every
+//! command is begun in [`Taken::begin`], and every completion leaves in
+//! [`Taken::give_back`].
 
 use super::adapter::Shared;
-use super::chain::Malformed;
+use super::chain::{Chain, Malformed};
+use super::engines::Crew;
+use super::guest_view::GuestView;
 use super::ring::{Broken, Ring};
-use crate::model::{Command, Request};
+use crate::model::{Command, CommandQueue, Device, Request, Task, Ticket};
 use cdm_protocol::{Completion, QUEUE_FIRST_COMMAND, Status};
+use std::sync::Arc;
 use vhost_user_backend::VringMutex;
 use zerocopy::FromZeros;
 
@@ -23,10 +34,31 @@ pub struct CommandRings<'a> {
     pub event: &'a VringMutex,
 }
 
-/// Takes and carries out one command of queue number `index` among the command queues.
+/// A command between the ring and its completion.
+struct Taken {
+    shared: Arc<Shared>,
+    index: u16,
+    vring: VringMutex,
+    event: VringMutex,
+    /// Guest memory when the command was taken: where its chain lies, and what it works on.
+    guest: Arc<GuestView>,
+    chain: Chain,
+    ticket: Ticket,
+    /// None if the chain is malformed.
+    command: Option<Command>,
+    /// Whether it runs beside the thread that serves the queue.
+    is_beside: bool,
+}
+
+/// Takes one command of queue number `index` among the command queues, and carries it out
+/// or gives it to an engine.
 ///
 /// True if there was one. The caller has the queue's turn.
-pub fn serve_one(shared: &Shared, index: u16, rings: CommandRings<'_>) -> Result<bool, Broken> {
+pub fn serve_one(
+    shared: &Arc<Shared>,
+    index: u16,
+    rings: CommandRings<'_>,
+) -> Result<bool, Broken> {
     let guest = shared.guest();
     let ring = Ring::new(rings.command, &guest);
     let queue = &shared.device.queues()[usize::from(index)];
@@ -35,31 +67,139 @@ pub fn serve_one(shared: &Shared, index: u16, rings: CommandRings<'_>) -> Result
     };
     if !chain.has_room(size_of::<Completion>(), &guest) {
         let given_back = ring.push_used(&chain, 0);
-        queue.finish(&with_status(Status::MALFORMED));
+        queue.finish(&ticket, &with_status(Status::MALFORMED));
         shared
             .events
             .queue_error(QUEUE_FIRST_COMMAND + index, rings.event, &guest);
         return given_back.map(|()| true);
     }
-    let completion = if queue.is_cancelled(ticket) {
-        with_status(Status::CANCELLED)
-    } else {
-        match chain.request(&guest) {
-            Err(Malformed) => with_status(Status::MALFORMED),
-            Ok(request) => {
-                let command = Command::parse(&Request::new(&request.bytes, request.total));
-                if command.bytes() > LONG_COMMAND_BYTES {
-                    ring.notify();
+    let command = match chain.request(&guest) {
+        Err(Malformed) => None,
+        Ok(request) => Some(Command::parse(&Request::new(&request.bytes, request.total))),
+    };
+    if let Some(tag) = command.as_ref().and_then(Command::tag) {
+        queue.name(&ticket, tag);
+    }
+    let is_unordered = command.as_ref().is_some_and(Command::is_unordered);
+    let taken = Taken {
+        shared: shared.clone(),
+        index,
+        vring: rings.command.clone(),
+        event: rings.event.clone(),
+        guest,
+        chain,
+        ticket,
+        command,
+        is_beside: is_unordered,
+    };
+    if is_unordered {
+        taken.carry_out_beside();
+        return Ok(true);
+    }
+    queue.wait_for_earlier(&taken.ticket);
+    taken.carry_out().map(|()| true)
+}
+
+impl Taken {
+    /// Has an engine carry the command out, or does it here if none is free.
+    fn carry_out_beside(self) {
+        let shared = self.shared.clone();
+        let carry_out = move || {
+            // A ring that cannot take the chain back is reported already.
+            let _ = self.carry_out();
+        };
+        if let Err(job) = shared.engines.hand_over(Box::new(carry_out)) {
+            job();
+        }
+    }
+
+    fn carry_out(mut self) -> Result<(), Broken> {
+        let completion = self.begin();
+        self.give_back(&completion)
+    }
+
+    /// Begins the command and sees it to its end.
+    fn begin(&mut self) -> Completion {
+        let Some(command) = self.command.take() else {
+            return with_status(match self.is_cancelled() {
+                true => Status::CANCELLED,
+                false => Status::MALFORMED,
+            });
+        };
+        if self.is_cancelled() {
+            return with_status(Status::CANCELLED);
+        }
+        if command.bytes() > LONG_COMMAND_BYTES {
+            self.ring().notify();
+        }
+        let waits_for_guest = command.waits_for_guest();
+        let task = match self.device().begin(command, &*self.guest) {
+            Ok(task) => Arc::new(task),
+            Err(completion) => return completion,
+        };
+        let crew = Arc::new(Crew::default());
+        self.call_helpers(&task, &crew);
+        self.device().work(&task, &*self.guest, &|| {
+            self.is_cancelled() || (waits_for_guest && self.queue().is_stopping())
+        });
+        crew.dismiss();
+        self.device().finish(&task)
+    }
+
+    /// Asks engines to take part. They stop when the task has nothing left to take.
+    fn call_helpers(&self, task: &Arc<Task>, crew: &Arc<Crew>) {
+        let engines = &self.shared.engines;
+        let helpers = task.helpers().min(engines.count() as u64);
+        for _ in 0..helpers {
+            let (task, crew) = (task.clone(), crew.clone());
+            let (device, guest) = (self.shared.device.clone(), self.guest.clone());
+            let help = move || {
+                if let Some(_member) = crew.join() {
+                    device.work(&task, &*guest, &|| false);
                 }
-                let cancelled = || queue.is_cancelled(ticket);
-                shared.device.execute(&command, &*guest, &cancelled)
+            };
+            if engines.hand_over(Box::new(help)).is_err() {
+                return;
             }
         }
-    };
-    chain.complete(&completion, &guest);
-    let given_back = ring.push_used(&chain, size_of::<Completion>() as u32);
-    queue.finish(&completion);
-    given_back.map(|()| true)
+    }
+
+    /// Writes the completion and gives the chain back to the driver.
+    fn give_back(self, completion: &Completion) -> Result<(), Broken> {
+        self.queue().forget_name(&self.ticket);
+        self.chain.complete(completion, &self.guest);
+        let given_back = self
+            .ring()
+            .push_used(&self.chain, size_of::<Completion>() as u32);
+        if self.is_beside {
+            if given_back.is_err() {
+                let queue = QUEUE_FIRST_COMMAND + self.index;
+                let events = &self.shared.events;
+                events.queue_error(queue, &self.event, &self.guest);
+            }
+            // Whoever takes commands off the ring may be asleep, so nobody else tells the driver.
+            self.ring().notify();
+        }
+        // The last of it: whoever waits for this may take the ring and the memory away.
+        self.queue().finish(&self.ticket, completion);
+        given_back
+    }
+
+    fn device(&self) -> &Device {
+        &self.shared.device
+    }
+
+    fn queue(&self) -> &CommandQueue {
+        &self.device().queues()[usize::from(self.index)]
+    }
+
+    fn ring(&self) -> Ring<'_> {
+        Ring::new(&self.vring, &self.guest)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.queue().is_cancelled(&self.ticket)
+    }
 }
 
 /// A completion that says nothing but its status.

@@ -62,6 +62,7 @@ impl Connection {
         self.adapter.hang_up();
         // Waits for the workers.
         drop(self.daemon);
+        self.adapter.stop_engines();
         for fd in self.adapter.take_exit_fds() {
             // SAFETY: the descriptor came from an eventfd whose owner let go of it with
             // into_raw_fd; the epoll set that watched it is gone with the worker's thread, so

@@ -10,13 +10,14 @@ use super::mapper::MapError;
 use super::ring::{Broken, Ring};
 use crate::model::{ControlStep, Line, Request};
 use cdm_protocol::{Completion, QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, Status};
+use std::sync::Arc;
 use tracing::{debug, warn};
 use vhost_user_backend::VringMutex;
 
 /// Takes and carries out one control request. `vrings` are all queues of the device.
 ///
 /// True if there was one. The caller has the control queue's turn.
-pub fn serve_one(shared: &Shared, vrings: &[VringMutex]) -> Result<bool, Broken> {
+pub fn serve_one(shared: &Arc<Shared>, vrings: &[VringMutex]) -> Result<bool, Broken> {
     let guest = shared.guest();
     let control = &vrings[usize::from(QUEUE_CONTROL)];
     let ring = Ring::new(control, &guest);
@@ -39,7 +40,7 @@ pub fn serve_one(shared: &Shared, vrings: &[VringMutex]) -> Result<bool, Broken>
 
 /// The completion; none if the guest has stopped the queue meanwhile and has its memory back.
 fn carry_out(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     chain: &Chain,
     guest: &GuestView,
     vrings: &[VringMutex],
@@ -59,6 +60,12 @@ fn carry_out(
             let completion = device.finish_map(result.is_ok());
             (!matches!(result, Err(MapError::Stopped))).then_some(completion)
         }
+        ControlStep::CancelCommand { index, tag } => {
+            let vring = &vrings[usize::from(QUEUE_FIRST_COMMAND + index)];
+            let queue = &device.queues()[usize::from(index)];
+            let cancel = |waiting| queue.cancel_one(tag, waiting);
+            Some(device.finish_cancel(Ring::new(vring, guest).with_waiting(cancel)))
+        }
         ControlStep::CancelCommands => Some(device.finish_reset(cancel_commands(shared, vrings))),
     }
 }
@@ -67,7 +74,7 @@ fn carry_out(
 ///
 /// The queues' own workers may sleep, with chains in the ring that were never announced;
 /// so this worker goes through what is left itself, in turn with them.
-fn cancel_commands(shared: &Shared, vrings: &[VringMutex]) -> u64 {
+fn cancel_commands(shared: &Arc<Shared>, vrings: &[VringMutex]) -> u64 {
     let queues = shared.device.queues();
     let rings = || (0u16..).zip(&vrings[usize::from(QUEUE_FIRST_COMMAND)..]);
     // All lines first, so that no queue works on while another is waited for.
@@ -87,20 +94,23 @@ fn cancel_commands(shared: &Shared, vrings: &[VringMutex]) -> u64 {
             command: vring,
             event,
         };
-        while !queue.is_reached(line) {
+        while !queue.is_taken(line) {
             let _turn = shared.turns[usize::from(QUEUE_FIRST_COMMAND + index)].take();
-            if queue.is_reached(line) {
+            if queue.is_taken(line) {
                 break;
             }
             match command::serve_one(shared, index, rings) {
                 Ok(true) => {}
                 // The driver took its chains back, or the ring was stopped: nothing is left.
                 Ok(false) | Err(Broken) => {
+                    queue.wait_for_line(line);
                     queue.forget_line();
                     break;
                 }
             }
         }
+        // What other threads had taken.
+        queue.wait_for_line(line);
         Ring::new(vring, &shared.guest()).notify();
         cancelled += queue.cancelled_since(line);
     }

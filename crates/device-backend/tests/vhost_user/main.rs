@@ -12,3 +12,4 @@ mod process;
 mod queue;
 mod reset;
 mod serving;
+mod unordered;

@@ -168,6 +168,7 @@ fn every_offset_and_size_is_that_of_the_specification() {
         arg0,
         arg1,
     });
+    assert_layout_in_spec!(CommandTag { tag });
     assert_layout_in_spec!(Range {
         space,
         reserved,
@@ -252,6 +253,8 @@ fn every_feature_bit_is_that_of_the_specification() {
         (FEATURE_ATOMICS, "FEATURE_ATOMICS".to_string()),
         (FEATURE_COMPUTE, "FEATURE_COMPUTE".to_string()),
         (FEATURE_PROGRAM, "FEATURE_PROGRAM".to_string()),
+        (FEATURE_UNORDERED, "FEATURE_UNORDERED".to_string()),
+        (FEATURE_CANCEL, "FEATURE_CANCEL".to_string()),
     ];
     assert_eq!(in_spec, in_code);
     let all = in_code.iter().fold(0, |all, (bit, _)| all | bit);
@@ -264,7 +267,12 @@ fn every_command_flag_is_that_of_the_specification() {
         .iter()
         .map(|row| (1 << number(&row[0]), row[1].clone()))
         .collect();
-    assert_eq!(in_spec, [(FLAG_FLOAT, "FLAG_FLOAT".to_string())]);
+    let in_code = [
+        (FLAG_FLOAT, "FLAG_FLOAT".to_string()),
+        (FLAG_UNORDERED, "FLAG_UNORDERED".to_string()),
+        (FLAG_TAGGED, "FLAG_TAGGED".to_string()),
+    ];
+    assert_eq!(in_spec, in_code);
 }
 
 #[test]

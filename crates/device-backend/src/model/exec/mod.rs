@@ -7,7 +7,7 @@
 //! are looked at, and atomics work on the mapped address.
 //!
 //! Every loop asks after each piece whether it is cancelled, so a RESET waits for
-//! one piece at most.
+//! one piece at most. The streaming commands come as pieces, and do not ask.
 
 mod atomic;
 mod chase;

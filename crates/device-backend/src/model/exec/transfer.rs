@@ -1,25 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Commands that stream over their operands: FILL, COPY, CHECKSUM, COMPARE.
+//! Commands that stream over their operands: FILL, COPY, CHECKSUM, COMPARE, one chunk
+//! at a time.
 
 use super::Progress;
 use crate::model::operand::Operand;
 use crate::model::request::FillPattern;
 use cdm_protocol::COMPARE_EQUAL;
 
-/// Bytes between two looks at the cancellation: some 50 us of copying, so that neither a
-/// RESET waits nor the looking costs.
-const COPY_PIECE_BYTES: usize = 256 << 10;
-
 /// Size of a bounce buffer: stays in the second-level cache, two of them too.
 const BOUNCE_BYTES: usize = 64 << 10;
 
 /// Stores the pattern all over the destination; it runs on across borders of ranges.
-pub fn fill(
-    destination: &Operand<'_>,
-    pattern: &FillPattern,
-    cancelled: &dyn Fn() -> bool,
-) -> Progress {
+pub fn fill(destination: &Operand<'_>, pattern: &FillPattern) -> Progress {
     let element = pattern.element();
     // One element longer than a piece, so that a piece can begin at any phase of the pattern.
     let mut bounce = vec![0u8; BOUNCE_BYTES + element.len()];
@@ -28,9 +21,6 @@ pub fn fill(
     }
     let mut done = 0u64;
     for piece in destination.pieces(BOUNCE_BYTES) {
-        if cancelled() {
-            return Progress::cancelled(done);
-        }
         let phase = (done % element.len() as u64) as usize;
         piece.copy_from(&bounce[phase..phase + piece.len()]);
         done += piece.len() as u64;
@@ -39,31 +29,21 @@ pub fn fill(
 }
 
 /// Copies source to destination, first bytes first.
-pub fn copy(
-    source: &Operand<'_>,
-    destination: &Operand<'_>,
-    cancelled: &dyn Fn() -> bool,
-) -> Progress {
+pub fn copy(source: &Operand<'_>, destination: &Operand<'_>) -> Progress {
     let mut done = 0u64;
-    for (from, to) in source.pairs(destination, COPY_PIECE_BYTES) {
-        if cancelled() {
-            return Progress::cancelled(done);
-        }
+    for (from, to) in source.pairs(destination, usize::MAX) {
         from.copy_to_volatile_slice(to);
         done += from.len() as u64;
     }
     Progress::finished(0, done)
 }
 
-/// CRC-32C of the source, continued from `initial`.
-pub fn checksum(source: &Operand<'_>, initial: u32, cancelled: &dyn Fn() -> bool) -> Progress {
+/// CRC-32C of the source.
+pub fn checksum(source: &Operand<'_>) -> Progress {
     let mut bounce = vec![0u8; BOUNCE_BYTES];
-    let mut crc = initial;
+    let mut crc = 0;
     let mut done = 0u64;
     for piece in source.pieces(BOUNCE_BYTES) {
-        if cancelled() {
-            return Progress::cancelled(done);
-        }
         let bytes = &mut bounce[..piece.len()];
         piece.copy_to(bytes);
         crc = crc32c::crc32c_append(crc, bytes);
@@ -73,18 +53,11 @@ pub fn checksum(source: &Operand<'_>, initial: u32, cancelled: &dyn Fn() -> bool
 }
 
 /// Offset of the first byte in which the operands differ.
-pub fn compare(
-    source: &Operand<'_>,
-    destination: &Operand<'_>,
-    cancelled: &dyn Fn() -> bool,
-) -> Progress {
+pub fn compare(source: &Operand<'_>, destination: &Operand<'_>) -> Progress {
     let mut left_bounce = vec![0u8; BOUNCE_BYTES];
     let mut right_bounce = vec![0u8; BOUNCE_BYTES];
     let mut done = 0u64;
     for (left, right) in source.pairs(destination, BOUNCE_BYTES) {
-        if cancelled() {
-            return Progress::cancelled(done);
-        }
         let left_bytes = &mut left_bounce[..left.len()];
         let right_bytes = &mut right_bounce[..right.len()];
         left.copy_to(left_bytes);

@@ -5,8 +5,8 @@
 use super::range::{parse_list, total_bytes};
 use super::{Bins, Elements, Extent, Place, Refusal, Request};
 use cdm_protocol::{
-    BINS_MAX, CommandHeader, FLAG_FLOAT, Instruction, Opcode, PROGRAM_INSTRUCTIONS_MAX,
-    PROGRAM_STEPS_MAX, RANGES_MAX, REPEAT_MAX, Range, Status,
+    BINS_MAX, CommandHeader, CommandTag, FLAG_FLOAT, FLAG_TAGGED, FLAG_UNORDERED, Instruction,
+    Opcode, PROGRAM_INSTRUCTIONS_MAX, PROGRAM_STEPS_MAX, RANGES_MAX, REPEAT_MAX, Range, Status,
 };
 use zerocopy::FromBytes;
 
@@ -133,6 +133,10 @@ const WORD_BYTES: u64 = 8;
 pub struct ParsedCommand {
     /// What to do.
     pub operation: Operation,
+    /// Whether it may run beside other unordered ones.
+    pub is_unordered: bool,
+    /// How a CANCEL names it.
+    pub tag: Option<u64>,
     /// Where to read.
     pub source: Vec<Extent>,
     /// Where to write, and to read where the operation needs it.
@@ -169,7 +173,7 @@ impl ParsedCommand {
     /// a request with several faults has one answer.
     pub fn parse(request: &Request<'_>) -> Result<Self, Refusal> {
         let refuse = |status| Err(Refusal::of(status));
-        let Ok((header, list_bytes)) = CommandHeader::read_from_prefix(request.bytes()) else {
+        let Ok((header, mut list_bytes)) = CommandHeader::read_from_prefix(request.bytes()) else {
             return refuse(Status::MALFORMED);
         };
         let Some(arity) = arity(header.opcode) else {
@@ -187,9 +191,23 @@ impl ParsedCommand {
         {
             return refuse(Status::BAD_RANGE_COUNT);
         }
-        let expected_bytes = size_of::<CommandHeader>() + num_ranges * size_of::<Range>();
+        let is_tagged = header.flags.get() & FLAG_TAGGED != 0;
+        let tag_bytes = if is_tagged {
+            size_of::<CommandTag>()
+        } else {
+            0
+        };
+        let expected_bytes =
+            size_of::<CommandHeader>() + tag_bytes + num_ranges * size_of::<Range>();
         if request.total() != expected_bytes as u64 {
             return refuse(Status::MALFORMED);
+        }
+        let mut tag = None;
+        if is_tagged {
+            let Ok((found, rest)) = CommandTag::read_from_prefix(list_bytes) else {
+                return refuse(Status::MALFORMED);
+            };
+            (tag, list_bytes) = (Some(found.tag.get()), rest);
         }
         let operation = operation(&header).map_err(Refusal::of)?;
         let Ok(ranges) = <[Range]>::ref_from_bytes(list_bytes) else {
@@ -198,6 +216,8 @@ impl ParsedCommand {
         let (source, destination) = ranges.split_at(num_src);
         let command = Self {
             operation,
+            is_unordered: header.flags.get() & FLAG_UNORDERED != 0,
+            tag,
             source: parse_list(source, 0)?,
             destination: parse_list(destination, num_src)?,
         };
@@ -214,6 +234,11 @@ impl ParsedCommand {
             Operation::PointerChase { hops, .. } => u64::from(hops) * 64,
             _ => total_bytes(&self.source).max(total_bytes(&self.destination)),
         }
+    }
+
+    /// Whether it may wait for what the guest's CPUs do.
+    pub fn waits_for_guest(&self) -> bool {
+        matches!(self.operation, Operation::Program { .. })
     }
 
     fn check_lengths(&self) -> Result<(), Refusal> {
@@ -287,7 +312,7 @@ fn expect_words(list: &[Extent], first_index: usize) -> Result<(), Refusal> {
 fn arity(opcode: Opcode) -> Option<Arity> {
     use RangeCount::{None as Zero, One, Some as Any};
     let (source, destination) = match opcode {
-        Opcode::NOP => (Zero, Zero),
+        Opcode::NOP | Opcode::FENCE => (Zero, Zero),
         Opcode::FILL => (Zero, Any),
         Opcode::COPY | Opcode::COMPARE => (Any, Any),
         Opcode::CHECKSUM => (Any, Zero),
@@ -314,7 +339,7 @@ struct Uses {
 /// Whether anything is set that the operation has no use for.
 fn has_reserved_bits(header: &CommandHeader) -> bool {
     let none = Uses {
-        flags: 0,
+        flags: FLAG_TAGGED | FLAG_UNORDERED,
         width: false,
         repeat: false,
         arg0_mask: 0,
@@ -344,7 +369,7 @@ fn has_reserved_bits(header: &CommandHeader) -> bool {
             ..none
         },
         Opcode::SUM | Opcode::AXPY => Uses {
-            flags: FLAG_FLOAT,
+            flags: none.flags | FLAG_FLOAT,
             width: true,
             arg0_mask: any,
             arg1: true,
@@ -361,6 +386,10 @@ fn has_reserved_bits(header: &CommandHeader) -> bool {
             repeat: true,
             arg0_mask: any,
             arg1: true,
+            ..none
+        },
+        Opcode::FENCE => Uses {
+            flags: FLAG_TAGGED,
             ..none
         },
         _ => none,
@@ -385,7 +414,8 @@ fn operation(header: &CommandHeader) -> Result<Operation, Status> {
         _ => Err(Status::BAD_REPEAT),
     };
     Ok(match header.opcode {
-        Opcode::NOP => Operation::Nop,
+        // A fence is what every command without FLAG_UNORDERED is.
+        Opcode::NOP | Opcode::FENCE => Operation::Nop,
         Opcode::FILL => {
             let pattern = FillPattern::new(header.width.get(), arg0);
             Operation::Fill(pattern.ok_or(Status::BAD_WIDTH)?)

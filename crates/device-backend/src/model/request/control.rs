@@ -20,6 +20,13 @@ pub enum ControlOperation {
     },
     /// Cancel outstanding commands.
     Reset,
+    /// Cancel one.
+    Cancel {
+        /// How the driver named it.
+        tag: u64,
+        /// Number of the queue that it is on.
+        queue: u64,
+    },
 }
 
 impl ControlOperation {
@@ -40,11 +47,15 @@ impl ControlOperation {
                 bytes: arg1,
             },
             ControlOpcode::RESET => Self::Reset,
+            ControlOpcode::CANCEL => Self::Cancel {
+                tag: arg0,
+                queue: arg1,
+            },
             _ => return refuse(Status::UNKNOWN_OPCODE),
         };
         let unused = match operation {
             Self::MapMemory | Self::Reset => arg0 | arg1,
-            Self::SetMetadata { .. } => 0,
+            Self::SetMetadata { .. } | Self::Cancel { .. } => 0,
         };
         if raw.flags.get() != 0 || raw.reserved.get() != 0 || unused != 0 {
             return refuse(Status::RESERVED_FIELD);

@@ -13,7 +13,7 @@ mod control;
 mod elements;
 mod range;
 
-use cdm_protocol::{CommandHeader, Completion, RANGES_MAX, Range, Status};
+use cdm_protocol::{CommandHeader, CommandTag, Completion, RANGES_MAX, Range, Status};
 use zerocopy::FromZeros;
 
 pub use code::{Action, Code};
@@ -23,7 +23,8 @@ pub use elements::{Bins, Elements, Number};
 pub use range::{Extent, Place};
 
 /// Longest request that the device takes; the rest of a longer one is not looked at.
-pub const MAX_REQUEST_BYTES: usize = size_of::<CommandHeader>() + RANGES_MAX * size_of::<Range>();
+pub const MAX_REQUEST_BYTES: usize =
+    size_of::<CommandHeader>() + size_of::<CommandTag>() + RANGES_MAX * size_of::<Range>();
 
 /// The device-readable part of one descriptor chain, copied out of guest memory.
 #[derive(Clone, Copy, Debug)]

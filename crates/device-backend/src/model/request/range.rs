@@ -14,6 +14,16 @@ pub enum Place {
     Guest(u64),
 }
 
+impl Place {
+    /// The place so many bytes further, in the same space.
+    pub fn plus(self, bytes: u64) -> Self {
+        match self {
+            Self::Device(address) => Self::Device(address.wrapping_add(bytes)),
+            Self::Guest(address) => Self::Guest(address.wrapping_add(bytes)),
+        }
+    }
+}
+
 /// One piece of an operand, of the right form: known space, not empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {

@@ -299,7 +299,8 @@ fn each_fault_of_a_vector_has_its_status() {
     let fixture = Fixture::new();
     let one = [device(0, 16)];
     let odd = [device(0, 8), device(16, 6)];
-    let cases: [(CommandHeader, &[Range], &[Range], Status, u32); 14] = [
+    type Case<'r> = (CommandHeader, &'r [Range], &'r [Range], Status, u32);
+    let cases: [Case<'_>; 14] = [
         (
             vector(Opcode::SUM, 2, 0, 0, 0),
             &one,
@@ -315,7 +316,7 @@ fn each_fault_of_a_vector_has_its_status() {
             0,
         ),
         (
-            vector(Opcode::SUM, 4, 2, 0, 0),
+            vector(Opcode::SUM, 4, 8, 0, 0),
             &one,
             &[],
             Status::RESERVED_FIELD,

@@ -45,6 +45,7 @@ impl Fixture {
         let device = Device::new(&Shape {
             memory: "256M".parse().unwrap(),
             command_queues: 2,
+            engines: 1,
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
@@ -81,8 +82,19 @@ impl Fixture {
 
     /// As [`Self::run`], until `cancelled` says so.
     pub fn run_until(&self, bytes: &[u8], cancelled: &dyn Fn() -> bool) -> Completion {
-        let command = Command::parse(&Request::new(bytes, bytes.len() as u64));
-        self.device.execute(&command, &self.guest, cancelled)
+        self.carry_out(&Request::new(bytes, bytes.len() as u64), cancelled)
+    }
+
+    /// As [`Self::run_until`], from a request.
+    pub fn carry_out(&self, request: &Request<'_>, cancelled: &dyn Fn() -> bool) -> Completion {
+        let command = Command::parse(request);
+        match self.device.begin(command, &self.guest) {
+            Err(completion) => completion,
+            Ok(task) => {
+                self.device.work(&task, &self.guest, cancelled);
+                self.device.finish(&task)
+            }
+        }
     }
 
     /// Sends a control request.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The model driven step by step, without transport or threads.
+//! The model driven step by step, without a transport.
 
 mod compute;
 mod fixture;
 mod operations;
+mod parallel;
 mod program;
 mod reference;
 mod refusals;

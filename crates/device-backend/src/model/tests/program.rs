@@ -387,8 +387,8 @@ fn a_program_that_waits_is_cancelled_at_its_pause() {
         looks.set(looks.get() + 1);
         looks.get() > 5
     });
-    // One look at the beginning, then one at each pause.
-    assert_eq!(outcome(&completion), (Status::CANCELLED, 0, 3 * 4));
+    // Two looks at the beginning, then one at each pause.
+    assert_eq!(outcome(&completion), (Status::CANCELLED, 0, 3 * 3));
 }
 
 #[test]

@@ -6,8 +6,8 @@
 use super::fixture::*;
 use crate::model::{Command, ControlStep, MAX_REQUEST_BYTES, Request};
 use cdm_protocol::{
-    CommandHeader, Completion, ControlOpcode, ControlRequest, Opcode, RANGES_MAX, REPEAT_MAX,
-    Range, Space, Status, TRANSFER_BYTES_MAX,
+    CommandHeader, Completion, ControlOpcode, ControlRequest, FLAG_FLOAT, FLAG_TAGGED,
+    FLAG_UNORDERED, Opcode, RANGES_MAX, REPEAT_MAX, Range, Space, Status, TRANSFER_BYTES_MAX,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -64,14 +64,13 @@ fn a_request_longer_than_any_is_malformed_though_its_end_was_never_read() {
     let fixture = Fixture::new();
     let mut bytes = command(header(Opcode::NOP), &[], &[]);
     bytes.resize(MAX_REQUEST_BYTES, 0);
-    let command = Command::parse(&Request::new(&bytes, 1 << 40));
-    let completion = fixture.device.execute(&command, &fixture.guest, &|| false);
+    let completion = fixture.carry_out(&Request::new(&bytes, 1 << 40), &|| false);
     assert_eq!(completion.status, Status::MALFORMED);
 }
 
 #[test]
 fn an_unknown_opcode_is_refused() {
-    for number in [0u16, 13, 0xffff] {
+    for number in [0u16, 14, 0xffff] {
         let opcode = Opcode(number.into());
         assert_eq!(
             refusal(header(opcode), &[], &[]),
@@ -82,17 +81,51 @@ fn an_unknown_opcode_is_refused() {
 
 #[test]
 fn a_flag_or_reserved_field_that_is_set_is_refused() {
-    let flags = CommandHeader {
-        flags: 1.into(),
+    let float = CommandHeader {
+        flags: FLAG_FLOAT.into(),
         ..header(Opcode::NOP)
+    };
+    let unknown = CommandHeader {
+        flags: 8.into(),
+        ..header(Opcode::NOP)
+    };
+    let unordered = CommandHeader {
+        flags: FLAG_UNORDERED.into(),
+        ..header(Opcode::FENCE)
     };
     let reserved = CommandHeader {
         reserved: 1.into(),
         ..header(Opcode::NOP)
     };
-    for header in [flags, reserved] {
+    for header in [float, unknown, unordered, reserved] {
         assert_eq!(refusal(header, &[], &[]), (Status::RESERVED_FIELD, 0));
     }
+}
+
+#[test]
+fn a_tag_stands_between_header_and_ranges_and_counts_in_the_length() {
+    let tagged = CommandHeader {
+        flags: FLAG_TAGGED.into(),
+        ..header(Opcode::CHECKSUM)
+    };
+    let untagged = command(tagged, &[device(0, 8)], &[]);
+    assert_eq!(status_of_bytes(&untagged), Status::MALFORMED);
+    let (head, ranges) = untagged.split_at(size_of::<CommandHeader>());
+    let request = [head, &7u64.to_le_bytes(), ranges].concat();
+    assert_eq!(status_of_bytes(&request), Status::OK);
+    let parsed = Command::parse(&Request::new(&request, request.len() as u64));
+    assert_eq!(parsed.tag(), Some(7));
+}
+
+#[test]
+fn a_cancel_on_what_is_no_command_queue_is_refused() {
+    let fixture = Fixture::new();
+    for queue in [0, 1, 4, u64::MAX] {
+        let status = fixture.control_status(ControlOpcode::CANCEL, 1, queue);
+        assert_eq!(status, Status::BAD_ARGUMENT);
+    }
+    let step = fixture.control(ControlOpcode::CANCEL, 9, 3);
+    assert_eq!(step, ControlStep::CancelCommand { index: 1, tag: 9 });
 }
 
 #[test]
