@@ -25,7 +25,7 @@ use crate::device::Device;
 use crate::misc::{Node, Operations, Shape};
 use crate::mover::{self, Direction, Options};
 use crate::plan::Request;
-use crate::{command, process, residency, sys, CdmModule};
+use crate::{command, process, residency, sys, wire, CdmModule};
 
 /// File operations of every node.
 static OPERATIONS: Operations = Operations(sys::file_operations {
@@ -269,8 +269,10 @@ fn residency(device: &Device, residency: &mut sys::cdm_residency) -> Result {
 }
 
 fn command(device: &Device, command: &mut sys::cdm_command) -> Result {
+    let is_float = command.flags & sys::CDM_COMMAND_FLOAT != 0;
     let request = Request {
         opcode: command.opcode,
+        flags: if is_float { wire::FLAG_FLOAT } else { 0 },
         source: command.source,
         destination: command.destination,
         length: command.length,
@@ -279,7 +281,8 @@ fn command(device: &Device, command: &mut sys::cdm_command) -> Result {
         arg0: command.arg0,
         arg1: command.arg1,
     };
-    if command.flags != 0 || command.reserved != 0 || !request.is_valid() {
+    let unknown = command.flags & !sys::CDM_COMMAND_FLOAT;
+    if unknown != 0 || command.reserved != 0 || !request.is_valid() {
         return Err(EINVAL);
     }
     let answer = command::run(device, &request)?;

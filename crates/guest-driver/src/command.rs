@@ -19,13 +19,16 @@ use crate::plan::{Answer, Job, Next, Request, Segment, Step};
 use crate::sys;
 use crate::virtio::{self, Draft, Signals, Transport};
 use crate::wire::{
-    CommandHeader, Completion, ControlOpcode, ControlRequest, Range, Status, QUEUE_CONTROL,
-    QUEUE_FIRST_COMMAND, RANGES_MAX,
+    CommandHeader, CommandTag, Completion, ControlOpcode, ControlRequest, Range, Status,
+    FLAG_TAGGED, QUEUE_CONTROL, QUEUE_FIRST_COMMAND, RANGES_MAX,
 };
 
 /// How long the device may take for a control request. It maps memory in less than a
 /// millisecond, but an emulated machine on a loaded host may stand still for seconds.
 pub(crate) const CONTROL_MS: u32 = 30_000;
+/// How long a waiter with a signal waits for its command to stop. One that has begun does
+/// within a millisecond; one behind others' commands is left to itself.
+const CANCEL_MS: u32 = 1_000;
 /// Between two looks whether a full control queue has room.
 const FULL_MS: u32 = 10;
 
@@ -60,6 +63,12 @@ impl Control {
         if completion.status != Status::OK {
             return Err(EIO);
         }
+        Ok(())
+    }
+
+    /// CANCEL of the command with that tag on a queue.
+    fn cancel(&self, tag: u64, queue: usize) -> Result {
+        self.call(ControlOpcode::CANCEL, tag, queue as u64)?;
         Ok(())
     }
 
@@ -136,19 +145,28 @@ fn run_pinned(device: &Device, request: &Request, job: &mut Job) -> Result<Answe
         }
         let queue = submit(device.engine(), &request, step, Signals::Heard)?;
         if let Err(err) = request.wait_for(device.transport(), Signals::Heard) {
-            // The device may be at it still: the pins go when it is done.
             device.counters().abandoned();
-            request.abandon(operands.clone());
+            if err != EINTR || !cancel(device, &request, queue) {
+                // The device may be at it still: the pins go when it is done.
+                request.abandon(operands.clone());
+            }
             return Err(if err == ETIMEDOUT { ENODEV } else { err });
         }
         finish(device.engine(), &request, queue)
     };
     let (source, destination) = (operands.source(), operands.destination());
     let room = || draft(source.len() + destination.len());
-    match carry_out(job, source, destination, room, give) {
+    match carry_out(device.engine(), job, source, destination, room, give) {
         Err(err) if err == ECANCELED => Err(EIO),
         done => done,
     }
+}
+
+/// Has the device stop a command that nobody waits for any more; whether it is done with it.
+fn cancel(device: &Device, request: &virtio::Request, queue: usize) -> bool {
+    let is_heard =
+        device.engine().has_tags() && device.control().cancel(request.token(), queue).is_ok();
+    is_heard && request.wait(CANCEL_MS).is_ok()
 }
 
 /// Has the device work for the driver itself: deaf to signals, and again after a RESET.
@@ -200,12 +218,15 @@ pub(crate) fn once(
         request.wait_for(engine.transport(), Signals::Ignored)?;
         finish(engine, &request, queue)
     };
-    carry_out(job, source, destination, room, give)
+    carry_out(engine, job, source, destination, room, give)
 }
+
+/// Bytes of a command before its ranges, at most.
+const HEAD_BYTES: usize = size_of::<CommandHeader>() + size_of::<CommandTag>();
 
 /// A request with room for a command on so many ranges.
 pub(crate) fn draft(ranges: usize) -> Result<Draft> {
-    let bytes = size_of::<CommandHeader>() + ranges.min(RANGES_MAX) * size_of::<Range>();
+    let bytes = HEAD_BYTES + ranges.min(RANGES_MAX) * size_of::<Range>();
     Draft::new(KVec::with_capacity(bytes, GFP_KERNEL)?)
 }
 
@@ -214,6 +235,7 @@ pub(crate) fn draft(ranges: usize) -> Result<Draft> {
 ///
 /// ECANCELED if the device was reset on the way.
 fn carry_out(
+    engine: &Engine,
     job: &mut Job,
     source: &[Segment],
     destination: &[Segment],
@@ -225,16 +247,25 @@ fn carry_out(
             return Ok(answer);
         }
         let mut draft = draft()?;
+        let tag = engine.has_tags().then_some(draft.token());
         let output = draft.output();
         // The room was made before; nothing is allocated from here on.
         output.extend_from_slice(&[0; size_of::<CommandHeader>()], GFP_NOWAIT)?;
+        if let Some(tag) = tag {
+            let tag = CommandTag { tag: tag.into() };
+            output.extend_from_slice(tag.as_bytes(), GFP_NOWAIT)?;
+        }
         let next = job.next(source, destination, |range: Range| {
             output.extend_from_slice(range.as_bytes(), GFP_NOWAIT)
         })?;
-        let step = match next {
+        let mut step = match next {
             Next::Done(answer) => return Ok(answer),
             Next::Submit(step) => step,
         };
+        if tag.is_some() {
+            let flags = step.header.flags.get() | FLAG_TAGGED;
+            step.header.flags = flags.into();
+        }
         output[..size_of::<CommandHeader>()].copy_from_slice(step.header.as_bytes());
         let completion = give(draft.finish(), &step)?;
         if completion.status == Status::CANCELLED {
@@ -302,4 +333,4 @@ fn queue_of_cpu(transport: &Transport) -> usize {
 }
 
 // A command with the most ranges is one slab object, so it is contiguous for the device.
-const _: () = assert!(size_of::<CommandHeader>() + RANGES_MAX * size_of::<Range>() <= 16384);
+const _: () = assert!(HEAD_BYTES + RANGES_MAX * size_of::<Range>() <= 16384);

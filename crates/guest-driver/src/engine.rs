@@ -13,20 +13,23 @@ use crate::plan::Segment;
 use crate::stats::Counters;
 use crate::sys;
 use crate::virtio::Transport;
-use crate::wire::Space;
+use crate::wire::{Space, FEATURE_CANCEL};
 
 /// A device as a worker.
 pub(crate) struct Engine {
     number: u32,
     transport: Arc<Transport>,
+    /// The device knows commands by tags, and cancels them.
+    has_tags: bool,
     counters: Counters,
 }
 
 impl Engine {
-    pub(crate) fn new(number: u32, transport: Arc<Transport>) -> Self {
+    pub(crate) fn new(number: u32, transport: Arc<Transport>, features: u64) -> Self {
         Self {
             number,
             transport,
+            has_tags: features & FEATURE_CANCEL != 0,
             counters: Counters::new(),
         }
     }
@@ -38,6 +41,11 @@ impl Engine {
 
     pub(crate) fn transport(&self) -> &Transport {
         &self.transport
+    }
+
+    /// Whether commands are given tags.
+    pub(crate) fn has_tags(&self) -> bool {
+        self.has_tags
     }
 
     pub(crate) fn counters(&self) -> &Counters {

@@ -32,16 +32,26 @@ const WINDOW_PAGES: usize = RANGES_MAX / 2;
 ///
 /// EFAULT, EINTR, ENOMEM, ENODEV as the interface says; EIO if the device was reset.
 pub(crate) fn run(device: &Device, request: &Request) -> Result<Answer> {
+    if request.is_indivisible() {
+        // It would have to be held under the notifier's lock, and may wait for the CPU.
+        return Err(EOPNOTSUPP);
+    }
+    // A window ends where an element does.
+    let whole_bytes = match request.unit() {
+        0 => WINDOW_BYTES,
+        unit if unit > WINDOW_BYTES => return Ok(Answer::refusal(Status::MISALIGNED)),
+        unit => WINDOW_BYTES - WINDOW_BYTES % unit,
+    };
     let misaligned = request.width != 0 && !request.length.is_multiple_of(request.width.into());
-    if misaligned && request.length > WINDOW_BYTES {
+    if misaligned && request.length > whole_bytes {
         // The device would refuse the last window only, with the others done.
         return Ok(Answer::refusal(Status::MISALIGNED));
     }
     let current = kernel::current!();
     let space = AddressSpace::new(current.mm().ok_or(ESRCH)?)?;
     let opcode = request.opcode;
-    let (is_checksum, is_compare) = (
-        opcode == u32::from(Opcode::CHECKSUM.get()),
+    let (is_carried, is_compare) = (
+        opcode == u32::from(Opcode::CHECKSUM.get()) || opcode == u32::from(Opcode::SUM.get()),
         opcode == u32::from(Opcode::COMPARE.get()),
     );
     let mut window = *request;
@@ -51,7 +61,7 @@ pub(crate) fn run(device: &Device, request: &Request) -> Result<Answer> {
         if device.gate().is_shut() {
             return Err(ENODEV);
         }
-        window.length = (request.length - at).min(WINDOW_BYTES);
+        window.length = (request.length - at).min(whole_bytes);
         let mut answer = self::window(device, &space, &window)?;
         bytes_done += answer.bytes_done;
         answer.bytes_done = bytes_done;
@@ -63,7 +73,7 @@ pub(crate) fn run(device: &Device, request: &Request) -> Result<Answer> {
         if answer.status != Status::OK || differs || at == request.length {
             return Ok(answer);
         }
-        if is_checksum {
+        if is_carried {
             window.arg0 = answer.result;
         }
         for operand in [&mut window.source, &mut window.destination] {

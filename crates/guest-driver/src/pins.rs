@@ -134,19 +134,18 @@ pub(crate) struct Operands {
 impl Operands {
     /// Pins the operands of a valid request.
     pub(crate) fn pin(request: &Request, region: &Region) -> Result<Arc<Self>> {
-        let operand = |address: u64, is_written: bool| -> Result<Option<Operand>> {
+        let operand = |address: u64, bytes: u64, is_written: bool| -> Result<Option<Operand>> {
             if address == 0 {
                 return Ok(None);
             }
-            Ok(Some(Operand::new(
-                address,
-                request.length,
-                is_written,
-                region,
-            )?))
+            Ok(Some(Operand::new(address, bytes, is_written, region)?))
         };
-        let source = operand(request.source, false)?;
-        let destination = operand(request.destination, request.writes_destination())?;
+        let source = operand(request.source, request.source_bytes(), false)?;
+        let destination = operand(
+            request.destination,
+            request.destination_bytes(),
+            request.writes_destination(),
+        )?;
         Ok(Arc::new(
             Self {
                 source,

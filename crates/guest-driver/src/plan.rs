@@ -4,7 +4,7 @@
 //!
 //! The memory of an operand is a list of [`Segment`]s, neighbours merged. The device
 //! takes at most [`wire::RANGES_MAX`] ranges at a time, so a [`Job`] may need several
-//! commands; it carries checksum, comparison and byte count from one to the next, so
+//! commands; it carries checksum, sum, comparison and byte count from one to the next, so
 //! that the caller sees one command with one answer.
 
 use crate::wire::{self, CommandHeader, Completion, Opcode, Range, Space, Status};
@@ -37,11 +37,13 @@ impl Segment {
 pub struct Request {
     /// Number of the operation.
     pub opcode: u32,
+    /// Flags of the wire's header.
+    pub flags: u16,
     /// Address of the first source byte.
     pub source: u64,
     /// Address of the first destination byte.
     pub destination: u64,
-    /// Bytes of each operand.
+    /// Bytes of each operand whose length nothing else says.
     pub length: u64,
     /// Bytes of an element.
     pub width: u32,
@@ -56,14 +58,69 @@ pub struct Request {
 impl Request {
     /// Whether the ranges are ranges: not empty where there is an operand, and not wrapping.
     pub fn is_valid(&self) -> bool {
-        let operands = [self.source, self.destination];
-        if operands == [0, 0] {
+        if self.source == 0 && self.destination == 0 {
             return self.length == 0;
         }
+        let operands = [
+            (self.source, self.source_bytes()),
+            (self.destination, self.destination_bytes()),
+        ];
         self.length != 0
             && operands
                 .iter()
-                .all(|address| address.checked_add(self.length).is_some())
+                .all(|(address, bytes)| address.checked_add(*bytes).is_some())
+    }
+
+    /// Bytes of the source, if there is one.
+    pub fn source_bytes(&self) -> u64 {
+        match self.shape() {
+            Shape::Program => self.bytes_of(PROGRAM_MAX, size_of::<wire::Instruction>()),
+            _ => self.length,
+        }
+    }
+
+    /// Bytes of the destination, if there is one.
+    pub fn destination_bytes(&self) -> u64 {
+        match self.shape() {
+            Shape::Histogram => self.bytes_of(wire::BINS_MAX, size_of::<u64>()),
+            _ => self.length,
+        }
+    }
+
+    /// Bytes of `repeat` elements; of one if the device refuses that many, whatever they are.
+    fn bytes_of(&self, most: u32, element: usize) -> u64 {
+        let count = if self.repeat > most {
+            1
+        } else {
+            self.repeat.max(1)
+        };
+        u64::from(count) * element as u64
+    }
+
+    /// Whether the device needs its operands as a whole, however they are cut.
+    pub fn is_indivisible(&self) -> bool {
+        self.shape() != Shape::Stream
+    }
+
+    /// Bytes after which a part of it may end; zero if anywhere.
+    pub fn unit(&self) -> u64 {
+        let is = |opcode: Opcode| self.opcode == u32::from(opcode.get());
+        let width = u64::from(self.width);
+        if width != 0 && (is(Opcode::SUM) || is(Opcode::AXPY)) {
+            // A stride; one that is no multiple of the width is refused by the device.
+            self.arg1.max(width)
+        } else {
+            width
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        match u16::try_from(self.opcode).map(|number| Opcode(number.into())) {
+            Ok(Opcode::HISTOGRAM) => Shape::Histogram,
+            Ok(Opcode::POINTER_CHASE) => Shape::Chase,
+            Ok(Opcode::PROGRAM) => Shape::Program,
+            _ => Shape::Stream,
+        }
     }
 
     /// Whether the device stores to the destination. An operation that the driver does
@@ -71,6 +128,21 @@ impl Request {
     pub fn writes_destination(&self) -> bool {
         self.opcode != u32::from(Opcode::COMPARE.get())
     }
+}
+
+const PROGRAM_MAX: u32 = wire::PROGRAM_INSTRUCTIONS_MAX;
+
+/// How operands go into commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// Piece by piece, the same of each operand.
+    Stream,
+    /// The source piece by piece, each with the whole destination.
+    Histogram,
+    /// All in one command.
+    Chase,
+    /// All in one command, and the operands differ in length.
+    Program,
 }
 
 /// What the caller gets back.
@@ -128,8 +200,10 @@ impl Cursor {
         sink: &mut impl FnMut(Range) -> Result<(), E>,
     ) -> Result<u16, E> {
         let mut count = 0;
-        while bytes > 0 && !list.is_empty() {
-            let segment = &list[self.index];
+        while bytes > 0 {
+            let Some(segment) = list.get(self.index) else {
+                break;
+            };
             let piece = self.left(list).min(bytes);
             sink(Range {
                 space: segment.space,
@@ -171,11 +245,17 @@ pub enum Next {
 #[derive(Clone, Copy, Debug)]
 pub struct Job {
     opcode: Opcode,
+    shape: Shape,
+    /// Bytes after which a command may end; zero if anywhere.
+    unit: u64,
+    flags: u16,
     width: u16,
     repeat: u32,
     arg0: u64,
     arg1: u64,
     length: u64,
+    /// Elements that earlier commands found in no bin of a histogram.
+    outside: u64,
     source: Cursor,
     destination: Cursor,
     done: u64,
@@ -200,11 +280,15 @@ impl Job {
         };
         Self {
             opcode: Opcode((request.opcode as u16).into()),
+            shape: request.shape(),
+            unit: request.unit(),
+            flags: request.flags,
             width: request.width as u16,
             repeat: request.repeat,
             arg0: request.arg0,
             arg1: request.arg1,
             length: request.length,
+            outside: 0,
             source: Cursor::default(),
             destination: Cursor::default(),
             done: 0,
@@ -230,23 +314,39 @@ impl Job {
         if let Some(answer) = self.answer {
             return Ok(Next::Done(answer));
         }
-        let mut bytes = self.measure(source, destination);
-        if self.width != 0 && self.done + bytes < self.length {
-            // A command takes whole elements. If they do not come out even at the end,
-            // the device would refuse the last command only, with the others done.
-            let width = u64::from(self.width);
-            if !self.length.is_multiple_of(width) {
-                return Ok(Next::Done(
-                    *self.answer.insert(Answer::refusal(Status::MISALIGNED)),
-                ));
+        let whole = source.len() + destination.len();
+        let (bytes, num_src, num_dst);
+        match self.shape {
+            Shape::Stream => {
+                let Some(found) = self.next_piece(source, destination, wire::RANGES_MAX) else {
+                    return Ok(Next::Done(self.refuse(Status::MISALIGNED)));
+                };
+                bytes = found;
+                num_src = self.source.emit(source, bytes, &mut sink)?;
+                num_dst = self.destination.emit(destination, bytes, &mut sink)?;
             }
-            bytes -= bytes % width;
+            Shape::Histogram => {
+                // At most 129 pages, so there is room for the source.
+                let room = wire::RANGES_MAX.saturating_sub(destination.len());
+                let Some(found) = self.next_piece(source, &[], room) else {
+                    return Ok(Next::Done(self.refuse(Status::MISALIGNED)));
+                };
+                bytes = found;
+                num_src = self.source.emit(source, bytes, &mut sink)?;
+                num_dst = Cursor::default().emit(destination, u64::MAX, &mut sink)?;
+            }
+            Shape::Chase | Shape::Program if whole > wire::RANGES_MAX => {
+                return Ok(Next::Done(self.refuse(Status::BAD_RANGE_COUNT)));
+            }
+            Shape::Chase | Shape::Program => {
+                bytes = self.length;
+                num_src = self.source.emit(source, u64::MAX, &mut sink)?;
+                num_dst = self.destination.emit(destination, u64::MAX, &mut sink)?;
+            }
         }
-        let num_src = self.source.emit(source, bytes, &mut sink)?;
-        let num_dst = self.destination.emit(destination, bytes, &mut sink)?;
         let header = CommandHeader {
             opcode: self.opcode,
-            flags: 0.into(),
+            flags: self.flags.into(),
             num_src: num_src.into(),
             num_dst: num_dst.into(),
             width: self.width.into(),
@@ -269,8 +369,11 @@ impl Job {
         };
         let mut is_last = self.done == self.length || completion.status != Status::OK;
         if completion.status == Status::OK {
-            if self.opcode == Opcode::CHECKSUM {
+            if self.opcode == Opcode::CHECKSUM || self.opcode == Opcode::SUM {
                 self.arg0 = answer.result;
+            } else if self.opcode == Opcode::HISTOGRAM {
+                self.outside += answer.result;
+                answer.result = self.outside;
             } else if self.opcode == Opcode::COMPARE && answer.result != wire::COMPARE_EQUAL {
                 answer.result += before;
                 is_last = true;
@@ -281,15 +384,37 @@ impl Job {
         }
     }
 
+    /// Ends the job with a status that the device would give, if it could be asked.
+    fn refuse(&mut self, status: Status) -> Answer {
+        *self.answer.insert(Answer::refusal(status))
+    }
+
+    /// Bytes for the next command, which takes at most `most` ranges of both lists; none if
+    /// elements do not come out even there.
+    fn next_piece(&self, source: &[Segment], destination: &[Segment], most: usize) -> Option<u64> {
+        let bytes = self.measure(source, destination, most);
+        let unit = self.unit;
+        if unit == 0 || self.done + bytes == self.length {
+            return Some(bytes);
+        }
+        // A command takes whole elements. If they do not come out even at the end,
+        // the device would refuse the last command only, with the others done. And a
+        // stride that no command reaches over cannot be gone at all.
+        if !self.length.is_multiple_of(self.width.into()) || bytes < unit {
+            return None;
+        }
+        Some(bytes - bytes % unit)
+    }
+
     /// Bytes that the next command can cover with the ranges that it may have.
-    fn measure(&self, source: &[Segment], destination: &[Segment]) -> u64 {
+    fn measure(&self, source: &[Segment], destination: &[Segment], most: usize) -> u64 {
         let (mut src, mut dst) = (self.source, self.destination);
         let mut ranges = 0;
         let (mut src_open, mut dst_open) = (source.is_empty(), destination.is_empty());
         let mut bytes = 0;
         while self.done + bytes < self.length {
             ranges += usize::from(!src_open) + usize::from(!dst_open);
-            if ranges > wire::RANGES_MAX {
+            if ranges > most {
                 break;
             }
 
@@ -591,6 +716,156 @@ mod tests {
         };
         assert_eq!(answer.status, Status::CANCELLED);
         assert_eq!(answer.bytes_done, 513 * 4096);
+    }
+
+    /// The steps of a job on so many pages that lie apart, each completed with `result`.
+    fn steps(request: &Request, pages: usize, result: u64) -> (Vec<(Step, usize)>, Answer) {
+        let pieces: Vec<_> = (0..pages as u64).map(|page| (page * 8192, 4096)).collect();
+        let list = segments(&pieces);
+        let counters = segments(&[(1 << 40, request.destination_bytes())]);
+        let (source, destination): (&[Segment], &[Segment]) = match request.shape() {
+            Shape::Program => (&counters, &list),
+            _ if request.destination == 0 => (&list, &[]),
+            Shape::Histogram => (&list, &counters),
+            _ => (&list, &list),
+        };
+        let mut job = Job::new(request);
+        let mut steps = Vec::new();
+        loop {
+            let mut ranges = 0;
+            let count = |_| {
+                ranges += 1;
+                Ok::<(), ()>(())
+            };
+            match job
+                .next(source, destination, count)
+                .expect("sink takes all")
+            {
+                Next::Done(answer) => return (steps, answer),
+                Next::Submit(step) => {
+                    steps.push((step, ranges));
+                    let completion = Completion {
+                        status: Status::OK,
+                        reserved: 0.into(),
+                        range_index: 0.into(),
+                        result: result.into(),
+                        bytes_done: step.bytes.into(),
+                    };
+                    job.complete(&step, &completion);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sum_goes_on_from_step_to_step_at_whole_strides() {
+        let request = Request {
+            source: 0x1000,
+            length: 600 * 4096,
+            width: 4,
+            arg1: 12,
+            flags: wire::FLAG_FLOAT,
+            ..request(Opcode::SUM)
+        };
+        let (steps, answer) = steps(&request, 600, 9);
+        let bytes: Vec<u64> = steps.iter().map(|(step, _)| step.bytes).collect();
+        assert_eq!(
+            bytes,
+            [512 * 4096 / 12 * 12, 600 * 4096 - 512 * 4096 / 12 * 12]
+        );
+        assert_eq!(steps[1].0.header.arg0.get(), 9);
+        assert_eq!(steps[1].0.header.flags.get(), wire::FLAG_FLOAT);
+        assert_eq!((answer.result, answer.bytes_done), (9, 600 * 4096));
+    }
+
+    #[test]
+    fn a_stride_longer_than_a_command_reaches_is_refused() {
+        let request = Request {
+            source: 0x1000,
+            length: 600 * 4096,
+            width: 4,
+            arg1: 513 * 4096,
+            ..request(Opcode::SUM)
+        };
+        assert_eq!(
+            steps(&request, 600, 0).1,
+            Answer::refusal(Status::MISALIGNED)
+        );
+    }
+
+    #[test]
+    fn a_histogram_has_all_counters_in_each_step_and_adds_up_what_is_outside() {
+        let request = Request {
+            source: 0x1000,
+            destination: 0x1000,
+            length: 1000 * 4096,
+            width: 2,
+            repeat: 5,
+            arg1: 1,
+            ..request(Opcode::HISTOGRAM)
+        };
+        assert_eq!(request.destination_bytes(), 40);
+        let (steps, answer) = steps(&request, 1000, 3);
+        let counts: Vec<_> = steps
+            .iter()
+            .map(|(step, ranges)| {
+                (
+                    step.header.num_src.get(),
+                    step.header.num_dst.get(),
+                    *ranges,
+                )
+            })
+            .collect();
+        assert_eq!(counts, [(511, 1, 512), (489, 1, 490)]);
+        assert_eq!((answer.result, answer.bytes_done), (6, 1000 * 4096));
+    }
+
+    #[test]
+    fn what_cannot_be_cut_is_one_command_or_refused() {
+        let program = Request {
+            source: 0x1000,
+            destination: 0x1000,
+            length: 511 * 4096,
+            repeat: 4,
+            arg1: 1,
+            ..request(Opcode::PROGRAM)
+        };
+        assert_eq!(program.source_bytes(), 64);
+        let (one, answer) = steps(&program, 511, 7);
+        assert_eq!((one.len(), one[0].1, answer.result), (1, 512, 7));
+        let longer = Request {
+            length: 512 * 4096,
+            ..program
+        };
+        let (none, answer) = steps(&longer, 512, 7);
+        assert_eq!(none.len(), 0);
+        assert_eq!(answer, Answer::refusal(Status::BAD_RANGE_COUNT));
+        let chase = Request {
+            source: 0x1000,
+            length: 512 * 4096,
+            repeat: 1,
+            ..request(Opcode::POINTER_CHASE)
+        };
+        assert_eq!(steps(&chase, 512, 7).0.len(), 1);
+        assert!(chase.is_indivisible() && longer.is_indivisible());
+    }
+
+    #[test]
+    fn more_of_something_than_the_device_takes_is_left_to_the_device_to_refuse() {
+        let many = Request {
+            source: 1,
+            destination: 1,
+            length: 8,
+            repeat: u32::MAX,
+            ..request(Opcode::HISTOGRAM)
+        };
+        assert!(many.is_valid());
+        assert_eq!(many.destination_bytes(), 8);
+        let program = Request {
+            opcode: Opcode::PROGRAM.get().into(),
+            ..many
+        };
+        assert_eq!(program.source_bytes(), 16);
     }
 
     /// `pages` pages of the flat memory in the order of `keys`, cut to `bytes` from `skip` on.

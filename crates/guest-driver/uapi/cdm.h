@@ -21,7 +21,7 @@
 #include <linux/types.h>
 
 /* Version of this interface; grows with every addition. */
-#define CDM_UAPI_VERSION	2
+#define CDM_UAPI_VERSION	3
 
 #define CDM_IOC_MAGIC		0xCD
 
@@ -271,15 +271,20 @@ struct cdm_residency {
 	__u64 reserved_out;
 };
 
+/* SUM and AXPY: elements are IEEE 754 binary32 numbers. */
+#define CDM_COMMAND_FLOAT	(1u << 0)
+
 /**
  * struct cdm_command - let the device work on the caller's memory
  * @opcode: [in] operation, by its number in the device specification
- * @flags: [in] zero
+ * @flags: [in] CDM_COMMAND_*
  * @source: [in] address of the first source byte; zero if the operation has none
  * @destination: [in] address of the first destination byte; zero if it has none
- * @length: [in] bytes of each operand; zero for NOP
+ * @length: [in] bytes of each operand; zero for NOP. HISTOGRAM: of the source, and
+ *	the destination is @repeat counters of eight bytes. PROGRAM: of the destination,
+ *	and the source is @repeat instructions of 16 bytes.
  * @width: [in] bytes of an element where the operation has elements, else zero
- * @repeat: [in] how often, for FETCH_ADD; else zero
+ * @repeat: [in] how often or how many where the operation has a count, else zero
  * @arg0: [in] first argument of the operation
  * @arg1: [in] second argument of the operation
  * @status: [out] status of the device specification; 0 is OK. The ioctl

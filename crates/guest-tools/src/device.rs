@@ -489,7 +489,7 @@ impl Device {
             Some((memory, span)) => span.address_in(memory),
             None => Ok(0),
         };
-        let mut request = uapi::cdm_command {
+        self.send(uapi::cdm_command {
             opcode: opcode.get().into(),
             source: address(source)?,
             destination: address(destination)?,
@@ -501,7 +501,11 @@ impl Device {
             arg0: args[0],
             arg1: args[1],
             ..Default::default()
-        };
+        })
+    }
+
+    /// Sends a command whose operands are spans of mappings.
+    pub(crate) fn send(&self, mut request: uapi::cdm_command) -> io::Result<Answer> {
         // SAFETY: the driver reads and writes exactly the structure of this request. The device
         // touches only the operands, which lie inside mappings that are accessed by atomics alone
         // and stay pinned by the driver until the device has answered.
@@ -568,7 +572,7 @@ impl Span {
         }
     }
 
-    fn address_in(self, memory: &Mapping) -> io::Result<u64> {
+    pub(crate) fn address_in(self, memory: &Mapping) -> io::Result<u64> {
         match self.offset.checked_add(self.bytes) {
             Some(end) if end <= memory.bytes() => Ok(memory.address() + self.offset as u64),
             _ => Err(io::Error::other(format!(

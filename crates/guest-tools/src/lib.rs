@@ -3,6 +3,7 @@
 //! What the programs inside the guest share: the driver's interface, memory
 //! that a device may change, and what the kernel tells about pages.
 
+pub mod accelerator;
 pub mod agent;
 pub mod device;
 pub mod init;

@@ -88,7 +88,8 @@ impl Driver for Bound {
                 return Err(err);
             }
         };
-        let engine = Arc::new(Engine::new(number, live.transport.clone()), GFP_KERNEL)?;
+        let engine = Engine::new(number, live.transport.clone(), identity.features);
+        let engine = Arc::new(engine, GFP_KERNEL)?;
         let region = Region::map(layout, engine.clone()).inspect_err(|err| {
             dev_err!(
                 dev,

@@ -109,6 +109,11 @@ impl Draft {
         )?))
     }
 
+    /// A number that no other request has.
+    pub(crate) fn token(&self) -> u64 {
+        self.0.token
+    }
+
     /// What the device will read.
     pub(crate) fn output(&mut self) -> &mut KVec<u8> {
         self.0.as_mut().project().output

@@ -289,7 +289,7 @@ fn command_refuses_each_bad_field(t: &Fixture) -> Result<()> {
         ..Default::default()
     };
     let cases = [
-        ("flag", cdm_command { flags: 1, ..good }),
+        ("flag", cdm_command { flags: 2, ..good }),
         (
             "reserved",
             cdm_command {

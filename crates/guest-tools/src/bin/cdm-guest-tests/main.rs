@@ -3,6 +3,7 @@
 //! The tests that need a guest: a process, its pages, and a device. Results go
 //! to standard output as KTAP.
 
+mod accelerator;
 mod accounts;
 mod atomics;
 mod bad_input;
@@ -87,6 +88,7 @@ fn all() -> Vec<Test> {
     [
         migration::TESTS,
         commands::TESTS,
+        accelerator::TESTS,
         atomics::TESTS,
         fork::TESTS,
         huge::TESTS,

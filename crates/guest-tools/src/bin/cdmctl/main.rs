@@ -3,6 +3,7 @@
 //! Shows and moves the memory of coherent memory devices, and lets a device
 //! work on memory.
 
+mod accelerate;
 mod account;
 mod buffer;
 mod evict;

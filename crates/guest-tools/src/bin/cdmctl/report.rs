@@ -237,6 +237,13 @@ pub enum RunResult {
         before: u64,
         after: u64,
     },
+    Number {
+        result: u64,
+    },
+    Histogram {
+        outside: u64,
+        counters: Vec<u64>,
+    },
     Nothing {},
 }
 
@@ -456,6 +463,17 @@ pub mod tests {
                 },
             ),
             ("fill", RunResult::Nothing {}),
+            ("axpy", RunResult::Nothing {}),
+            ("sum", RunResult::Number { result: 7 }),
+            ("chase", RunResult::Number { result: 8 }),
+            ("program", RunResult::Number { result: 0 }),
+            (
+                "histogram",
+                RunResult::Histogram {
+                    outside: 1,
+                    counters: vec![2, 0],
+                },
+            ),
         ];
         for (operation, result) in results {
             let report = RunReport {

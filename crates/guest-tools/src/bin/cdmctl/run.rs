@@ -10,6 +10,7 @@ use cdm_guest_tools::size;
 use cdm_protocol::{REPEAT_MAX, Status};
 use clap::Subcommand;
 
+use crate::accelerate::{Axpy, Chase, Histogram, Program, Sum};
 use crate::buffer::{Buffer, Contents, Placement};
 use crate::report::{self, RunReport, RunResult};
 use crate::{Verdict, open};
@@ -21,7 +22,12 @@ Examples:
   cdmctl run fill --size 4K --value 0x5a --width 1 --output - | hexdump -C
   cdmctl run copy --input a.bin --output b.bin
   cdmctl run compare --input a.bin --with b.bin
-  cdmctl run fetch-add --value 3 --times 1000 --initial 7";
+  cdmctl run fetch-add --value 3 --times 1000 --initial 7
+  cdmctl run sum --type f32 --size 64M
+  cdmctl run axpy --type f32 --factor 2.5 --input x.bin --with y.bin --output -
+  cdmctl run chase --size 64M --in device
+  cdmctl run histogram --input /etc/passwd --bins 256 --json
+  cdmctl run program --code increment.txt --size 4K";
 
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -116,10 +122,20 @@ enum Operation {
         #[command(flatten)]
         placement: Placement,
     },
+    /// Add up the numbers of a buffer, and check the sum against the CPU's
+    Sum(Sum),
+    /// Add a multiple of one buffer to another, and check it against the CPU
+    Axpy(Axpy),
+    /// Follow a list of pointers, and tell how long each took
+    Chase(Chase),
+    /// Count the values in a buffer
+    Histogram(Histogram),
+    /// Carry out instructions on a buffer
+    Program(Program),
 }
 
 /// Reads a decimal or, with `0x`, hexadecimal number.
-fn number(text: &str) -> Result<u64, String> {
+pub(crate) fn number(text: &str) -> Result<u64, String> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
@@ -128,13 +144,13 @@ fn number(text: &str) -> Result<u64, String> {
 }
 
 /// What one operation found, and how to say it.
-struct Outcome {
-    operation: &'static str,
-    device: u32,
-    bytes_done: u64,
-    result: RunResult,
-    sentence: String,
-    verdict: Verdict,
+pub(crate) struct Outcome {
+    pub(crate) operation: &'static str,
+    pub(crate) device: u32,
+    pub(crate) bytes_done: u64,
+    pub(crate) result: RunResult,
+    pub(crate) sentence: String,
+    pub(crate) verdict: Verdict,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Verdict> {
@@ -161,6 +177,9 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 fn writes_to_stdout(operation: &Operation) -> bool {
     match operation {
         Operation::Fill { output, .. } | Operation::Copy { output, .. } => {
+            output.as_deref() == Some("-")
+        }
+        Operation::Axpy(Axpy { output, .. }) | Operation::Program(Program { output, .. }) => {
             output.as_deref() == Some("-")
         }
         _ => false,
@@ -203,6 +222,11 @@ fn perform(operation: &Operation) -> anyhow::Result<Outcome> {
             store,
             placement,
         } => compare_swap(*initial, *expect, *store, placement),
+        Operation::Sum(sum) => sum.run(),
+        Operation::Axpy(axpy) => axpy.run(),
+        Operation::Chase(chase) => chase.run(),
+        Operation::Histogram(histogram) => histogram.run(),
+        Operation::Program(program) => program.run(),
     }
 }
 
@@ -408,7 +432,7 @@ fn number_buffer(initial: u64, placement: &Placement) -> anyhow::Result<(Device,
 }
 
 /// The answer, if the driver gave one and the device carried the command out.
-fn answered(device: &Device, answer: std::io::Result<Answer>) -> anyhow::Result<Answer> {
+pub(crate) fn answered(device: &Device, answer: std::io::Result<Answer>) -> anyhow::Result<Answer> {
     let number = device.number();
     let answer = answer.with_context(|| format!("device {number} took no command"))?;
     match answer.status {

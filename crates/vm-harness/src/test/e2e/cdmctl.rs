@@ -146,6 +146,11 @@ pub fn migrates_a_process(session: &mut Session) -> Result<()> {
 /// `cdmctl run`, with a buffer in the device and one in system memory.
 pub fn runs_each_operation(session: &mut Session) -> Result<()> {
     session.text("head -c 100000 /dev/urandom > /tmp/a; cp /tmp/a /tmp/b; printf x >> /tmp/b")?;
+    session.text("head -c 64 /dev/zero > /tmp/zeroes")?;
+    session.text(
+        "printf 'SET d=1 imm=5 # to be added\\nATOMIC_ADD d=0 b=1 imm=16 width=8 order=seq-cst\\n\
+         LOAD d=0 imm=16 width=8 order=relaxed' > /tmp/code",
+    )?;
     for place in ["device", "system"] {
         let mut report = |arguments: &str| {
             let line = format!("cdmctl run {arguments} --in {place} --json");
@@ -163,6 +168,18 @@ pub fn runs_each_operation(session: &mut Session) -> Result<()> {
         ensure!(added["before"] == 34 && added["after"] == 37, "{added}");
         let swapped = report("compare-swap --initial 7 --expect 7 --store 9")?;
         ensure!(swapped["before"] == 7 && swapped["after"] == 9, "{swapped}");
+        // The tool compares these with the CPU's, too.
+        let sum = report("sum --input /tmp/a --type u64 --stride 16")?;
+        ensure!(sum["bytes_done"] == 100_000, "{sum}");
+        report("axpy --type f32 --factor 2.5 --input /tmp/a --with /tmp/copy")?;
+        report("chase --size 64K --hops 5000")?;
+        let counted = report("histogram --input /tmp/zeroes --bins 2")?;
+        ensure!(
+            counted["counters"][0] == 64 && counted["outside"] == 0,
+            "{counted}"
+        );
+        let ended = report("program --code /tmp/code --input /tmp/zeroes")?;
+        ensure!(ended["result"] == 5 && ended["bytes_done"] == 3, "{ended}");
         let filled =
             format!("cdmctl run fill --size 3 --value 0x61 --width 1 --output - --in {place}");
         let text = session.text(&filled)?;

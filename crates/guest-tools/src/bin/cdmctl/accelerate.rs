@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Operations of `cdmctl run` that calculate, each checked against the CPU where the CPU
+//! can tell.
+
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use cdm_guest_tools::accelerator::{Bins, Code, Elements, Number};
+use cdm_guest_tools::random::Random;
+use cdm_guest_tools::size;
+use cdm_protocol::{BINS_MAX, PROGRAM_STEPS_MAX, REPEAT_MAX};
+use clap::ValueEnum;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::buffer::{Buffer, Contents, Placement};
+use crate::report::RunResult;
+use crate::run::{Outcome, answered, number};
+use crate::{Verdict, open};
+
+/// Bytes of a word: a pointer or a counter.
+const WORD_BYTES: usize = 8;
+
+/// Values of `--type`.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum NumberArgument {
+    /// Unsigned, 32 bits
+    U32,
+    /// Unsigned, 64 bits
+    U64,
+    /// Floating point, 32 bits
+    F32,
+}
+
+/// What a vector consists of.
+#[derive(clap::Args)]
+pub struct Vector {
+    /// Take elements of this type
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value = "u32")]
+    number: NumberArgument,
+
+    /// Take one element every NUM bytes, a multiple of its size; 0 is its size
+    #[arg(long, value_name = "NUM", default_value_t = 0)]
+    stride: u64,
+}
+
+impl Vector {
+    fn elements(&self) -> Elements {
+        Elements {
+            number: match self.number {
+                NumberArgument::U32 => Number::U32,
+                NumberArgument::U64 => Number::U64,
+                NumberArgument::F32 => Number::F32,
+            },
+            stride: self.stride,
+        }
+    }
+
+    /// A number of the command line as the device takes it.
+    fn scalar(&self, value: f64) -> u64 {
+        match self.number {
+            NumberArgument::F32 => (value as f32).to_bits().into(),
+            NumberArgument::U32 | NumberArgument::U64 => value as u64,
+        }
+    }
+
+    /// A number of the device as people read it.
+    fn shown(&self, bits: u64) -> String {
+        match self.number {
+            NumberArgument::F32 => f32::from_bits(bits as u32).to_string(),
+            NumberArgument::U32 | NumberArgument::U64 => bits.to_string(),
+        }
+    }
+}
+
+/// `cdmctl run sum`.
+#[derive(clap::Args)]
+pub struct Sum {
+    #[command(flatten)]
+    vector: Vector,
+    #[command(flatten)]
+    contents: Contents,
+    #[command(flatten)]
+    placement: Placement,
+}
+
+impl Sum {
+    pub fn run(&self) -> anyhow::Result<Outcome> {
+        let device = open(self.placement.device)?;
+        let buffer = Buffer::load(&self.contents)?;
+        let elements = self.vector.elements();
+        let bytes = buffer.memory.read_bytes(buffer.bytes);
+        buffer.place(&device, self.placement.memory)?;
+        let answer = answered(
+            &device,
+            device.sum(&buffer.memory, buffer.span(), elements, 0),
+        )?;
+        let (sum, by_cpu) = (answer.result, elements.sum(0, elements.read(&bytes)));
+        let shown = self.vector.shown(sum);
+        let (sentence, verdict) = match sum == by_cpu {
+            true => (
+                format!("sum {shown}, {} bytes", buffer.bytes),
+                Verdict::Done,
+            ),
+            false => (
+                format!(
+                    "sum differs: device {shown}, CPU {}",
+                    self.vector.shown(by_cpu)
+                ),
+                Verdict::CheckFailed,
+            ),
+        };
+        Ok(Outcome {
+            operation: "sum",
+            device: self.placement.device,
+            bytes_done: answer.bytes_done,
+            result: RunResult::Number { result: sum },
+            sentence,
+            verdict,
+        })
+    }
+}
+
+/// `cdmctl run axpy`.
+#[derive(clap::Args)]
+pub struct Axpy {
+    /// Multiply the elements by N
+    #[arg(long, value_name = "N", default_value_t = 1.0)]
+    factor: f64,
+
+    /// Add to the contents of FILE, as long as the buffer; without it, to zeroes
+    #[arg(long = "with", value_name = "FILE")]
+    other: Option<String>,
+
+    /// Write what comes out to FILE; '-' is standard output
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<String>,
+
+    #[command(flatten)]
+    vector: Vector,
+    #[command(flatten)]
+    contents: Contents,
+    #[command(flatten)]
+    placement: Placement,
+}
+
+impl Axpy {
+    pub fn run(&self) -> anyhow::Result<Outcome> {
+        let device = open(self.placement.device)?;
+        let x = Buffer::load(&self.contents)?;
+        let y = match &self.other {
+            Some(path) => Buffer::load(&Contents {
+                input: Some(path.clone()),
+                size: None,
+            })?,
+            None => Buffer::zeroed(x.bytes as u64)?,
+        };
+        ensure!(
+            x.bytes == y.bytes,
+            "{} bytes cannot be added to {}: give two inputs of one length",
+            x.bytes,
+            y.bytes
+        );
+        let (elements, factor) = (self.vector.elements(), self.vector.scalar(self.factor));
+        let [xs, ys] = [&x, &y].map(|buffer| buffer.memory.read_bytes(buffer.bytes));
+        x.place(&device, self.placement.memory)?;
+        y.place(&device, self.placement.memory)?;
+        let operands = ((&x.memory, x.span()), (&y.memory, y.span()));
+        let answer = answered(
+            &device,
+            device.axpy(operands.0, operands.1, elements, factor),
+        )?;
+        let found = y.memory.read_bytes(y.bytes);
+        let expected = elements
+            .read(&xs)
+            .zip(elements.read(&ys))
+            .map(|(a, b)| elements.axpy(factor, a, b));
+        let differs = elements
+            .read(&found)
+            .zip(expected)
+            .position(|(a, b)| a != b);
+        if let Some(path) = &self.output {
+            y.save(path)?;
+        }
+        let (sentence, verdict) = match differs {
+            None => (
+                format!("{} bytes gone over", answer.bytes_done),
+                Verdict::Done,
+            ),
+            Some(index) => (
+                format!("element {index} is not what the CPU makes of it"),
+                Verdict::CheckFailed,
+            ),
+        };
+        Ok(Outcome {
+            operation: "axpy",
+            device: self.placement.device,
+            bytes_done: answer.bytes_done,
+            result: RunResult::Nothing {},
+            sentence,
+            verdict,
+        })
+    }
+}
+
+/// `cdmctl run chase`.
+#[derive(clap::Args)]
+pub struct Chase {
+    /// Lay the list out over SIZE bytes, in random order
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "1M")]
+    size: u64,
+
+    /// Follow NUM pointers
+    #[arg(long, value_name = "NUM", default_value_t = REPEAT_MAX,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(REPEAT_MAX)))]
+    hops: u32,
+
+    /// Start the random order from NUM
+    #[arg(long, value_name = "NUM", default_value_t = 1)]
+    seed: u64,
+
+    #[command(flatten)]
+    placement: Placement,
+}
+
+impl Chase {
+    pub fn run(&self) -> anyhow::Result<Outcome> {
+        let device = open(self.placement.device)?;
+        let buffer = Buffer::zeroed(self.size)?;
+        let (base, words) = (buffer.memory.address(), buffer.memory.words());
+        let words = &words[..buffer.bytes / WORD_BYTES];
+        ensure!(
+            !words.is_empty(),
+            "a list needs 8 bytes: pass a larger --size"
+        );
+        let mut order: Vec<usize> = (0..words.len()).collect();
+        let mut random = Random::new(self.seed);
+        for index in (1..order.len()).rev() {
+            order.swap(index, random.below(index + 1));
+        }
+        for (index, &word) in order.iter().enumerate() {
+            let next = order[(index + 1) % order.len()];
+            words[word].store(base + (next * WORD_BYTES) as u64, Relaxed);
+        }
+        buffer.place(&device, self.placement.memory)?;
+        let first = order[0];
+        let mut span = buffer.span();
+        span.bytes = words.len() * WORD_BYTES;
+        let start = Instant::now();
+        let address = base + (first * WORD_BYTES) as u64;
+        let answer = answered(
+            &device,
+            device.chase(&buffer.memory, span, address, self.hops),
+        )?;
+        let took = start.elapsed();
+        let last = order[self.hops as usize % order.len()];
+        let found = answer.result.wrapping_sub(base);
+        let (sentence, verdict) = match found == (last * WORD_BYTES) as u64 {
+            true => (
+                format!(
+                    "{} hops, {:.0} ns each, the way to the device and back included",
+                    self.hops,
+                    took.as_nanos() as f64 / f64::from(self.hops)
+                ),
+                Verdict::Done,
+            ),
+            false => (
+                format!(
+                    "the list leads to byte {}, the device to {found}",
+                    last * WORD_BYTES
+                ),
+                Verdict::CheckFailed,
+            ),
+        };
+        Ok(Outcome {
+            operation: "chase",
+            device: self.placement.device,
+            bytes_done: answer.bytes_done,
+            result: RunResult::Number { result: found },
+            sentence,
+            verdict,
+        })
+    }
+}
+
+/// `cdmctl run histogram`.
+#[derive(clap::Args)]
+pub struct Histogram {
+    /// Take elements of 1, 2, 4 or 8 bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 1)]
+    width: u32,
+
+    /// Count in NUM bins
+    #[arg(long, value_name = "NUM", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(BINS_MAX)))]
+    bins: u32,
+
+    /// Begin the first bin at N
+    #[arg(long, value_name = "N", value_parser = number, default_value = "0")]
+    base: u64,
+
+    /// Take N values into each bin
+    #[arg(long, value_name = "N", value_parser = number, default_value = "1")]
+    bin_width: u64,
+
+    #[command(flatten)]
+    contents: Contents,
+    #[command(flatten)]
+    placement: Placement,
+}
+
+impl Histogram {
+    pub fn run(&self) -> anyhow::Result<Outcome> {
+        let device = open(self.placement.device)?;
+        let source = Buffer::load(&self.contents)?;
+        let target = Buffer::zeroed(u64::from(self.bins) * WORD_BYTES as u64)?;
+        let crc_before = source.memory.crc32c(source.bytes);
+        source.place(&device, self.placement.memory)?;
+        target.place(&device, self.placement.memory)?;
+        let bins = Bins {
+            base: self.base,
+            width: self.bin_width,
+        };
+        let operands = (
+            (&source.memory, source.span()),
+            (&target.memory, target.span()),
+        );
+        let answer = answered(
+            &device,
+            device.histogram(operands.0, operands.1, self.width, bins),
+        )?;
+        let words = target.memory.words()[..self.bins as usize].iter();
+        let counters: Vec<u64> = words.map(|word| word.load(Relaxed)).collect();
+        let counted: u64 = counters.iter().sum::<u64>() + answer.result;
+        // Each element is in one bin or outside, and nothing is changed by looking.
+        let elements = source.bytes as u64 / u64::from(self.width.max(1));
+        let is_whole = counted == elements && source.memory.crc32c(source.bytes) == crc_before;
+        let used = counters.iter().filter(|&&count| count != 0).count();
+        Ok(Outcome {
+            operation: "histogram",
+            device: self.placement.device,
+            bytes_done: answer.bytes_done,
+            sentence: match is_whole {
+                true => format!(
+                    "{elements} elements in {used} of {} bins, {} outside",
+                    self.bins, answer.result
+                ),
+                false => format!("{counted} counted, but there are {elements} elements"),
+            },
+            verdict: match is_whole {
+                true => Verdict::Done,
+                false => Verdict::CheckFailed,
+            },
+            result: RunResult::Histogram {
+                outside: answer.result,
+                counters,
+            },
+        })
+    }
+}
+
+/// `cdmctl run program`.
+#[derive(clap::Args)]
+pub struct Program {
+    /// Read instructions from FILE, one a line, such as 'LOAD d=0 imm=8 width=8 order=acquire'
+    #[arg(long, value_name = "FILE")]
+    code: String,
+
+    /// Begin with N in register 0
+    #[arg(long, value_name = "N", value_parser = number, default_value = "0")]
+    argument: u64,
+
+    /// Carry NUM instructions out at most
+    #[arg(long, value_name = "NUM", default_value_t = 1_000_000,
+          value_parser = clap::value_parser!(u64).range(1..=PROGRAM_STEPS_MAX))]
+    limit: u64,
+
+    /// Write the memory to FILE afterwards; '-' is standard output
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<String>,
+
+    #[command(flatten)]
+    contents: Contents,
+    #[command(flatten)]
+    placement: Placement,
+}
+
+impl Program {
+    pub fn run(&self) -> anyhow::Result<Outcome> {
+        let text = std::fs::read_to_string(&self.code)
+            .with_context(|| format!("cannot read program '{}'", self.code))?;
+        let code: Code = text
+            .parse()
+            .map_err(|error| anyhow::anyhow!("program '{}': {error}", self.code))?;
+        let device = open(self.placement.device)?;
+        let buffer = Buffer::load(&self.contents)?;
+        buffer.place(&device, self.placement.memory)?;
+        let operand = (&buffer.memory, buffer.span());
+        let answer = answered(
+            &device,
+            device.program(&code, operand, self.argument, self.limit),
+        )?;
+        if let Some(path) = &self.output {
+            buffer.save(path)?;
+        }
+        Ok(Outcome {
+            operation: "program",
+            device: self.placement.device,
+            bytes_done: answer.bytes_done,
+            result: RunResult::Number {
+                result: answer.result,
+            },
+            sentence: format!(
+                "register 0 is {}, after {} instructions",
+                answer.result, answer.bytes_done
+            ),
+            verdict: Verdict::Done,
+        })
+    }
+}
