@@ -10,8 +10,11 @@
 //! - [`vhost`]: virtqueues and vhost-user messages translated into calls of the model.
 //! - [`process`]: arguments, sockets, signals, logs, exit codes.
 //!
+//! [`sandbox`] stands beside them: what the process and each of its threads give up.
+//!
 //! The device itself is specified in `docs/specs/device.md`.
 
 pub mod model;
 pub mod process;
+pub mod sandbox;
 pub mod vhost;

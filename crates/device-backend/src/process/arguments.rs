@@ -3,6 +3,7 @@
 //! The command line.
 
 use crate::model::{Link, LinkSpeed, MemorySize, Shape};
+use crate::sandbox::Level;
 use cdm_protocol::COMMAND_QUEUES_MAX;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
@@ -18,6 +19,7 @@ Exit codes:
   1  failed while serving
   2  wrong arguments
   3  could not start: no memory, or the socket is not to be had
+  4  ended by its own sandbox; the log says why
 
 Environment:
   CDM_LOG  what to log, such as debug or cdm_backend=trace (default info)
@@ -70,6 +72,10 @@ pub struct Arguments {
           value_parser = PossibleValuesParser::new(["1", "2", "4", "8", "16"])
               .try_map(|lanes| lanes.parse::<u16>()))]
     pub link_width: u16,
+
+    /// What to give up before a guest connects; the log says what the host refused
+    #[arg(long, value_name = "LEVEL", default_value = "full")]
+    pub sandbox: Level,
 
     /// How log lines on stderr look
     #[arg(long, value_name = "FORMAT", default_value = "text")]

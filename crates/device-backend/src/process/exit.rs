@@ -16,6 +16,8 @@ pub enum ExitCode {
     Usage = 2,
     /// Could not start: no memory, or the socket is not to be had.
     CannotStart = 3,
+    /// A thread made a system call that the sandbox forbids.
+    Forbidden = 4,
 }
 
 impl Termination for ExitCode {

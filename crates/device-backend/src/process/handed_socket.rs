@@ -2,13 +2,22 @@
 
 //! The socket of `--fd`: inherited, connected to one guest or listening for it.
 
-use super::relay::Relay;
+use super::relay::{PreparedRelay, Relay};
+use crate::sandbox::Sandbox;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use vhost::vhost_user::Listener;
+
+/// The socket, before there is a thread to carry what comes from it.
+pub enum ClaimedSocket {
+    /// It listens.
+    Listening(UnixListener),
+    /// It came connected; its number, for messages, and what joins it.
+    Connected(RawFd, (UnixListener, PreparedRelay)),
+}
 
 /// Where the one guest is met.
 pub struct HandedSocket {
@@ -42,13 +51,13 @@ pub enum HandedSocketError {
     },
 }
 
-impl HandedSocket {
+impl ClaimedSocket {
     /// Takes over descriptor number `fd`.
     ///
     /// # Safety
     ///
     /// Nothing else in this process may own the descriptor.
-    pub unsafe fn adopt(fd: RawFd) -> Result<Self, HandedSocketError> {
+    pub unsafe fn claim(fd: RawFd) -> Result<Self, HandedSocketError> {
         if fd < 0 {
             return Err(HandedSocketError::NotASocket {
                 fd,
@@ -62,19 +71,34 @@ impl HandedSocket {
         // SAFETY: it is open, since it answered, and by the function's contract nobody else's.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         if is_listening {
-            return Ok(Self {
-                listener: Listener::from(UnixListener::from(owned)),
-                relay: None,
-            });
+            return Ok(Self::Listening(UnixListener::from(owned)));
         }
-        let (listener, relay) = Relay::start(UnixStream::from(owned))
+        let relay = Relay::prepare(UnixStream::from(owned))
             .map_err(|source| HandedSocketError::Join { fd, source })?;
-        Ok(Self {
-            listener: Listener::from(listener),
-            relay: Some(relay),
-        })
+        Ok(Self::Connected(fd, relay))
     }
 
+    /// Starts what carries the messages.
+    pub fn start(self, sandbox: &Sandbox) -> Result<HandedSocket, HandedSocketError> {
+        match self {
+            Self::Listening(listener) => Ok(HandedSocket {
+                listener: Listener::from(listener),
+                relay: None,
+            }),
+            Self::Connected(fd, (listener, relay)) => {
+                let relay = relay
+                    .start(sandbox)
+                    .map_err(|source| HandedSocketError::Join { fd, source })?;
+                Ok(HandedSocket {
+                    listener: Listener::from(listener),
+                    relay: Some(relay),
+                })
+            }
+        }
+    }
+}
+
+impl HandedSocket {
     /// Where the guest arrives.
     pub fn listener(&mut self) -> &mut Listener {
         &mut self.listener

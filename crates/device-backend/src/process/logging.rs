@@ -4,6 +4,8 @@
 
 use super::arguments::LogFormat;
 use std::io::{self, IsTerminal};
+use std::panic;
+use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 /// Environment variable with the filter.
@@ -28,5 +30,7 @@ pub fn start(format: LogFormat) -> Result<(), String> {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
     }
+    // In the log's own format, and without a backtrace: the sandbox has no files to make it from.
+    panic::set_hook(Box::new(|bug| error!("{bug}")));
     Ok(())
 }

@@ -1,38 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The socket of `--socket-path`.
+//! Sockets with a path: that of `--socket-path`, and that of `--control`.
 
-use nix::fcntl::{RenameFlags, renameat2};
+use nix::fcntl::{AtFlags, RenameFlags, renameat2};
+use nix::sys::stat::fstatat;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use vhost::vhost_user::Listener;
 
 /// A socket file of ours, removed on drop.
 #[must_use = "the socket file goes when this is dropped"]
 pub struct SocketFile {
-    path: PathBuf,
+    /// Kept open: inside the sandbox there is no way to it.
+    folder: File,
+    name: OsString,
     /// Device and inode, to remove no other.
     identity: (u64, u64),
+}
+
+/// Where a socket is to be, and which option says so.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The option, for messages.
+    pub option: &'static str,
+    /// Its value.
+    pub path: PathBuf,
 }
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum PathSocketError {
     /// Somebody listens there.
-    #[error("{} is in use: another process listens there; stop it or choose another --socket-path", .0.display())]
-    InUse(PathBuf),
+    #[error("{} is in use: another process listens there; stop it or choose another {}", .0.path.display(), .0.option)]
+    InUse(Place),
     /// There is something else.
-    #[error("{} exists and is not a socket; remove it or choose another --socket-path", .0.display())]
-    NotASocket(PathBuf),
+    #[error("{} exists and is not a socket; remove it or choose another {}", .0.path.display(), .0.option)]
+    NotASocket(Place),
     /// The kernel refuses.
-    #[error("cannot listen at {}: {source}; {}", .path.display(), advice(.source))]
+    #[error("cannot listen at {}: {source}; {}", .place.path.display(), advice(.source))]
     Bind {
         /// Where.
-        path: PathBuf,
+        place: Place,
         /// Why not.
         source: io::Error,
     },
@@ -44,7 +57,7 @@ fn advice(error: &io::Error) -> &'static str {
         ErrorKind::PermissionDenied => "choose a folder that you may write to",
         // std's own word for a path that sockaddr_un has no room for.
         ErrorKind::InvalidInput => "choose a path of at most 107 bytes",
-        _ => "choose another --socket-path",
+        _ => "choose another path",
     }
 }
 
@@ -52,17 +65,15 @@ fn advice(error: &io::Error) -> &'static str {
 ///
 /// The file appears at `path` only when connections are taken, so who waits for it to
 /// exist can connect at once: it is made under another name in the same folder.
-pub fn listen(path: &Path) -> Result<(Listener, SocketFile), PathSocketError> {
-    let bind_error = |source| PathSocketError::Bind {
-        path: path.to_owned(),
-        source,
-    };
+pub fn listen(place: &Place) -> Result<(UnixListener, SocketFile), PathSocketError> {
+    let path = place.path.as_path();
+    let bind_error = |source| bind_error(place, source);
     // Who connects uses the whole path, so its length matters, if not to us.
     SocketAddr::from_pathname(path).map_err(bind_error)?;
     let name = path
         .file_name()
         .ok_or_else(|| bind_error(ErrorKind::NotFound.into()))?;
-    clear(path)?;
+    clear(place)?;
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -81,14 +92,18 @@ pub fn listen(path: &Path) -> Result<(Listener, SocketFile), PathSocketError> {
     });
     match published {
         Ok(identity) => {
-            let path = path.to_owned();
-            Ok((Listener::from(listener), SocketFile { path, identity }))
+            let file = SocketFile {
+                folder,
+                name: name.to_owned(),
+                identity,
+            };
+            Ok((listener, file))
         }
         Err(error) => {
             let _ = fs::remove_file(&bound);
             if error.kind() == ErrorKind::AlreadyExists {
                 // Somebody has started between our look and now.
-                return Err(PathSocketError::InUse(path.to_owned()));
+                return Err(PathSocketError::InUse(place.clone()));
             }
             Err(bind_error(error))
         }
@@ -96,17 +111,15 @@ pub fn listen(path: &Path) -> Result<(Listener, SocketFile), PathSocketError> {
 }
 
 /// Makes way for a new socket, if what is there is a dead one.
-fn clear(path: &Path) -> Result<(), PathSocketError> {
-    let bind_error = |source| PathSocketError::Bind {
-        path: path.to_owned(),
-        source,
-    };
+fn clear(place: &Place) -> Result<(), PathSocketError> {
+    let path = place.path.as_path();
+    let bind_error = |source| bind_error(place, source);
     let metadata = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         other => other.map_err(bind_error)?,
     };
     if !metadata.file_type().is_socket() {
-        return Err(PathSocketError::NotASocket(path.to_owned()));
+        return Err(PathSocketError::NotASocket(place.clone()));
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
@@ -114,16 +127,28 @@ fn clear(path: &Path) -> Result<(), PathSocketError> {
             fs::remove_file(path).map_err(bind_error)
         }
         // Connected, or refused for a reason that does not say that it is dead.
-        _ => Err(PathSocketError::InUse(path.to_owned())),
+        _ => Err(PathSocketError::InUse(place.clone())),
+    }
+}
+
+fn bind_error(place: &Place, source: io::Error) -> PathSocketError {
+    let place = place.clone();
+    PathSocketError::Bind { place, source }
+}
+
+impl SocketFile {
+    /// The folder that it is in.
+    pub fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let is_ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
-        if is_ours {
-            let _ = fs::remove_file(&self.path);
+        let name = self.name.as_os_str();
+        let found = fstatat(&self.folder, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        if found.is_ok_and(|found| (found.st_dev, found.st_ino) == self.identity) {
+            let _ = unlinkat(&self.folder, name, UnlinkatFlags::NoRemoveDir);
         }
     }
 }

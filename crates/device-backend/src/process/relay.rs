@@ -7,6 +7,7 @@
 //! threads carry the messages. Only set-up passes here, never a command: rings and
 //! kicks are shared memory and eventfds, whose descriptors the messages carry.
 
+use crate::sandbox::{Role, Sandbox};
 use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, UnixAddr, recvmsg, sendmsg,
@@ -27,26 +28,40 @@ const PAYLOAD_BYTES_MAX: usize = 4096;
 /// Most descriptors that the kernel passes with one message (SCM_MAX_FD).
 const FDS_MAX: usize = 253;
 
+/// Two pairs of sockets, not joined yet.
+pub struct PreparedRelay {
+    outer: UnixStream,
+    inner: UnixStream,
+}
+
 /// Two threads that carry messages between two sockets until either side hangs up.
 pub struct Relay {
     threads: [JoinHandle<()>; 2],
 }
 
+impl PreparedRelay {
+    /// Starts the threads.
+    pub fn start(self, sandbox: &Sandbox) -> io::Result<Relay> {
+        let inbound = (self.outer.try_clone()?, self.inner.try_clone()?);
+        let threads = [
+            spawn("relay-in", sandbox, inbound.0, inbound.1)?,
+            spawn("relay-out", sandbox, self.inner, self.outer)?,
+        ];
+        Ok(Relay { threads })
+    }
+}
+
 impl Relay {
-    /// Carries messages between `outer` and a connection that waits at the returned socket.
-    pub fn start(outer: UnixStream) -> io::Result<(UnixListener, Self)> {
+    /// Makes ready to carry messages between `outer` and a connection that waits at the
+    /// returned socket.
+    pub fn prepare(outer: UnixStream) -> io::Result<(UnixListener, PreparedRelay)> {
         // A folder that only we can enter: nobody else can be the first to connect.
         let folder = tempfile::Builder::new().prefix("cdm-backend-").tempdir()?;
         let path = folder.path().join("socket");
         let listener = UnixListener::bind(&path)?;
         let inner = UnixStream::connect(&path)?;
         folder.close()?;
-        let inbound = (outer.try_clone()?, inner.try_clone()?);
-        let threads = [
-            spawn("relay-in", inbound.0, inbound.1)?,
-            spawn("relay-out", inner, outer)?,
-        ];
-        Ok((listener, Self { threads }))
+        Ok((listener, PreparedRelay { outer, inner }))
     }
 
     /// Waits until both directions are closed.
@@ -58,8 +73,15 @@ impl Relay {
     }
 }
 
-fn spawn(name: &str, from: UnixStream, to: UnixStream) -> io::Result<JoinHandle<()>> {
+fn spawn(
+    name: &str,
+    sandbox: &Sandbox,
+    from: UnixStream,
+    to: UnixStream,
+) -> io::Result<JoinHandle<()>> {
+    let sandbox = sandbox.clone();
     thread::Builder::new().name(name.to_owned()).spawn(move || {
+        sandbox.enter(Role::Relay);
         if let Err(error) = carry(&from, &to) {
             warn!(%error, "lost the connection behind --fd");
         }

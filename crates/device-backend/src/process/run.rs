@@ -2,12 +2,13 @@
 
 //! From the command line to the exit code.
 
-use super::handed_socket::{HandedSocket, HandedSocketError};
-use super::path_socket::{self, PathSocketError};
+use super::handed_socket::{ClaimedSocket, HandedSocketError};
+use super::path_socket::{self, PathSocketError, Place};
 use super::serve::{ServeError, Source, serve};
 use super::stop::Stop;
 use super::{Arguments, ExitCode, capabilities, logging};
 use crate::model::{Device, PoolError};
+use crate::sandbox::{Enclosure, Role, Sandbox};
 use clap::Parser;
 use std::io;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
+use vhost::vhost_user::Listener;
 
 /// Time for the workers to end after a signal. A frontend that does not answer must not
 /// keep the process: the end of the process ends them too.
@@ -88,10 +90,10 @@ fn print_capabilities() -> ExitCode {
 fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
     let setup = |what| move |source| StartError::Setup { what, source };
     // First of all, while no descriptor of our own can have the number of --fd.
-    let handed = match arguments.fd {
+    let claimed = match arguments.fd {
         // SAFETY: the descriptor was inherited for us by the caller's word (--fd), and nothing in
         // this process has opened a descriptor yet.
-        Some(fd) => Some(unsafe { HandedSocket::adopt(fd) }?),
+        Some(fd) => Some(unsafe { ClaimedSocket::claim(fd) }?),
         None => None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -103,27 +105,34 @@ fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
         let _context = runtime.enter();
         Signals::new().map_err(setup("signal handlers"))?
     };
-    // Before the memory: a frontend that connects now waits in the backlog.
-    let mut _socket_file = None;
-    let source = match (&arguments.socket_path, handed) {
-        (_, Some(socket)) => Source::Handed(socket),
-        (Some(path), None) => {
-            let (listener, file) = path_socket::listen(path)?;
-            // Kept here and not with the listener: it goes even if a worker does not end.
-            _socket_file = Some(file);
-            Source::Path(listener)
-        }
+    // Before the memory: a frontend that connects now waits in the backlog. The file is kept here
+    // and not with the listener: it goes even if a worker does not end.
+    let listening = match &arguments.socket_path {
+        Some(path) => Some(path_socket::listen(&Place {
+            option: "--socket-path",
+            path: path.clone(),
+        })?),
+        None => None,
+    };
+    let folders: Vec<_> = listening.iter().map(|(_, file)| file.folder()).collect();
+    // Nothing has started a thread so far, and from here on nothing is opened by name.
+    let enclosure = Enclosure::enter(arguments.sandbox, &folders);
+    let device = Arc::new(Device::new(&arguments.shape())?);
+    let stop = Arc::new(Stop::new().map_err(setup("an eventfd"))?);
+    let (sandbox, report) = enclosure.close();
+    report.log();
+    let (source, _socket_file) = match (listening, claimed) {
+        (_, Some(socket)) => (Source::Handed(socket.start(&sandbox)?), None),
+        (Some((listener, file)), None) => (Source::Path(Listener::from(listener)), Some(file)),
         // clap's group allows nothing else but --print-capabilities, which is done.
         (None, None) => return Ok(Ok(())),
     };
-    let device = Arc::new(Device::new(&arguments.shape())?);
     info!(
         memory = %arguments.memory_size,
         command_queues = arguments.command_queues,
         "the device is ready"
     );
-    let stop = Arc::new(Stop::new().map_err(setup("an eventfd"))?);
-    runtime.block_on(supervise(device, source, stop, signals))
+    runtime.block_on(supervise(device, source, stop, signals, sandbox))
 }
 
 /// The signals that end the program.
@@ -156,17 +165,21 @@ async fn supervise(
     source: Source,
     stop: Arc<Stop>,
     mut signals: Signals,
+    sandbox: Sandbox,
 ) -> Result<Result<(), ServeError>, StartError> {
     let setup = |what| move |source| StartError::Setup { what, source };
     let (done, mut served) = oneshot::channel();
     let server_stop = stop.clone();
+    let server_sandbox = sandbox.clone();
     thread::Builder::new()
         .name("serve".to_owned())
         .spawn(move || {
+            server_sandbox.enter(Role::Serve);
             // Nobody listens any more only if the process is about to end anyway.
-            let _ = done.send(serve(&device, source, &server_stop));
+            let _ = done.send(serve(&device, source, &server_stop, &server_sandbox));
         })
         .map_err(setup("the serving thread"))?;
+    sandbox.enter(Role::Main);
 
     let name = tokio::select! {
         result = &mut served => return Ok(result.unwrap_or_else(|_| server_panicked())),

@@ -5,6 +5,7 @@
 use super::handed_socket::HandedSocket;
 use super::stop::{Stop, Woken};
 use crate::model::Device;
+use crate::sandbox::Sandbox;
 use crate::vhost::{Connection, ConnectionError};
 use std::io;
 use std::sync::Arc;
@@ -37,12 +38,17 @@ pub enum ServeError {
 }
 
 /// Serves until the end is asked for, or the guest of `--fd` hangs up.
-pub fn serve(device: &Arc<Device>, source: Source, stop: &Stop) -> Result<(), ServeError> {
+pub fn serve(
+    device: &Arc<Device>,
+    source: Source,
+    stop: &Stop,
+    sandbox: &Sandbox,
+) -> Result<(), ServeError> {
     match source {
-        Source::Path(mut listener) => serve_all(device, &mut listener, stop),
+        Source::Path(mut listener) => serve_all(device, &mut listener, stop, sandbox),
         Source::Handed(mut socket) => {
             let result = match wait_for_guest(socket.listener(), stop)? {
-                Woken::Readable => serve_one(device, socket.listener(), stop),
+                Woken::Readable => serve_one(device, socket.listener(), stop, sandbox),
                 Woken::Stopped => Ok(()),
             };
             if !stop.is_requested() {
@@ -53,9 +59,14 @@ pub fn serve(device: &Arc<Device>, source: Source, stop: &Stop) -> Result<(), Se
     }
 }
 
-fn serve_all(device: &Arc<Device>, listener: &mut Listener, stop: &Stop) -> Result<(), ServeError> {
+fn serve_all(
+    device: &Arc<Device>,
+    listener: &mut Listener,
+    stop: &Stop,
+    sandbox: &Sandbox,
+) -> Result<(), ServeError> {
     while wait_for_guest(listener, stop)? == Woken::Readable {
-        match serve_one(device, listener, stop) {
+        match serve_one(device, listener, stop, sandbox) {
             Ok(()) => {}
             // The guest is lost, the memory is not: the next one finds it.
             Err(error @ ConnectionError::Protocol(_)) => warn!(%error, "lost the guest"),
@@ -77,8 +88,9 @@ fn serve_one(
     device: &Arc<Device>,
     listener: &mut Listener,
     stop: &Stop,
+    sandbox: &Sandbox,
 ) -> Result<(), ConnectionError> {
-    let connection = Connection::accept(device.clone(), listener)?;
+    let connection = Connection::accept(device.clone(), listener, sandbox.clone())?;
     info!("a guest has connected");
     stop.attach(connection.shutdown_handle());
     let result = connection.serve();

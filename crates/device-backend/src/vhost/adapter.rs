@@ -15,6 +15,7 @@ use super::mapper::Mapper;
 use super::ring::{Broken, Ring};
 use super::turn::Turn;
 use crate::model::{Device, FileIdentity};
+use crate::sandbox::{self, Sandbox};
 use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, QUEUE_SIZE};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -73,6 +74,7 @@ impl Shared {
 /// One connection's backend.
 pub struct Adapter {
     shared: Arc<Shared>,
+    sandbox: Sandbox,
     /// Set between the start of a device by its driver and the memory table that follows.
     is_starting: AtomicBool,
     /// Descriptors by which workers hear that they are to end; see [`Self::take_exit_fds`].
@@ -93,18 +95,21 @@ enum Role {
 
 impl Adapter {
     /// A backend for one guest.
-    pub fn new(device: Arc<Device>) -> Self {
+    pub fn new(device: Arc<Device>, sandbox: Sandbox) -> Self {
         let num_queues = usize::from(QUEUE_FIRST_COMMAND) + device.queues().len();
         let no_memory = no_memory(&device);
+        let engine_sandbox = sandbox.clone();
+        let narrow = move || engine_sandbox.enter(sandbox::Role::Command);
         Self {
             shared: Arc::new(Shared {
-                engines: Engines::start(device.engines()),
+                engines: Engines::start(device.engines(), narrow),
                 device,
                 turns: (0..num_queues).map(|_| Turn::default()).collect(),
                 events: Events::default(),
                 mapper: Mapper::default(),
                 guest: RwLock::new(no_memory),
             }),
+            sandbox,
             is_starting: AtomicBool::new(false),
             exit_fds: Mutex::default(),
         }
@@ -197,6 +202,8 @@ impl VhostUserBackend for Adapter {
     }
 
     fn features(&self) -> u64 {
+        // The first that a frontend asks, and the first that its thread comes to us with.
+        self.sandbox.enter(sandbox::Role::Session);
         1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -321,7 +328,12 @@ impl VhostUserBackend for Adapter {
         vrings: &[VringMutex],
         thread: usize,
     ) -> io::Result<()> {
-        match (self.role(thread), vrings) {
+        let role = self.role(thread);
+        self.sandbox.enter(match role {
+            Role::Control => sandbox::Role::Control,
+            Role::Command(_) => sandbox::Role::Command,
+        });
+        match (role, vrings) {
             (Role::Control, all) if device_event == QUEUE_CONTROL => {
                 let control = &all[usize::from(QUEUE_CONTROL)];
                 let event = &all[usize::from(QUEUE_EVENT)];
@@ -365,7 +377,7 @@ mod tests {
                 width_lanes: 16,
             },
         };
-        Adapter::new(Arc::new(Device::new(&shape).unwrap()))
+        Adapter::new(Arc::new(Device::new(&shape).unwrap()), Sandbox::none())
     }
 
     #[test]

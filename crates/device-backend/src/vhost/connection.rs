@@ -4,6 +4,7 @@
 
 use super::adapter::Adapter;
 use crate::model::Device;
+use crate::sandbox::Sandbox;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use vhost::vhost_user::{Error as VhostUserError, Listener};
@@ -31,8 +32,12 @@ impl Connection {
     /// Accepts the connection that waits at `listener` and starts serving it.
     ///
     /// Blocks until there is one.
-    pub fn accept(device: Arc<Device>, listener: &mut Listener) -> Result<Self, ConnectionError> {
-        let adapter = Arc::new(Adapter::new(device));
+    pub fn accept(
+        device: Arc<Device>,
+        listener: &mut Listener,
+        sandbox: Sandbox,
+    ) -> Result<Self, ConnectionError> {
+        let adapter = Arc::new(Adapter::new(device, sandbox));
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), adapter.clone(), memory)
             .map_err(ConnectionError::Start)?;

@@ -36,8 +36,9 @@ struct Jobs {
 }
 
 impl Engines {
-    /// Starts so many threads; fewer, with a warning, if the host has not that many.
-    pub fn start(count: u16) -> Self {
+    /// Starts so many threads, which call `prepare` first; fewer, with a warning, if the host has
+    /// not that many.
+    pub fn start(count: u16, prepare: impl Fn() + Clone + Send + 'static) -> Self {
         let list = Arc::new(List {
             jobs: Mutex::default(),
             changed: Condvar::new(),
@@ -45,8 +46,13 @@ impl Engines {
         let mut threads = Vec::new();
         for index in 0..count {
             let list = list.clone();
+            let prepare = prepare.clone();
             let thread = thread::Builder::new().name(format!("engine {index}"));
-            match thread.spawn(move || list.serve()) {
+            let serve = move || {
+                prepare();
+                list.serve();
+            };
+            match thread.spawn(serve) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     warn!(%error, index, "cannot start an engine; going on with those before it");
@@ -192,7 +198,7 @@ mod tests {
 
     #[test]
     fn every_job_that_was_taken_is_done_before_the_engines_stop() {
-        let engines = Engines::start(3);
+        let engines = Engines::start(3, || {});
         let done = Arc::new(AtomicU32::new(0));
         let mut taken = 0;
         for _ in 0..100 {
@@ -209,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_job_that_finds_no_place_comes_back() {
-        let engines = Engines::start(1);
+        let engines = Engines::start(1, || {});
         let (release, wait) = mpsc::channel::<()>();
         let (begun, has_begun) = mpsc::channel();
         let block = Box::new(move || {
@@ -228,14 +234,14 @@ mod tests {
 
     #[test]
     fn without_engines_every_job_comes_back() {
-        let engines = Engines::start(0);
+        let engines = Engines::start(0, || {});
         assert!(engines.hand_over(Box::new(|| {})).is_err());
         engines.stop();
     }
 
     #[test]
     fn a_job_that_panics_ends_no_engine() {
-        let engines = Engines::start(1);
+        let engines = Engines::start(1, || {});
         let (done, is_done) = mpsc::channel();
         let panics = Box::new(|| panic!("a test's own panic"));
         assert!(engines.hand_over(panics).is_ok());

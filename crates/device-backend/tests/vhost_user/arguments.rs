@@ -147,6 +147,7 @@ fn help_names_every_exit_code() {
         "  1  failed while",
         "  2  wrong arg",
         "  3  could not start",
+        "  4  ended by its own sandbox",
     ] {
         assert!(text.contains(line), "{text}");
     }

@@ -11,5 +11,6 @@ mod malformed;
 mod process;
 mod queue;
 mod reset;
+mod sandbox;
 mod serving;
 mod unordered;
