@@ -42,6 +42,11 @@ series-check *ARGS:
 behaviour-table *ARGS:
     @{{ cdm }} behaviour-table "$@"
 
+# Look at a device that runs, or have it fail on request
+[no-cd, no-exit-message]
+device *ARGS:
+    @{{ cdm }} device "$@"
+
 # Tell what this machine has and lacks, and how to mend it
 [no-cd, no-exit-message]
 doctor *ARGS:

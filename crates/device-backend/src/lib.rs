@@ -10,11 +10,14 @@
 //! - [`vhost`]: virtqueues and vhost-user messages translated into calls of the model.
 //! - [`process`]: arguments, sockets, signals, logs, exit codes.
 //!
-//! [`sandbox`] stands beside them: what the process and each of its threads give up.
+//! Beside them stand [`sandbox`] (what the process and each of its threads give up), [`fault`]
+//! (what is to go wrong) and [`telemetry`] (what is seen from outside).
 //!
 //! The device itself is specified in `docs/specs/device.md`.
 
+pub mod fault;
 pub mod model;
 pub mod process;
 pub mod sandbox;
+pub mod telemetry;
 pub mod vhost;

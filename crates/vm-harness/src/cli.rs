@@ -6,7 +6,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cdm_harness::{Context, behaviour, build, clean, doctor, series_check, stress, test, vm};
+use cdm_harness::{
+    Context, behaviour, build, clean, device, doctor, series_check, stress, test, vm,
+};
 use clap::{Parser, Subcommand};
 
 /// Build, boot and test a virtual machine with a coherent memory device.
@@ -37,6 +39,8 @@ pub enum Command {
     SeriesCheck(series_check::SeriesCheckArgs),
     /// Try what each type of device memory can do, and print a table of it
     BehaviourTable(behaviour::BehaviourTableArgs),
+    /// Look at a device that runs, or have it fail on request
+    Device(device::DeviceArgs),
     /// Tell what this machine has and lacks, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Build everything that a guest needs, and boot nothing
@@ -58,6 +62,7 @@ impl Command {
             Self::Stress(args) => stress::run(ctx, &args),
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),
+            Self::Device(args) => device::run(args),
             Self::Doctor(args) => doctor::run(ctx, &args),
             Self::Build(args) => build::run(ctx, &args),
             Self::Kernel(args) => build::run_kernel(ctx, &args),

@@ -13,6 +13,7 @@ pub mod cache;
 pub mod clean;
 pub mod command;
 pub mod context;
+pub mod device;
 pub mod doctor;
 mod git;
 pub mod progress;

@@ -145,6 +145,11 @@ impl CommandQueue {
         ticket.number < self.line.load(Ordering::Relaxed)
     }
 
+    /// Whether the command that is taken next is to stop at once.
+    pub fn is_next_cancelled(&self) -> bool {
+        self.book().taken < self.line.load(Ordering::Relaxed)
+    }
+
     /// Notes that the command's completion is where the driver sees it.
     pub fn finish(&self, ticket: &Ticket, completion: &Completion) {
         let mut book = self.book();

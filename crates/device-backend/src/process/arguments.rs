@@ -2,12 +2,15 @@
 
 //! The command line.
 
+use super::metrics;
 use crate::model::{Link, LinkSpeed, MemorySize, Shape};
 use crate::sandbox::Level;
+use cdm_control_protocol::Fault;
 use cdm_protocol::COMMAND_QUEUES_MAX;
 use clap::builder::PossibleValuesParser;
 use clap::builder::TypedValueParser;
 use clap::{ArgGroup, Parser, ValueEnum};
+use std::net::SocketAddr;
 use std::num::NonZero;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -34,7 +37,7 @@ const ENGINES_MAX: u16 = 64;
 
 /// Serve a coherent device memory (cdm) device to QEMU over vhost-user.
 #[derive(Debug, Parser)]
-#[command(name = "cdm-backend", version, after_help = AFTER_HELP)]
+#[command(name = "cdm-backend", version, after_help = "Exit codes, environment and an example: --help", after_long_help = AFTER_HELP)]
 #[command(group = ArgGroup::new("mode").required(true).args(["socket_path", "fd", "print_capabilities"]))]
 pub struct Arguments {
     /// Serve guest after guest at a Unix socket made at PATH; memory outlives a guest
@@ -72,6 +75,22 @@ pub struct Arguments {
           value_parser = PossibleValuesParser::new(["1", "2", "4", "8", "16"])
               .try_map(|lanes| lanes.parse::<u16>()))]
     pub link_width: u16,
+
+    /// Answer questions and set faults at a Unix socket made at PATH
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+
+    /// Serve the counters at http://ADDRESS/metrics; 127.0.0.1:0 takes any port
+    #[arg(long, value_name = "ADDRESS", value_parser = metrics::parse_address)]
+    pub metrics_listen: Option<SocketAddr>,
+
+    /// Have a fault from the start, such as drop,queue=2,nth=5; may be given more than once
+    #[arg(long = "fault", value_name = "SPEC")]
+    pub faults: Vec<Fault>,
+
+    /// Write a time line for Chrome or Perfetto to FILE
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 
     /// What to give up before a guest connects; the log says what the host refused
     #[arg(long, value_name = "LEVEL", default_value = "full")]

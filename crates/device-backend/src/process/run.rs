@@ -3,19 +3,28 @@
 //! From the command line to the exit code.
 
 use super::handed_socket::{ClaimedSocket, HandedSocketError};
-use super::path_socket::{self, PathSocketError, Place};
+use super::observer::Observer;
+use super::path_socket::{self, PathSocketError, Place, SocketFile};
 use super::serve::{ServeError, Source, serve};
 use super::stop::Stop;
-use super::{Arguments, ExitCode, capabilities, logging};
+use super::{Arguments, ExitCode, capabilities, control_socket, logging, metrics};
+use crate::fault::{Faults, SetError};
 use crate::model::{Device, PoolError};
-use crate::sandbox::{Enclosure, Role, Sandbox};
+use crate::sandbox::{Enclosure, Role};
+use crate::telemetry::{Telemetry, Trace, TraceFile};
+use crate::vhost::Parts;
+use cdm_protocol::QUEUE_FIRST_COMMAND;
 use clap::Parser;
 use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::LocalSet;
 use tracing::{info, warn};
 use vhost::vhost_user::Listener;
 
@@ -32,6 +41,10 @@ enum StartError {
     PathSocket(#[from] PathSocketError),
     #[error(transparent)]
     HandedSocket(#[from] HandedSocketError),
+    #[error("--fault: {0}")]
+    Fault(#[from] SetError),
+    #[error("cannot write to {}: {source}; choose another --trace", .path.display())]
+    Trace { path: PathBuf, source: io::Error },
     #[error("cannot set up {what}: {source}")]
     Setup {
         what: &'static str,
@@ -105,25 +118,48 @@ fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
         let _context = runtime.enter();
         Signals::new().map_err(setup("signal handlers"))?
     };
-    // Before the memory: a frontend that connects now waits in the backlog. The file is kept here
-    // and not with the listener: it goes even if a worker does not end.
-    let listening = match &arguments.socket_path {
-        Some(path) => Some(path_socket::listen(&Place {
-            option: "--socket-path",
+    // Before the memory: a frontend that connects now waits in the backlog. The files are kept
+    // here and not with the listeners: they go even if a worker does not end.
+    // The frontends' comes last: who sees it finds the others there.
+    let (clients, client_file) = listen("--control", arguments.control.as_deref())?;
+    let scrapers = match arguments.metrics_listen {
+        Some(address) => Some(metrics::listen(address).map_err(setup("--metrics-listen"))?),
+        None => None,
+    };
+    let (frontends, frontend_file) = listen("--socket-path", arguments.socket_path.as_deref())?;
+    let trace_file = match &arguments.trace {
+        Some(path) => Some(TraceFile::create(path).map_err(|source| StartError::Trace {
             path: path.clone(),
+            source,
         })?),
         None => None,
     };
-    let folders: Vec<_> = listening.iter().map(|(_, file)| file.folder()).collect();
+    let files = [&frontend_file, &client_file];
+    let folders: Vec<_> = files
+        .into_iter()
+        .flatten()
+        .map(SocketFile::folder)
+        .collect();
     // Nothing has started a thread so far, and from here on nothing is opened by name.
     let enclosure = Enclosure::enter(arguments.sandbox, &folders);
     let device = Arc::new(Device::new(&arguments.shape())?);
+    let num_queues = QUEUE_FIRST_COMMAND + arguments.command_queues;
+    let faults = Arc::new(Faults::new(num_queues));
+    for fault in &arguments.faults {
+        faults.set(fault.clone())?;
+    }
     let stop = Arc::new(Stop::new().map_err(setup("an eventfd"))?);
     let (sandbox, report) = enclosure.close();
     report.log();
-    let (source, _socket_file) = match (listening, claimed) {
-        (_, Some(socket)) => (Source::Handed(socket.start(&sandbox)?), None),
-        (Some((listener, file)), None) => (Source::Path(Listener::from(listener)), Some(file)),
+    let trace = match trace_file {
+        Some(file) => Some(
+            Trace::start(file, num_queues, sandbox.clone()).map_err(setup("the trace's thread"))?,
+        ),
+        None => None,
+    };
+    let source = match (frontends, claimed) {
+        (_, Some(socket)) => Source::Handed(socket.start(&sandbox)?),
+        (Some(listener), None) => Source::Path(Listener::from(listener)),
         // clap's group allows nothing else but --print-capabilities, which is done.
         (None, None) => return Ok(Ok(())),
     };
@@ -132,7 +168,44 @@ fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
         command_queues = arguments.command_queues,
         "the device is ready"
     );
-    runtime.block_on(supervise(device, source, stop, signals, sandbox))
+    let parts = Parts {
+        device,
+        faults,
+        telemetry: Arc::new(Telemetry::new(num_queues, trace)),
+        sandbox,
+    };
+    let telemetry = parts.telemetry.clone();
+    let local = LocalSet::new();
+    let observer = Rc::new(Observer::new(parts.clone()));
+    if let Some(clients) = clients {
+        local.spawn_local(or_warn(control_socket::serve(clients, observer.clone())));
+    }
+    if let Some(scrapers) = scrapers {
+        local.spawn_local(or_warn(metrics::serve(scrapers, observer)));
+    }
+    let result = local.block_on(&runtime, supervise(parts, source, stop, signals));
+    telemetry.finish();
+    result
+}
+
+/// A socket at a path, and its file.
+fn listen(
+    option: &'static str,
+    path: Option<&Path>,
+) -> Result<(Option<UnixListener>, Option<SocketFile>), PathSocketError> {
+    let Some(path) = path else {
+        return Ok((None, None));
+    };
+    let path = path.to_owned();
+    let (listener, file) = path_socket::listen(&Place { option, path })?;
+    Ok((Some(listener), Some(file)))
+}
+
+/// What is seen from outside may be lost; the device goes on.
+async fn or_warn(service: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = service.await {
+        warn!(%error, "nobody can look from outside any more");
+    }
 }
 
 /// The signals that end the program.
@@ -161,22 +234,21 @@ impl Signals {
 
 /// Watches for signals while a thread serves.
 async fn supervise(
-    device: Arc<Device>,
+    parts: Parts,
     source: Source,
     stop: Arc<Stop>,
     mut signals: Signals,
-    sandbox: Sandbox,
 ) -> Result<Result<(), ServeError>, StartError> {
     let setup = |what| move |source| StartError::Setup { what, source };
     let (done, mut served) = oneshot::channel();
     let server_stop = stop.clone();
-    let server_sandbox = sandbox.clone();
+    let sandbox = parts.sandbox.clone();
     thread::Builder::new()
         .name("serve".to_owned())
         .spawn(move || {
-            server_sandbox.enter(Role::Serve);
+            parts.sandbox.enter(Role::Serve);
             // Nobody listens any more only if the process is about to end anyway.
-            let _ = done.send(serve(&device, source, &server_stop, &server_sandbox));
+            let _ = done.send(serve(&parts, source, &server_stop));
         })
         .map_err(setup("the serving thread"))?;
     sandbox.enter(Role::Main);

@@ -4,11 +4,9 @@
 
 use super::handed_socket::HandedSocket;
 use super::stop::{Stop, Woken};
-use crate::model::Device;
-use crate::sandbox::Sandbox;
-use crate::vhost::{Connection, ConnectionError};
+use crate::vhost::{Connection, ConnectionError, Parts};
+use cdm_protocol::QUEUE_CONTROL;
 use std::io;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use tracing::{error, info, warn};
@@ -38,17 +36,12 @@ pub enum ServeError {
 }
 
 /// Serves until the end is asked for, or the guest of `--fd` hangs up.
-pub fn serve(
-    device: &Arc<Device>,
-    source: Source,
-    stop: &Stop,
-    sandbox: &Sandbox,
-) -> Result<(), ServeError> {
+pub fn serve(parts: &Parts, source: Source, stop: &Stop) -> Result<(), ServeError> {
     match source {
-        Source::Path(mut listener) => serve_all(device, &mut listener, stop, sandbox),
+        Source::Path(mut listener) => serve_all(parts, &mut listener, stop),
         Source::Handed(mut socket) => {
             let result = match wait_for_guest(socket.listener(), stop)? {
-                Woken::Readable => serve_one(device, socket.listener(), stop, sandbox),
+                Woken::Readable => serve_one(parts, socket.listener(), stop),
                 Woken::Stopped => Ok(()),
             };
             if !stop.is_requested() {
@@ -59,14 +52,9 @@ pub fn serve(
     }
 }
 
-fn serve_all(
-    device: &Arc<Device>,
-    listener: &mut Listener,
-    stop: &Stop,
-    sandbox: &Sandbox,
-) -> Result<(), ServeError> {
+fn serve_all(parts: &Parts, listener: &mut Listener, stop: &Stop) -> Result<(), ServeError> {
     while wait_for_guest(listener, stop)? == Woken::Readable {
-        match serve_one(device, listener, stop, sandbox) {
+        match serve_one(parts, listener, stop) {
             Ok(()) => {}
             // The guest is lost, the memory is not: the next one finds it.
             Err(error @ ConnectionError::Protocol(_)) => warn!(%error, "lost the guest"),
@@ -84,17 +72,18 @@ fn wait_for_guest(listener: &Listener, stop: &Stop) -> Result<Woken, ServeError>
     stop.wait_readable(listener).map_err(ServeError::Wait)
 }
 
-fn serve_one(
-    device: &Arc<Device>,
-    listener: &mut Listener,
-    stop: &Stop,
-    sandbox: &Sandbox,
-) -> Result<(), ConnectionError> {
-    let connection = Connection::accept(device.clone(), listener, sandbox.clone())?;
+fn serve_one(parts: &Parts, listener: &mut Listener, stop: &Stop) -> Result<(), ConnectionError> {
+    let connection = Connection::accept(parts, listener)?;
+    let telemetry = &parts.telemetry;
+    telemetry.counters.guests.inc();
+    telemetry.counters.connected.set(1);
+    telemetry.happened("guest connected", QUEUE_CONTROL);
     info!("a guest has connected");
     stop.attach(connection.shutdown_handle());
     let result = connection.serve();
     stop.attach(None);
+    telemetry.counters.connected.set(0);
+    telemetry.happened("guest gone", QUEUE_CONTROL);
     info!("the guest has gone");
     result
 }

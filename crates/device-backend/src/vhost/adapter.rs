@@ -12,10 +12,13 @@ use super::engines::Engines;
 use super::events::Events;
 use super::guest_view::GuestView;
 use super::mapper::Mapper;
+use super::passage::{Held, Served};
 use super::ring::{Broken, Ring};
 use super::turn::Turn;
+use crate::fault::Faults;
 use crate::model::{Device, FileIdentity};
 use crate::sandbox::{self, Sandbox};
+use crate::telemetry::Telemetry;
 use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, QUEUE_SIZE};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -50,6 +53,12 @@ pub struct Shared {
     pub events: Events,
     /// The way to the guest's address space.
     pub mapper: Mapper,
+    /// What is to go wrong.
+    pub faults: Arc<Faults>,
+    /// What is seen from outside.
+    pub telemetry: Arc<Telemetry>,
+    /// One chain a queue that a fault gives back late; used by who has the queue's turn.
+    pub held: Vec<Mutex<Option<Held>>>,
     guest: RwLock<Arc<GuestView>>,
 }
 
@@ -66,9 +75,40 @@ impl Shared {
         *self.guest.write().unwrap_or_else(PoisonError::into_inner) = view;
     }
 
+    /// Reports that something is wrong with a queue.
+    pub fn queue_error(&self, queue: u16, event: &VringMutex, guest: &GuestView) {
+        let counters = &self.telemetry.counters;
+        counters.queue(queue).queue_errors.inc();
+        if !self.events.queue_error(queue, event, guest) {
+            counters.events_lost.inc();
+        }
+        self.telemetry.happened("QUEUE_ERROR", queue);
+    }
+
+    /// Forgets what belonged to rings that are no more.
+    fn forget_requests(&self) {
+        self.faults.forget_requests();
+        for held in &self.held {
+            *held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
     fn own_file(&self) -> FileIdentity {
         self.device.pool().identity()
     }
+}
+
+/// What outlives a connection.
+#[derive(Clone)]
+pub struct Parts {
+    /// The device.
+    pub device: Arc<Device>,
+    /// What is to go wrong.
+    pub faults: Arc<Faults>,
+    /// What is seen from outside.
+    pub telemetry: Arc<Telemetry>,
+    /// What its threads give up.
+    pub sandbox: Sandbox,
 }
 
 /// One connection's backend.
@@ -95,10 +135,11 @@ enum Role {
 
 impl Adapter {
     /// A backend for one guest.
-    pub fn new(device: Arc<Device>, sandbox: Sandbox) -> Self {
+    pub fn new(parts: &Parts) -> Self {
+        let device = parts.device.clone();
         let num_queues = usize::from(QUEUE_FIRST_COMMAND) + device.queues().len();
         let no_memory = no_memory(&device);
-        let engine_sandbox = sandbox.clone();
+        let engine_sandbox = parts.sandbox.clone();
         let narrow = move || engine_sandbox.enter(sandbox::Role::Command);
         Self {
             shared: Arc::new(Shared {
@@ -107,9 +148,12 @@ impl Adapter {
                 turns: (0..num_queues).map(|_| Turn::default()).collect(),
                 events: Events::default(),
                 mapper: Mapper::default(),
+                faults: parts.faults.clone(),
+                telemetry: parts.telemetry.clone(),
+                held: (0..num_queues).map(|_| Mutex::default()).collect(),
                 guest: RwLock::new(no_memory),
             }),
-            sandbox,
+            sandbox: parts.sandbox.clone(),
             is_starting: AtomicBool::new(false),
             exit_fds: Mutex::default(),
         }
@@ -127,6 +171,7 @@ impl Adapter {
         for queue in self.shared.device.queues() {
             queue.cancel_all();
         }
+        self.shared.forget_requests();
     }
 
     /// Ends the engines after the workers have ended, who hand commands to them.
@@ -154,22 +199,32 @@ impl Adapter {
         }
     }
 
-    /// Serves a queue until it is empty, and asks to be kicked only then.
+    /// Serves a queue until it is empty, and asks to be kicked only then. While a fault holds
+    /// the queue up it waits here, without the queue's turn: whoever stops the ring, or resets
+    /// the device, does not wait for it.
     fn drain(
         &self,
         queue: u16,
         vring: &VringMutex,
         event: &VringMutex,
-        mut serve_one: impl FnMut() -> Result<bool, Broken>,
+        mut serve_one: impl FnMut() -> Result<Served, Broken>,
     ) {
         let turn = &self.shared.turns[usize::from(queue)];
         let mut drain = || -> Result<(), Broken> {
             loop {
                 Ring::new(vring, &self.shared.guest()).disable_kicks()?;
                 loop {
-                    let _turn = turn.take();
-                    if !serve_one()? {
-                        break;
+                    let own_turn = turn.take();
+                    let served = serve_one();
+                    drop(own_turn);
+                    match served? {
+                        Served::One => {}
+                        Served::Nothing => break,
+                        Served::Stalled => {
+                            // What went before is done, and its driver waits to hear of it.
+                            Ring::new(vring, &self.shared.guest()).notify();
+                            self.shared.faults.wait();
+                        }
                     }
                 }
                 if !Ring::new(vring, &self.shared.guest()).enable_kicks()? {
@@ -184,7 +239,7 @@ impl Adapter {
             debug!(queue, "the driver's ring is inconsistent");
             // Whatever is in it: the driver may mend it, and its next kick must come through.
             let _ = Ring::new(vring, &guest).enable_kicks();
-            self.shared.events.queue_error(queue, event, &guest);
+            self.shared.queue_error(queue, event, &guest);
         }
     }
 }
@@ -260,6 +315,7 @@ impl VhostUserBackend for Adapter {
         debug!(is_starting, is_visible, "a new memory table");
         if is_starting && !is_visible {
             self.shared.device.unplug();
+            self.shared.forget_requests();
         }
         self.shared.set_guest(view);
         Ok(())
@@ -377,7 +433,13 @@ mod tests {
                 width_lanes: 16,
             },
         };
-        Adapter::new(Arc::new(Device::new(&shape).unwrap()), Sandbox::none())
+        let num_queues = QUEUE_FIRST_COMMAND + command_queues;
+        Adapter::new(&Parts {
+            device: Arc::new(Device::new(&shape).unwrap()),
+            faults: Arc::new(Faults::new(num_queues)),
+            telemetry: Arc::new(Telemetry::new(num_queues, None)),
+            sandbox: Sandbox::none(),
+        })
     }
 
     #[test]

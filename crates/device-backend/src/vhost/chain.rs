@@ -9,11 +9,9 @@
 
 use super::guest_view::GuestView;
 use crate::model::{GuestMemory, MAX_REQUEST_BYTES};
-use cdm_protocol::Completion;
 use std::sync::Arc;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address, GuestMemoryMmap};
-use zerocopy::IntoBytes;
 
 /// One buffer of a chain.
 #[derive(Clone, Copy, Debug)]
@@ -125,11 +123,6 @@ impl Chain {
                 return;
             }
         }
-    }
-
-    /// Writes the completion.
-    pub fn complete(&self, completion: &Completion, guest: &GuestView) {
-        self.answer(completion.as_bytes(), guest);
     }
 }
 

@@ -14,12 +14,14 @@ use super::adapter::Shared;
 use super::chain::{Chain, Malformed};
 use super::engines::Crew;
 use super::guest_view::GuestView;
+use super::passage::{Passage, Served};
 use super::ring::{Broken, Ring};
 use crate::model::{Command, CommandQueue, Device, Request, Task, Ticket};
-use cdm_protocol::{Completion, QUEUE_FIRST_COMMAND, Status};
+use cdm_protocol::{Completion, Opcode, QUEUE_FIRST_COMMAND, Status};
 use std::sync::Arc;
 use vhost_user_backend::VringMutex;
-use zerocopy::FromZeros;
+use zerocopy::little_endian::U16;
+use zerocopy::{FromBytes, FromZeros};
 
 /// Work above which the driver hears of the commands before first: below it, an interrupt
 /// costs more than the waiting.
@@ -43,6 +45,8 @@ struct Taken {
     /// Guest memory when the command was taken: where its chain lies, and what it works on.
     guest: Arc<GuestView>,
     chain: Chain,
+    /// What is counted of it, and what goes wrong with it.
+    passage: Passage,
     ticket: Ticket,
     /// None if the chain is malformed.
     command: Option<Command>,
@@ -53,29 +57,36 @@ struct Taken {
 /// Takes one command of queue number `index` among the command queues, and carries it out
 /// or gives it to an engine.
 ///
-/// True if there was one. The caller has the queue's turn.
+/// The caller has the queue's turn.
 pub fn serve_one(
     shared: &Arc<Shared>,
     index: u16,
     rings: CommandRings<'_>,
-) -> Result<bool, Broken> {
+) -> Result<Served, Broken> {
     let guest = shared.guest();
     let ring = Ring::new(rings.command, &guest);
+    let number = QUEUE_FIRST_COMMAND + index;
     let queue = &shared.device.queues()[usize::from(index)];
+    // A RESET ends whatever holds a queue up.
+    if !queue.is_next_cancelled() && Passage::is_barred(shared, number, &ring) {
+        return Ok(Served::Stalled);
+    }
     let Some((chain, ticket)) = ring.pop(|| queue.take())? else {
-        return Ok(false);
+        return Ok(Served::Nothing);
     };
+    let mut passage = Passage::begin(shared, number);
     if !chain.has_room(size_of::<Completion>(), &guest) {
         let given_back = ring.push_used(&chain, 0);
         queue.finish(&ticket, &with_status(Status::MALFORMED));
-        shared
-            .events
-            .queue_error(QUEUE_FIRST_COMMAND + index, rings.event, &guest);
-        return given_back.map(|()| true);
+        shared.queue_error(number, rings.event, &guest);
+        return given_back.map(|()| Served::One);
     }
     let command = match chain.request(&guest) {
         Err(Malformed) => None,
-        Ok(request) => Some(Command::parse(&Request::new(&request.bytes, request.total))),
+        Ok(request) => {
+            passage.is_for(opcode(&request.bytes).and_then(|number| Opcode(number).name()));
+            Some(Command::parse(&Request::new(&request.bytes, request.total)))
+        }
     };
     if let Some(tag) = command.as_ref().and_then(Command::tag) {
         queue.name(&ticket, tag);
@@ -88,16 +99,17 @@ pub fn serve_one(
         event: rings.event.clone(),
         guest,
         chain,
+        passage,
         ticket,
         command,
         is_beside: is_unordered,
     };
     if is_unordered {
         taken.carry_out_beside();
-        return Ok(true);
+        return Ok(Served::One);
     }
     queue.wait_for_earlier(&taken.ticket);
-    taken.carry_out().map(|()| true)
+    taken.carry_out().map(|()| Served::One)
 }
 
 impl Taken {
@@ -128,6 +140,9 @@ impl Taken {
         };
         if self.is_cancelled() {
             return with_status(Status::CANCELLED);
+        }
+        if let Some(refusal) = self.passage.refusal() {
+            return refusal;
         }
         if command.bytes() > LONG_COMMAND_BYTES {
             self.ring().notify();
@@ -164,24 +179,33 @@ impl Taken {
         }
     }
 
-    /// Writes the completion and gives the chain back to the driver.
+    /// Gives the chain with its completion back to the driver.
     fn give_back(self, completion: &Completion) -> Result<(), Broken> {
-        self.queue().forget_name(&self.ticket);
-        self.chain.complete(completion, &self.guest);
-        let given_back = self
-            .ring()
-            .push_used(&self.chain, size_of::<Completion>() as u32);
-        if self.is_beside {
+        let Self {
+            shared,
+            index,
+            vring,
+            event,
+            guest,
+            chain,
+            passage,
+            ticket,
+            is_beside,
+            command: _,
+        } = self;
+        let queue = &shared.device.queues()[usize::from(index)];
+        let ring = Ring::new(&vring, &guest);
+        queue.forget_name(&ticket);
+        let given_back = passage.give_back(&shared, &ring, chain, completion, &guest);
+        if is_beside {
             if given_back.is_err() {
-                let queue = QUEUE_FIRST_COMMAND + self.index;
-                let events = &self.shared.events;
-                events.queue_error(queue, &self.event, &self.guest);
+                shared.queue_error(QUEUE_FIRST_COMMAND + index, &event, &guest);
             }
             // Whoever takes commands off the ring may be asleep, so nobody else tells the driver.
-            self.ring().notify();
+            ring.notify();
         }
         // The last of it: whoever waits for this may take the ring and the memory away.
-        self.queue().finish(&self.ticket, completion);
+        queue.finish(&ticket, completion);
         given_back
     }
 
@@ -200,6 +224,13 @@ impl Taken {
     fn is_cancelled(&self) -> bool {
         self.queue().is_cancelled(&self.ticket)
     }
+}
+
+/// The operation of a request, which every request begins with.
+pub fn opcode(request: &[u8]) -> Option<U16> {
+    U16::read_from_prefix(request)
+        .ok()
+        .map(|(number, _)| number)
 }
 
 /// A completion that says nothing but its status.

@@ -2,9 +2,7 @@
 
 //! Serving one guest, from connection to hang-up.
 
-use super::adapter::Adapter;
-use crate::model::Device;
-use crate::sandbox::Sandbox;
+use super::adapter::{Adapter, Parts};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 use vhost::vhost_user::{Error as VhostUserError, Listener};
@@ -32,12 +30,8 @@ impl Connection {
     /// Accepts the connection that waits at `listener` and starts serving it.
     ///
     /// Blocks until there is one.
-    pub fn accept(
-        device: Arc<Device>,
-        listener: &mut Listener,
-        sandbox: Sandbox,
-    ) -> Result<Self, ConnectionError> {
-        let adapter = Arc::new(Adapter::new(device, sandbox));
+    pub fn accept(parts: &Parts, listener: &mut Listener) -> Result<Self, ConnectionError> {
+        let adapter = Arc::new(Adapter::new(parts));
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), adapter.clone(), memory)
             .map_err(ConnectionError::Start)?;

@@ -7,35 +7,41 @@ use super::chain::{Chain, Malformed};
 use super::command::{self, CommandRings, with_status};
 use super::guest_view::GuestView;
 use super::mapper::MapError;
+use super::passage::{Passage, Served};
 use super::ring::{Broken, Ring};
 use crate::model::{ControlStep, Line, Request};
-use cdm_protocol::{Completion, QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, Status};
+use cdm_protocol::{
+    Completion, ControlOpcode, QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, Status,
+};
 use std::sync::Arc;
 use tracing::{debug, warn};
 use vhost_user_backend::VringMutex;
 
 /// Takes and carries out one control request. `vrings` are all queues of the device.
 ///
-/// True if there was one. The caller has the control queue's turn.
-pub fn serve_one(shared: &Arc<Shared>, vrings: &[VringMutex]) -> Result<bool, Broken> {
+/// The caller has the control queue's turn.
+pub fn serve_one(shared: &Arc<Shared>, vrings: &[VringMutex]) -> Result<Served, Broken> {
     let guest = shared.guest();
     let control = &vrings[usize::from(QUEUE_CONTROL)];
     let ring = Ring::new(control, &guest);
+    if Passage::is_barred(shared, QUEUE_CONTROL, &ring) {
+        return Ok(Served::Stalled);
+    }
     let Some((chain, ())) = ring.pop(|| ())? else {
-        return Ok(false);
+        return Ok(Served::Nothing);
     };
+    let mut passage = Passage::begin(shared, QUEUE_CONTROL);
     if !chain.has_room(size_of::<Completion>(), &guest) {
         let given_back = ring.push_used(&chain, 0);
         let event = &vrings[usize::from(QUEUE_EVENT)];
-        shared.events.queue_error(QUEUE_CONTROL, event, &guest);
-        return given_back.map(|()| true);
+        shared.queue_error(QUEUE_CONTROL, event, &guest);
+        return given_back.map(|()| Served::One);
     }
-    let Some(completion) = carry_out(shared, &chain, &guest, vrings) else {
-        return Ok(false);
+    let Some(completion) = carry_out(shared, &chain, &guest, vrings, &mut passage) else {
+        return Ok(Served::Nothing);
     };
-    chain.complete(&completion, &guest);
-    ring.push_used(&chain, size_of::<Completion>() as u32)?;
-    Ok(true)
+    passage.give_back(shared, &ring, chain, &completion, &guest)?;
+    Ok(Served::One)
 }
 
 /// The completion; none if the guest has stopped the queue meanwhile and has its memory back.
@@ -44,11 +50,16 @@ fn carry_out(
     chain: &Chain,
     guest: &GuestView,
     vrings: &[VringMutex],
+    passage: &mut Passage,
 ) -> Option<Completion> {
     let request = match chain.request(guest) {
         Ok(request) => request,
         Err(Malformed) => return Some(with_status(Status::MALFORMED)),
     };
+    passage.is_for(command::opcode(&request.bytes).and_then(|n| ControlOpcode(n).name()));
+    if let Some(refusal) = passage.refusal() {
+        return Some(refusal);
+    }
     let device = &shared.device;
     match device.control(&Request::new(&request.bytes, request.total)) {
         ControlStep::Complete(completion) => Some(completion),
@@ -100,9 +111,10 @@ fn cancel_commands(shared: &Arc<Shared>, vrings: &[VringMutex]) -> u64 {
                 break;
             }
             match command::serve_one(shared, index, rings) {
-                Ok(true) => {}
-                // The driver took its chains back, or the ring was stopped: nothing is left.
-                Ok(false) | Err(Broken) => {
+                Ok(Served::One) => {}
+                // The driver took its chains back, or the ring was stopped: nothing is left. (No
+                // fault holds a queue up whose next command is below a line.)
+                Ok(Served::Nothing | Served::Stalled) | Err(Broken) => {
                     queue.wait_for_line(line);
                     queue.forget_line();
                     break;

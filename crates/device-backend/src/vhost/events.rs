@@ -21,7 +21,8 @@ impl Events {
     /// lost if the driver has no buffer for it.
     ///
     /// Any worker may call this; the lock keeps events in order.
-    pub fn queue_error(&self, queue: u16, vring: &VringMutex, guest: &GuestView) {
+    /// True if the driver was told.
+    pub fn queue_error(&self, queue: u16, vring: &VringMutex, guest: &GuestView) -> bool {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         let ring = Ring::new(vring, guest);
         let event = Event {
@@ -30,12 +31,11 @@ impl Events {
             reserved: 0.into(),
             lost: (*lost).into(),
         };
-        match Self::deliver(&ring, &event, guest) {
-            Ok(true) => *lost = 0,
-            // No event for a broken event queue: it would be the first victim.
-            Ok(false) | Err(Broken) => *lost = lost.saturating_add(1),
-        }
+        // No event for a broken event queue: it would be the first victim.
+        let is_told = Self::deliver(&ring, &event, guest).unwrap_or(false);
+        *lost = if is_told { 0 } else { lost.saturating_add(1) };
         ring.notify();
+        is_told
     }
 
     /// Writes the event into the first buffer that is large enough; false if there is none.

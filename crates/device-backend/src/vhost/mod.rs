@@ -23,7 +23,9 @@ mod engines;
 mod events;
 mod guest_view;
 mod mapper;
+mod passage;
 mod ring;
 mod turn;
 
+pub use adapter::{Adapter, Parts};
 pub use connection::{Connection, ConnectionError};

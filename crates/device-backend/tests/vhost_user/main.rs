@@ -4,6 +4,8 @@
 //! frontend with rings in shared memory.
 
 mod arguments;
+mod control;
+mod faults;
 mod guest;
 mod hostile;
 mod lifetime;
@@ -13,4 +15,5 @@ mod queue;
 mod reset;
 mod sandbox;
 mod serving;
+mod telemetry;
 mod unordered;

@@ -43,7 +43,19 @@ impl Backend {
 
     /// Starts one and waits until it listens.
     pub fn start_with(arguments: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), arguments)
+    }
+
+    /// Starts one with 256 MiB, two command queues and a control socket, and more arguments.
+    pub fn start_controlled(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let control = folder.path().join("control");
+        let usual = ["--memory-size=256M", "--command-queues=2", "--control"];
+        let usual = [&usual, &[control.to_str().unwrap()][..]].concat();
+        Self::start_in(folder, &[&usual, arguments].concat())
+    }
+
+    fn start_in(folder: TempDir, arguments: &[&str]) -> Self {
         let child = program()
             .arg("--socket-path")
             .arg(folder.path().join("socket"))
@@ -60,6 +72,11 @@ impl Backend {
     /// Where it listens.
     pub fn socket_path(&self) -> PathBuf {
         self.folder.path().join("socket")
+    }
+
+    /// A path that is free, beside the socket.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// Number of the process.

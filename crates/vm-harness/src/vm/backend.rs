@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
 
+use super::control::Control;
 use super::kernel_log::tail;
 use super::process::{Process, describe};
 use super::rundir::RunDir;
@@ -33,6 +34,7 @@ type Listener = Box<dyn Fn(String) + Send>;
 pub struct Backend {
     process: Process,
     socket: PathBuf,
+    control: Control,
     listener: Arc<Mutex<Option<Listener>>>,
     /// Holds the socket.
     _dir: Arc<RunDir>,
@@ -43,16 +45,27 @@ pub fn socket_path(run: &Path, index: u8) -> PathBuf {
     run.join(format!("cdm{index}.sock"))
 }
 
-/// Arguments of the backend program for a device of this machine.
-pub fn arguments(spec: &VmSpec, socket: &Path) -> Vec<String> {
-    vec![
+/// Arguments of the backend program for device `index` of this machine.
+pub fn arguments(spec: &VmSpec, index: u8, run: &Path, logs: &Path) -> Vec<String> {
+    let path = |path: PathBuf| path.display().to_string();
+    let mut arguments = vec![
         "--socket-path".to_owned(),
-        socket.display().to_string(),
+        path(socket_path(run, index)),
         "--memory-size".to_owned(),
         spec.device_memory.to_string(),
         "--command-queues".to_owned(),
         spec.command_queues().to_string(),
-    ]
+        "--control".to_owned(),
+        path(Control::path_in(run, index)),
+    ];
+    for fault in &spec.faults {
+        arguments.extend(["--fault".to_owned(), fault.to_string()]);
+    }
+    if spec.trace {
+        let file = logs.join(format!("trace{index}.json"));
+        arguments.extend(["--trace".to_owned(), path(file)]);
+    }
+    arguments
 }
 
 impl Backend {
@@ -84,7 +97,7 @@ impl Backend {
         let name = format!("cdm-backend of device {index}");
         let listener: Arc<Mutex<Option<Listener>>> = Arc::default();
         let mut command = Command::new(program);
-        command.args(arguments(spec, &socket));
+        command.args(arguments(spec, index, dir.path(), logs));
         let heard = Arc::clone(&listener);
         let said = name.clone();
         let on_exit = move |status| {
@@ -97,6 +110,7 @@ impl Backend {
         Ok(Self {
             process: Process::start(&name, command, &log, on_exit)?,
             socket,
+            control: Control::at(Control::path_in(dir.path(), index)),
             listener,
             _dir: Arc::clone(dir),
         })
@@ -129,6 +143,11 @@ impl Backend {
     /// The socket that QEMU connects to.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Where it can be asked, and made to fail.
+    pub fn control(&self) -> &Control {
+        &self.control
     }
 
     /// Process number.
@@ -214,6 +233,25 @@ mod tests {
         fs::remove_file(&path).expect("removed");
         fs::write(&path, "").expect("written");
         assert!(!listens(&path), "that is no socket");
+    }
+
+    #[test]
+    fn faults_and_trace_of_the_machine_are_those_of_each_backend() {
+        let (run, logs) = (Path::new("/run/cdm"), Path::new("/logs"));
+        let mut spec = testing::spec();
+        let plain = arguments(&spec, 1, run, logs);
+        assert!(
+            !plain
+                .iter()
+                .any(|word| word == "--fault" || word == "--trace")
+        );
+        spec.faults = vec!["drop,nth=5".parse().expect("a fault")];
+        spec.trace = true;
+        let added = &arguments(&spec, 1, run, logs)[plain.len()..];
+        assert_eq!(
+            added,
+            ["--fault", "drop,nth=5", "--trace", "/logs/trace1.json"]
+        );
     }
 
     #[test]

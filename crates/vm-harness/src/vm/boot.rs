@@ -90,9 +90,8 @@ impl Commands {
             .map(|index| backend::socket_path(run, index))
             .collect();
         let program = parts.backend.display().to_string();
-        let backends = sockets
-            .iter()
-            .map(|socket| qemu::shell_line(&program, &backend::arguments(spec, socket)))
+        let backends = (0..spec.devices)
+            .map(|index| qemu::shell_line(&program, &backend::arguments(spec, index, run, logs)))
             .collect();
         Ok(Self {
             backends,

@@ -11,6 +11,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cdm_agent_protocol::{Command, Ending, Exec, ExitStatus, ModuleState};
+use cdm_control_protocol::Fault;
 use clap::Args;
 
 use super::accel::AccelChoice;
@@ -94,6 +95,14 @@ pub struct RunVmArgs {
     #[arg(long = "module-param", value_name = "NAME=VALUE")]
     module_params: Vec<String>,
 
+    /// Have each device fail on request from the start, such as drop,queue=2,nth=5; repeatable
+    #[arg(long = "fault", value_name = "SPEC")]
+    faults: Vec<Fault>,
+
+    /// Have each device write what it does into trace0.json (trace1.json, ...) beside the logs
+    #[arg(long)]
+    trace: bool,
+
     /// Run CMD instead of a shell: only its output on stdout, its exit status returned
     #[arg(long, value_name = "CMD")]
     exec: Option<String>,
@@ -143,6 +152,8 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         share,
         files,
         gdb: args.gdb,
+        faults: args.faults,
+        trace: args.trace,
         ..VmSpec::new(kernel)
     };
     if args.dry_run {

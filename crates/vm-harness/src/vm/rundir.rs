@@ -68,6 +68,13 @@ impl RunDir {
         Ok(dir)
     }
 
+    /// The folders of all runs of this user that live.
+    pub fn living() -> Vec<PathBuf> {
+        let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let parents = runtime.into_iter().chain([env::temp_dir()]);
+        parents.flat_map(|parent| living_in(&parent)).collect()
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -87,21 +94,33 @@ fn lock(path: &Path) -> Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
 }
 
-/// Removes folders of runs that were killed. One without a lock file may be in the
-/// making and is left alone.
-fn sweep(parent: &Path) {
+/// Folders of runs, and whether the run lives. One without a lock file may be in the making
+/// and is left out.
+fn runs(parent: &Path) -> Vec<(PathBuf, bool)> {
     let Ok(entries) = fs::read_dir(parent) else {
-        return;
+        return Vec::new();
     };
-    for entry in entries.flatten() {
-        if !entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()) {
-            continue;
-        }
-        let path = entry.path();
-        let Ok(file) = File::open(path.join(LOCK)) else {
-            continue;
-        };
-        if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok() {
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()))
+        .filter_map(|entry| {
+            let path = entry.path();
+            let file = File::open(path.join(LOCK)).ok()?;
+            let lives = Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err();
+            Some((path, lives))
+        })
+        .collect()
+}
+
+fn living_in(parent: &Path) -> Vec<PathBuf> {
+    let living = runs(parent).into_iter().filter(|(_, lives)| *lives);
+    living.map(|(path, _)| path).collect()
+}
+
+/// Removes folders of runs that were killed.
+fn sweep(parent: &Path) {
+    for (path, lives) in runs(parent) {
+        if !lives {
             let _ = fs::remove_dir_all(path);
         }
     }
@@ -135,6 +154,13 @@ mod tests {
         assert!(!dead.exists(), "the dead run's folder is still there");
         assert!(other.exists(), "a folder of somebody else was removed");
         assert!(living.path().exists() && second.path().exists());
+        fs::create_dir(&dead).expect("made");
+        fs::write(dead.join(LOCK), "").expect("written");
+        let mut found = living_in(parent.path());
+        found.sort();
+        let mut expected = [living.path().to_owned(), second.path().to_owned()];
+        expected.sort();
+        assert_eq!(found, expected);
     }
 
     #[test]

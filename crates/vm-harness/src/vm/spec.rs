@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, ensure};
+use cdm_control_protocol::Fault;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -229,6 +230,10 @@ pub struct VmSpec {
     pub disks: Vec<Disk>,
     /// A debugger's stub.
     pub gdb: Option<Gdb>,
+    /// Faults that each device has from the start.
+    pub faults: Vec<Fault>,
+    /// Whether each device writes a trace into the folder of the logs.
+    pub trace: bool,
 }
 
 impl VmSpec {
@@ -250,6 +255,8 @@ impl VmSpec {
             files: Vec::new(),
             disks: Vec::new(),
             gdb: None,
+            faults: Vec::new(),
+            trace: false,
         }
     }
 

@@ -2,7 +2,7 @@
 
 //! The main thread: signals, and what is asked for at the control socket.
 
-use super::{Rule, always};
+use super::{Rule, always, only};
 
 /// The list.
 pub const RULES: &[Rule] = &[
@@ -23,6 +23,7 @@ pub const RULES: &[Rule] = &[
     always(libc::SYS_shutdown, "the end of an answer"),
     always(libc::SYS_getsockopt, "errors of sockets"),
     always(libc::SYS_ioctl, "descriptors without blocking"),
+    only(libc::SYS_fcntl, 1, libc::F_GETFL as u64, "whether they are"),
     always(
         libc::SYS_newfstatat,
         "whether a socket's file is still ours",

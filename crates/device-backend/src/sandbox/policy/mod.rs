@@ -32,6 +32,8 @@ pub enum Role {
     Command,
     /// Carries messages to and from the socket of `--fd`.
     Relay,
+    /// Writes the trace.
+    Trace,
 }
 
 /// One allowed system call.
@@ -74,13 +76,14 @@ pub enum When {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Main,
         Self::Serve,
         Self::Session,
         Self::Control,
         Self::Command,
         Self::Relay,
+        Self::Trace,
     ];
 
     /// What the log calls a thread of this role.
@@ -92,6 +95,7 @@ impl Role {
             Self::Control => "control",
             Self::Command => "command",
             Self::Relay => "relay",
+            Self::Trace => "trace",
         }
     }
 }
@@ -116,6 +120,8 @@ fn lists(role: Role) -> Vec<&'static [Rule]> {
         Role::Control => &[control::RULES],
         Role::Command => &[command::RULES],
         Role::Relay => &[relay::RULES],
+        // It writes to a file that is open.
+        Role::Trace => &[],
     };
     [&[common::RULES], own].concat()
 }

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What the device tells of itself.
+
+use crate::Fault;
+use serde::{Deserialize, Serialize};
+
+/// The device, as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of the program.
+    pub backend: String,
+    /// Bytes of device memory.
+    pub memory_bytes: u64,
+    /// Whether the guest sees the device memory.
+    pub is_mapped: bool,
+    /// Whether a frontend is connected.
+    pub is_connected: bool,
+    /// Guests that came so far.
+    pub guests: u64,
+    /// Events that found no buffer.
+    pub events_lost: u64,
+    /// Each virtqueue but the event queue.
+    pub queues: Vec<QueueState>,
+}
+
+/// What a queue is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueKind {
+    /// The control queue.
+    Control,
+    /// A command queue.
+    Command,
+}
+
+/// One queue, since the backend started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueState {
+    /// Number of the virtqueue.
+    pub queue: u16,
+    /// What it is for.
+    pub kind: QueueKind,
+    /// Requests that were carried out or refused.
+    pub requests: u64,
+    /// Those that ended with another status than `OK`.
+    pub errors: u64,
+    /// Sum of their `bytes_done`.
+    pub bytes: u64,
+    /// Chains without room for a completion, and rings that made no sense.
+    pub queue_errors: u64,
+    /// Whether a fault keeps it from taking its next request.
+    pub is_stalled: bool,
+}
+
+/// A fault that was set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultState {
+    /// Its number.
+    pub id: u64,
+    /// What was set.
+    pub fault: Fault,
+    /// Requests that it hit, on all queues.
+    pub hits: u64,
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Faults on request: which requests they hit, and what happens to those.
+//!
+//! Nothing here touches a ring. A queue's worker asks what is ahead of its next request
+//! ([`Faults::look`]), takes what belongs to it when it takes the request ([`Faults::take`]), and
+//! does it when it gives the request back. What is left to chance follows from seed, queue
+//! and number of the request alone, so the same run has the same faults.
+
+mod chance;
+mod effect;
+
+#[cfg(test)]
+mod tests;
+
+pub use effect::{Effects, Leave};
+
+use cdm_control_protocol::{Fault, FaultError, FaultKind, FaultState};
+use cdm_protocol::{QUEUE_EVENT, QUEUE_FIRST_COMMAND};
+use chance::Chance;
+use effect::Effect;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Most faults at a time: each costs every request a look.
+const FAULTS_MAX: usize = 64;
+
+/// Between two looks of a worker that waits: it also has to see that its ring was stopped.
+const STALL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// The faults of a device.
+#[derive(Debug)]
+pub struct Faults {
+    /// Whether there is anything to look at: without faults, requests pass for a load.
+    is_active: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+    num_queues: u16,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next_id: u64,
+    active: Vec<Active>,
+    /// What is decided about the next request of a queue.
+    ahead: BTreeMap<u16, Ahead>,
+}
+
+#[derive(Debug)]
+struct Active {
+    id: u64,
+    fault: Fault,
+    queues: BTreeMap<u16, Counts>,
+}
+
+/// How far a fault is with one queue.
+#[derive(Debug, Default)]
+struct Counts {
+    requests: u64,
+    hits: u64,
+}
+
+/// What the faults that hit a request do to it, each with the fault's number.
+#[derive(Debug, Default)]
+struct Ahead(Vec<(u64, FaultKind, Consequence)>);
+
+#[derive(Clone, Copy, Debug)]
+enum Consequence {
+    /// The queue waits until then; for ever without a time.
+    Stall(Option<Instant>),
+    /// Something happens to the request itself.
+    Effect(Effect),
+}
+
+/// Why a fault cannot be set.
+#[derive(Debug, thiserror::Error)]
+pub enum SetError {
+    /// It makes no sense.
+    #[error(transparent)]
+    Fault(#[from] FaultError),
+    /// There is no such queue, or none that has completions.
+    #[error("queue {0} has no completions; the control queue is 0, the first command queue 2")]
+    Queue(u16),
+    /// There are enough.
+    #[error("{FAULTS_MAX} faults are set; clear some first")]
+    TooMany,
+}
+
+impl Faults {
+    /// None yet, for a device with so many queues, control and event queue among them.
+    pub fn new(num_queues: u16) -> Self {
+        Self {
+            is_active: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            num_queues,
+        }
+    }
+
+    /// Sets one more, from the next request on; its number.
+    pub fn set(&self, fault: Fault) -> Result<u64, SetError> {
+        fault.check()?;
+        match fault.queue {
+            Some(queue) if queue == QUEUE_EVENT || queue >= self.num_queues => {
+                return Err(SetError::Queue(queue));
+            }
+            _ => {}
+        }
+        let mut state = self.state();
+        if state.active.len() >= FAULTS_MAX {
+            return Err(SetError::TooMany);
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        state.active.push(Active {
+            id,
+            fault,
+            queues: BTreeMap::new(),
+        });
+        self.is_active.store(true, Ordering::Relaxed);
+        Ok(id)
+    }
+
+    /// Takes one away, or all; how many there were. What it holds up goes on.
+    pub fn clear(&self, id: Option<u64>) -> u64 {
+        let mut state = self.state();
+        let before = state.active.len();
+        let is_kept = |of: u64| id.is_some_and(|id| id != of);
+        state.active.retain(|active| is_kept(active.id));
+        for ahead in state.ahead.values_mut() {
+            ahead.0.retain(|(of, ..)| is_kept(*of));
+        }
+        self.is_active
+            .store(!state.active.is_empty(), Ordering::Relaxed);
+        self.changed.notify_all();
+        (before - state.active.len()) as u64
+    }
+
+    /// Those that are set, oldest first; used-up ones too.
+    pub fn list(&self) -> Vec<FaultState> {
+        let state = self.state();
+        let list = state.active.iter().map(|active| FaultState {
+            id: active.id,
+            fault: active.fault.clone(),
+            hits: active.queues.values().map(|counts| counts.hits).sum(),
+        });
+        list.collect()
+    }
+
+    /// Whether the next request of a queue must wait. It must be there: this is where it is
+    /// decided what will happen to it.
+    pub fn look(&self, queue: u16) -> bool {
+        if !self.is_active.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.state().decide(queue).is_stalled()
+    }
+
+    /// What happens to the request that is being taken off a queue.
+    pub fn take(&self, queue: u16) -> Effects {
+        if !self.is_active.load(Ordering::Relaxed) {
+            return Effects::default();
+        }
+        let mut state = self.state();
+        state.decide(queue);
+        state
+            .ahead
+            .remove(&queue)
+            .map(Ahead::effects)
+            .unwrap_or_default()
+    }
+
+    /// Whether a queue waits now.
+    pub fn is_stalled(&self, queue: u16) -> bool {
+        let state = self.state();
+        state.ahead.get(&queue).is_some_and(Ahead::is_stalled)
+    }
+
+    /// Waits a little, or until faults are cleared.
+    pub fn wait(&self) {
+        let state = self.state();
+        let waited = self.changed.wait_timeout(state, STALL_INTERVAL);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The rings are new: the requests that were decided about are gone.
+    pub fn forget_requests(&self) {
+        self.state().ahead.clear();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it is locked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Decides about the next request of a queue, unless that is done.
+    fn decide(&mut self, queue: u16) -> &Ahead {
+        let active = &mut self.active;
+        self.ahead.entry(queue).or_insert_with(|| {
+            let mut ahead = Ahead::default();
+            for active in active.iter_mut() {
+                active.decide(queue, &mut ahead);
+            }
+            ahead
+        })
+    }
+}
+
+impl Active {
+    /// Has the fault take part in what happens to the next request of a queue.
+    fn decide(&mut self, queue: u16, ahead: &mut Ahead) {
+        let fault = &self.fault;
+        let is_meant = match fault.queue {
+            Some(meant) => meant == queue,
+            None => queue >= QUEUE_FIRST_COMMAND,
+        };
+        if !is_meant {
+            return;
+        }
+        let counts = self.queues.entry(queue).or_default();
+        counts.requests += 1;
+        if counts.requests < fault.nth || (fault.count != 0 && counts.hits >= fault.count) {
+            return;
+        }
+        let mut chance = Chance::new(fault.seed, queue, counts.requests);
+        if !chance.one_in(fault.every) {
+            return;
+        }
+        counts.hits += 1;
+        let consequence = match Effect::of(fault, &mut chance) {
+            Some(effect) => Consequence::Effect(effect),
+            // Not done to a request but to its queue.
+            None => Consequence::Stall(
+                fault
+                    .ms
+                    .map(|ms| Instant::now() + Duration::from_millis(ms)),
+            ),
+        };
+        ahead.0.push((self.id, fault.kind, consequence));
+    }
+}
+
+impl Ahead {
+    fn is_stalled(&self) -> bool {
+        self.0.iter().any(|(_, _, consequence)| match consequence {
+            Consequence::Stall(Some(end)) => Instant::now() < *end,
+            Consequence::Stall(None) => true,
+            Consequence::Effect(_) => false,
+        })
+    }
+
+    fn effects(self) -> Effects {
+        let mut effects = Effects::default();
+        for (_, kind, consequence) in self.0 {
+            effects.hits.push(kind);
+            match consequence {
+                Consequence::Stall(_) => {}
+                Consequence::Effect(Effect::Refuse(status)) => effects.refusal = Some(status),
+                Consequence::Effect(Effect::Leave(leave)) => effects.leave.push(leave),
+            }
+        }
+        effects
+    }
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Which requests faults hit, and that they do so again.
+
+use super::*;
+use cdm_protocol::{Completion, QUEUE_CONTROL, Status};
+
+/// First command queue.
+const COMMAND: u16 = QUEUE_FIRST_COMMAND;
+
+fn faults(specs: &[&str]) -> Faults {
+    let faults = Faults::new(4);
+    for spec in specs {
+        faults.set(spec.parse().unwrap()).unwrap();
+    }
+    faults
+}
+
+/// Numbers, from 1, of the requests of a queue that something happens to.
+fn hit(faults: &Faults, queue: u16, requests: u64) -> Vec<u64> {
+    (1..=requests)
+        .filter(|_| faults.take(queue) != Effects::default())
+        .collect()
+}
+
+#[test]
+fn without_faults_nothing_happens() {
+    let faults = faults(&[]);
+    assert!(hit(&faults, COMMAND, 100).is_empty());
+    assert!(!faults.look(COMMAND));
+}
+
+#[test]
+fn nth_and_count_choose_requests_of_each_queue_on_its_own() {
+    let faults = faults(&["drop,nth=3,count=2"]);
+    assert_eq!(hit(&faults, COMMAND, 10), [3, 4]);
+    assert_eq!(hit(&faults, COMMAND + 1, 10), [3, 4]);
+    assert!(hit(&faults, QUEUE_CONTROL, 10).is_empty());
+    assert_eq!(faults.list()[0].hits, 4);
+}
+
+#[test]
+fn a_fault_of_one_queue_leaves_the_others_alone() {
+    let faults = faults(&["fail,queue=0,count=0"]);
+    assert_eq!(hit(&faults, QUEUE_CONTROL, 3), [1, 2, 3]);
+    assert!(hit(&faults, COMMAND, 3).is_empty());
+}
+
+#[test]
+fn one_of_so_many_is_hit_and_the_seed_says_which() {
+    let of_seed = |seed| {
+        let faults = faults(&[&format!("drop,every=10,count=0,seed={seed}")]);
+        hit(&faults, COMMAND, 1000)
+    };
+    let first = of_seed(1);
+    assert!((50..200).contains(&first.len()), "{} of 1000", first.len());
+    assert_eq!(first, of_seed(1));
+    assert_ne!(first, of_seed(2));
+}
+
+#[test]
+fn what_is_left_to_chance_is_the_same_whatever_happens_on_other_queues() {
+    let specs = ["corrupt,count=0,seed=9", "wrong-length,count=0,seed=9"];
+    let (alone, busy) = (faults(&specs), faults(&specs));
+    for request in 0..200 {
+        for _ in 0..request % 3 {
+            busy.take(COMMAND + 1);
+        }
+        assert_eq!(alone.take(COMMAND), busy.take(COMMAND));
+    }
+}
+
+#[test]
+fn chance_is_the_same_in_every_version() {
+    let faults = faults(&["corrupt,count=0,seed=42"]);
+    let found: Vec<Leave> = (0..4).map(|_| faults.take(COMMAND).leave[0]).collect();
+    let expected = CHANCE_OF_SEED_42.map(|(offset, change)| Leave::Corrupt { offset, change });
+    assert_eq!(found, expected);
+}
+
+/// Taken from the first version: who kept a seed keeps its run.
+const CHANCE_OF_SEED_42: [(u32, u8); 4] = [(2, 81), (3, 79), (8, 166), (0, 126)];
+
+#[test]
+fn every_parameter_by_chance_is_one_that_shows() {
+    let faults = faults(&[
+        "truncate,count=0,seed=1",
+        "corrupt,count=0,seed=2",
+        "wrong-length,count=0,seed=3",
+    ]);
+    let whole = size_of::<Completion>() as u32;
+    for _ in 0..1000 {
+        for leave in faults.take(COMMAND).leave {
+            match leave {
+                Leave::Truncate(bytes) => assert!(bytes < whole),
+                Leave::Corrupt { offset, change } => assert!(offset < whole && change != 0),
+                Leave::WrongLength(bytes) => assert_ne!(bytes, whole),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn parameters_that_are_given_are_taken() {
+    let faults = faults(&[
+        "truncate,bytes=7",
+        "corrupt,offset=2",
+        "wrong-length,bytes=99",
+        "fail,status=13",
+    ]);
+    let effects = faults.take(COMMAND);
+    assert_eq!(effects.refusal, Some(Status(13.into())));
+    assert_eq!(effects.leave[0], Leave::Truncate(7));
+    assert!(matches!(effects.leave[1], Leave::Corrupt { offset: 2, .. }));
+    assert_eq!(effects.leave[2], Leave::WrongLength(99));
+}
+
+#[test]
+fn a_hang_holds_its_queue_until_the_request_is_taken_all_the_same() {
+    let faults = faults(&["hang,nth=2"]);
+    assert!(!faults.look(COMMAND));
+    faults.take(COMMAND);
+    for _ in 0..3 {
+        assert!(faults.look(COMMAND) && faults.is_stalled(COMMAND));
+    }
+    assert!(!faults.look(COMMAND + 1));
+    // As a RESET does.
+    faults.take(COMMAND);
+    assert!(!faults.look(COMMAND) && !faults.is_stalled(COMMAND));
+}
+
+#[test]
+fn a_delay_ends_by_itself_and_the_longest_counts() {
+    let faults = faults(&["delay,ms=1", "delay,ms=30"]);
+    let begin = Instant::now();
+    while faults.look(COMMAND) {
+        faults.wait();
+    }
+    assert!(begin.elapsed() >= Duration::from_millis(30));
+}
+
+#[test]
+fn a_fault_that_is_cleared_lets_go_and_the_others_stay() {
+    let faults = faults(&["hang", "drop,nth=2,count=0"]);
+    assert!(faults.look(COMMAND));
+    assert_eq!(faults.clear(Some(0)), 1);
+    assert!(!faults.look(COMMAND));
+    assert_eq!(faults.list().len(), 1);
+    assert_eq!(faults.clear(Some(7)), 0);
+    assert_eq!(faults.clear(None), 1);
+    assert!(hit(&faults, COMMAND, 10).is_empty());
+}
+
+#[test]
+fn new_rings_have_nothing_of_the_old_ones() {
+    let faults = faults(&["hang"]);
+    assert!(faults.look(COMMAND));
+    faults.forget_requests();
+    assert!(!faults.look(COMMAND));
+}
+
+#[test]
+fn queues_without_completions_and_too_many_faults_are_refused() {
+    let faults = Faults::new(4);
+    for queue in [QUEUE_EVENT, 4] {
+        let fault = format!("drop,queue={queue}").parse().unwrap();
+        assert!(matches!(faults.set(fault), Err(SetError::Queue(found)) if found == queue));
+    }
+    for _ in 0..FAULTS_MAX {
+        faults.set("drop,nth=1000000".parse().unwrap()).unwrap();
+    }
+    let result = faults.set("drop".parse().unwrap());
+    assert!(matches!(result, Err(SetError::TooMany)));
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A request's way through the device, from being taken off a ring to being given back:
+//! the one place where it is counted, and where faults happen to it.
+
+use super::adapter::Shared;
+use super::chain::Chain;
+use super::command::with_status;
+use super::guest_view::GuestView;
+use super::ring::{Broken, Ring};
+use crate::fault::{Effects, Leave};
+use crate::telemetry::{Ended, UNKNOWN};
+use cdm_protocol::Completion;
+use std::sync::PoisonError;
+use std::time::Instant;
+use zerocopy::IntoBytes;
+
+/// What a worker did at a ring.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Served {
+    /// Took a request; there may be more.
+    One,
+    /// There is none.
+    Nothing,
+    /// A fault keeps it from taking the next one.
+    Stalled,
+}
+
+/// A request that was taken.
+#[derive(Debug)]
+#[must_use = "a request that was taken is given back"]
+pub struct Passage {
+    queue: u16,
+    opcode: &'static str,
+    began: Instant,
+    effects: Effects,
+}
+
+/// A chain that is given back after the next one of its queue.
+#[derive(Debug)]
+pub struct Held {
+    chain: Chain,
+    used_bytes: u32,
+}
+
+impl Passage {
+    /// Whether a fault keeps a queue from taking the request that waits there.
+    pub fn is_barred(shared: &Shared, queue: u16, ring: &Ring<'_>) -> bool {
+        ring.with_waiting(|waiting| waiting > 0) && shared.faults.look(queue)
+    }
+
+    /// Begins when the request has been taken off the ring.
+    pub fn begin(shared: &Shared, queue: u16) -> Self {
+        Self {
+            queue,
+            opcode: UNKNOWN,
+            began: Instant::now(),
+            effects: shared.faults.take(queue),
+        }
+    }
+
+    /// Says which operation it is.
+    pub fn is_for(&mut self, opcode: Option<&'static str>) {
+        self.opcode = opcode.unwrap_or(UNKNOWN);
+    }
+
+    /// What it ends with instead of being carried out.
+    pub fn refusal(&self) -> Option<Completion> {
+        self.effects.refusal.map(with_status)
+    }
+
+    /// Gives the request back with its completion, as a driver may expect it or not.
+    pub fn give_back(
+        self,
+        shared: &Shared,
+        ring: &Ring<'_>,
+        chain: Chain,
+        completion: &Completion,
+        guest: &GuestView,
+    ) -> Result<(), Broken> {
+        shared.telemetry.ended(&Ended {
+            queue: self.queue,
+            opcode: self.opcode,
+            began: self.began,
+            completion,
+            hits: &self.effects.hits,
+        });
+        let mut bytes = [0; size_of::<Completion>()];
+        bytes.copy_from_slice(completion.as_bytes());
+        let mut written = bytes.len();
+        let mut used_bytes = written as u32;
+        let mut times = 1;
+        let mut is_late = false;
+        for leave in &self.effects.leave {
+            match *leave {
+                Leave::Drop => times = 0,
+                Leave::Duplicate => times = 2,
+                // Only with a successor in sight: else it would be a request that is dropped.
+                Leave::Reorder => is_late = ring.with_waiting(|waiting| waiting > 0),
+                Leave::Truncate(count) => {
+                    written = written.min(count as usize);
+                    used_bytes = count;
+                }
+                Leave::Corrupt { offset, change } => {
+                    if let Some(byte) = bytes.get_mut(offset as usize) {
+                        *byte ^= change;
+                    }
+                }
+                Leave::WrongLength(count) => used_bytes = count,
+            }
+        }
+        if times == 0 {
+            return Ok(());
+        }
+        chain.answer(&bytes[..written], guest);
+        let held = &shared.held[usize::from(self.queue)];
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_late && held.is_none() {
+            *held = Some(Held { chain, used_bytes });
+            return Ok(());
+        }
+        for _ in 0..times {
+            ring.push_used(&chain, used_bytes)?;
+        }
+        match held.take() {
+            Some(held) => ring.push_used(&held.chain, held.used_bytes),
+            None => Ok(()),
+        }
+    }
+}
