@@ -27,6 +27,11 @@ boot-time *ARGS:
 test *ARGS:
     @{{ cdm }} test "$@"
 
+# Feed the device what a hostile guest could say, for as long as asked
+[no-cd, no-exit-message]
+fuzz *ARGS:
+    @{{ cdm }} fuzz "$@"
+
 # Run the kernel's own suite for device memory, or everything at once for a while
 [no-cd, no-exit-message]
 stress *ARGS:

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, build, clean, device, doctor, series_check, stress, test, vm,
+    Context, behaviour, build, clean, device, doctor, fuzz, series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -33,6 +33,8 @@ pub enum Command {
     BootTime(vm::BootTimeArgs),
     /// Run all checks and tests; the last line counts them
     Test(test::TestArgs),
+    /// Feed the device what a hostile guest could say, for as long as asked
+    Fuzz(fuzz::FuzzArgs),
     /// Run the kernel's own suite for device memory, or everything at once for a while
     Stress(stress::StressArgs),
     /// Build and boot the kernel after each patch of the series
@@ -59,6 +61,7 @@ impl Command {
             Self::RunVm(args) => vm::run_vm(ctx, args),
             Self::BootTime(args) => vm::boot_time(ctx, &args),
             Self::Test(args) => test::run(ctx, args),
+            Self::Fuzz(args) => fuzz::run(ctx, &args),
             Self::Stress(args) => stress::run(ctx, &args),
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),

@@ -15,6 +15,7 @@ pub mod command;
 pub mod context;
 pub mod device;
 pub mod doctor;
+pub mod fuzz;
 mod git;
 pub mod progress;
 mod results;

@@ -9,6 +9,7 @@
 mod backend;
 mod cargo;
 pub mod cpio;
+mod fuzz;
 mod guest_tools;
 mod hmm_tests;
 mod initramfs;
@@ -26,6 +27,7 @@ use crate::context::Context;
 
 pub use backend::backend;
 pub use cargo::set_environment;
+pub use fuzz::{FOLDER as FUZZ_FOLDER, fuzz_programs};
 pub use guest_tools::guest_tools;
 pub use hmm_tests::hmm_tests;
 pub use initramfs::initramfs;

@@ -78,16 +78,20 @@ fn is_exempt(path: &str) -> bool {
     // Generated, or in a form that knows no comment.
     const FILES: &[&str] = &[
         "Cargo.lock",
+        "crates/device-backend/fuzz/Cargo.lock",
         "images/initramfs/etc/group",
         "images/initramfs/etc/passwd",
         "qemu/50-cdm-backend.json",
     ];
+    // Bytes for a fuzzer.
+    const SEEDS: &str = "crates/device-backend/fuzz/corpus/";
     // A patch is under the licence of what it patches; `series` and git's own files are lists; what
     // a test compares with byte by byte cannot have a line more.
     const KINDS: &[&str] = &[".patch", "/series", ".gitignore", ".gitattributes"];
     let golden = path.contains("/golden/");
     golden
         || FILES.contains(&path)
+        || path.starts_with(SEEDS)
         || path.starts_with("LICENSES/")
         || KINDS.iter().any(|end| path.ends_with(end))
 }
@@ -154,6 +158,7 @@ mod tests {
     #[test]
     fn lists_patches_and_locks_need_no_licence_line() {
         assert!(is_exempt("Cargo.lock") && is_exempt("images/kernel/patches/0001-a.patch"));
+        assert!(is_exempt("crates/device-backend/fuzz/corpus/commands/nop"));
         assert!(!is_exempt("crates/x/Cargo.toml") && !is_exempt("justfile"));
     }
 }

@@ -10,6 +10,7 @@
 mod cargo_tests;
 mod docs;
 mod e2e;
+mod fuzz;
 mod host;
 mod kernel;
 pub(crate) mod ktap;
@@ -80,6 +81,7 @@ fn stages() -> Vec<Box<dyn Stage>> {
         Box::new(lint::LINT),
         Box::new(docs::DOCS),
         Box::<unit::Unit>::default(),
+        Box::new(fuzz::FUZZ),
         Box::new(kernel::KERNEL),
         Box::<e2e::EndToEnd>::default(),
         Box::new(host::HOST),

@@ -34,7 +34,9 @@ impl Selection {
 }
 
 /// Every stage.
-pub const STAGES: &[&str] = &["lint", "docs", "unit", "doctest", "kernel", "e2e", "host"];
+pub const STAGES: &[&str] = &[
+    "lint", "docs", "unit", "doctest", "fuzz", "kernel", "e2e", "host",
+];
 
 fn begins_with_stage(text: &str, stage: &str) -> bool {
     text == stage
