@@ -9,6 +9,7 @@
 //! guest's kernel log is judged, which is a result of its own.
 
 mod cdmctl;
+mod faults;
 mod group;
 mod held;
 mod identity;
@@ -78,6 +79,54 @@ struct Suite {
     groups: Groups,
     checks: &'static [Check],
 }
+
+/// A device that fails on request; each check leaves it as it was.
+const FAULTS: &[Check] = &[
+    (
+        "faults::refused_commands_say_why",
+        faults::refused_commands_say_why,
+    ),
+    (
+        "faults::short_completions_are_errors",
+        faults::short_completions_are_errors,
+    ),
+    (
+        "faults::long_completions_do_no_harm",
+        faults::long_completions_do_no_harm,
+    ),
+    (
+        "faults::corrupt_completions_do_no_harm",
+        faults::corrupt_completions_do_no_harm,
+    ),
+    (
+        "faults::late_commands_succeed",
+        faults::late_commands_succeed,
+    ),
+    (
+        "faults::reordered_commands_succeed",
+        faults::reordered_commands_succeed,
+    ),
+    (
+        "faults::hanging_commands_can_be_interrupted_and_reset",
+        faults::hanging_commands_can_be_interrupted_and_reset,
+    ),
+    (
+        "faults::reset_ends_hanging_commands_with_an_error",
+        faults::reset_ends_hanging_commands_with_an_error,
+    ),
+    (
+        "faults::lost_commands_can_be_interrupted",
+        faults::lost_commands_can_be_interrupted,
+    ),
+    (
+        "faults::doubled_commands_cost_no_more_than_the_queue",
+        faults::doubled_commands_cost_no_more_than_the_queue,
+    ),
+    (
+        "faults::refused_mapping_leaves_a_device_that_can_be_bound",
+        faults::refused_mapping_leaves_a_device_that_can_be_bound,
+    ),
+];
 
 /// Every machine, the main ones first.
 const SUITES: &[Suite] = &[
@@ -265,6 +314,20 @@ const SUITES: &[Suite] = &[
                 silent::unload_waits_for_users_of_private_memory,
             ),
         ],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::one_device,
+        groups: Groups::None,
+        checks: FAULTS,
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::one_device,
+        groups: Groups::None,
+        checks: FAULTS,
     },
 ];
 
