@@ -31,6 +31,8 @@ pub fn parts() -> &'static Parts {
         let shape = Shape {
             memory: "256M".parse().expect("a size"),
             command_queues,
+            // An input is at its end when its kick is: what an engine could do is done in place.
+            engines: 0,
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
