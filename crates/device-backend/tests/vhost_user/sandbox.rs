@@ -43,12 +43,14 @@ fn with_a_busy_guest(arguments: &[&str]) -> (Backend, Guest) {
 
 #[test]
 fn every_thread_of_a_serving_backend_has_a_filter_of_its_own_by_default() {
-    let (backend, _guest) = with_a_busy_guest(&["--memory-size=256M", "--command-queues=2"]);
+    let arguments = ["--memory-size=256M", "--command-queues=2", "--engines=2"];
+    let (backend, _guest) = with_a_busy_guest(&arguments);
     let found = filters(&backend);
-    // Session and workers are started by the serving thread, whose filter they inherit.
+    // Session, workers and engines are started by the serving thread, whose filter they inherit.
     let own = SHARED_FILTERS + 1;
     let expected = [
         ("cdm-backend", vec![own]),
+        ("engine", vec![own + 1; 2]),
         ("serve", vec![own]),
         ("vhost-user", vec![own + 1]),
         ("vring_worker", vec![own + 1; 3]),

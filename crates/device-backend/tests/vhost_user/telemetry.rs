@@ -92,7 +92,7 @@ fn trace_shows_each_request_on_the_row_of_its_queue() {
     let expected = [
         (0, "MAP_MEMORY", "OK", 0),
         (2, "CHECKSUM", "OK", 100),
-        (3, "unknown", "HOST_ERROR", 0),
+        (3, "NOP", "HOST_ERROR", 0),
     ];
     assert_eq!(requests.len(), expected.len(), "{events:?}");
     let mut last = 0.0;
