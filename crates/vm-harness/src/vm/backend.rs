@@ -86,6 +86,19 @@ impl Backend {
         Ok(backends)
     }
 
+    /// Starts the backend of a device that is plugged, and waits until QEMU can connect to it.
+    pub fn start_another(
+        program: &Path,
+        spec: &VmSpec,
+        index: u8,
+        dir: &Arc<RunDir>,
+        logs: &Path,
+    ) -> Result<Self> {
+        let backend = Self::start(program, spec, index, dir, logs)?;
+        backend.wait_until_it_listens()?;
+        Ok(backend)
+    }
+
     fn start(
         program: &Path,
         spec: &VmSpec,

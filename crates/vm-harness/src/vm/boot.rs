@@ -40,6 +40,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const QEMU_END_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a guest that says nothing may take to answer SysRq keys with a report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// What QEMU may take to let go of the socket of a device that it has finished with.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two tries.
+const LET_GO_INTERVAL: Duration = Duration::from_millis(20);
 /// How much of the console an error shows.
 const CONSOLE_LINES: usize = 15;
 
@@ -182,6 +186,8 @@ pub struct Vm {
     logs: PathBuf,
     dir: Arc<RunDir>,
     patience: Duration,
+    /// Devices that were plugged while it ran.
+    plugged: u32,
 }
 
 impl Vm {
@@ -265,6 +271,7 @@ impl Vm {
             logs: logs.to_owned(),
             dir,
             patience,
+            plugged: 0,
         })
     }
 
@@ -296,6 +303,75 @@ impl Vm {
     /// Executes a command of QEMU's control channel.
     pub fn qmp(&self, command: &str, arguments: serde_json::Value) -> Result<serde_json::Value> {
         lock(&self.qmp).execute(command, arguments)
+    }
+
+    /// Asks the guest to let a device go; [`Vm::has_let_go`] tells when it has.
+    pub fn ask_to_unplug(&self, index: u8) -> Result<()> {
+        self.qmp("device_del", json!({ "id": device_id(index) }))?;
+        Ok(())
+    }
+
+    /// Waits until the guest has let a device go that it was asked for, at most for `timeout`;
+    /// whether it has. The backend has ended then, and the devices behind it move up by one.
+    pub fn has_let_go(&mut self, index: u8, timeout: Duration) -> Result<bool> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = lock(&self.qmp).wait_event("DEVICE_DELETED", left.min(LOOK_INTERVAL));
+            let event = event.map_err(|error| {
+                // Before its last words, QEMU is to have said them.
+                self.qemu.wait(QEMU_END_TIMEOUT);
+                let what = format!("device {index} was to be unplugged: {error:#}");
+                self.starting().error(&what)
+            })?;
+            match event {
+                // Parts of a device have such events of their own.
+                Some(data) if data["device"] == device_id(index).as_str() => break,
+                None if left.is_zero() => return Ok(false),
+                _ => {}
+            }
+        }
+        let deadline = Instant::now() + LET_GO_TIMEOUT;
+        while let Err(error) = self.qmp("chardev-remove", json!({ "id": chardev_id(index) })) {
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            thread::sleep(LET_GO_INTERVAL);
+        }
+        let backend = self.backends.remove(index.into());
+        let name = backend.name().to_owned();
+        let status = backend.end()?;
+        if !status.success() {
+            bail!("{name} {} when it was unplugged", describe(status));
+        }
+        Ok(true)
+    }
+
+    /// Plugs a new device, with a backend and memory of its own, where one was unplugged.
+    pub fn plug(&mut self, ctx: &Context, spec: &VmSpec, index: u8) -> Result<()> {
+        let parts = Parts::build(ctx, &spec.kernel)?;
+        self.plugged += 1;
+        let logs = self.logs.join(format!("plugged{}", self.plugged));
+        fs::create_dir(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
+        let backend = Backend::start_another(&parts.backend, spec, index, &self.dir, &logs)?;
+        let sockets = vec![backend.socket().to_owned(); usize::from(index) + 1];
+        let (chardev, device) = MachineData::read(&ctx.repo)?.plug_requests(
+            &Run {
+                spec,
+                accel: accelerator(ctx, spec)?,
+                initramfs: &parts.initramfs,
+                run: self.dir.path(),
+                logs: &logs,
+                backend_sockets: &sockets,
+            },
+            index.into(),
+        )?;
+        self.qmp("chardev-add", chardev)?;
+        self.qmp("device_add", device)?;
+        let agent = self.agent.clone();
+        backend.tell(move |reason| agent.break_off(&reason));
+        self.backends.insert(index.into(), backend);
+        Ok(())
     }
 
     /// Everything that the guest's kernel has said so far, over all its boots.
@@ -538,6 +614,15 @@ impl Vm {
             patience: self.patience,
         }
     }
+}
+
+/// Names of a device and of the way to its backend, as in the machine.
+fn device_id(index: u8) -> String {
+    format!("dev{index}")
+}
+
+fn chardev_id(index: u8) -> String {
+    format!("cdm{index}")
 }
 
 /// How to debug this guest.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::accel::Accel;
 use super::disk::Disk;
@@ -46,6 +47,9 @@ struct Part {
     #[serde(rename = "if")]
     condition: Option<String>,
     for_each: Option<Each>,
+    /// It comes and goes with a device while the machine runs.
+    #[serde(default)]
+    hot_plug: bool,
 }
 
 /// What a part is repeated for.
@@ -119,6 +123,41 @@ impl MachineData {
                 .extend(expanded.with_context(|| format!("in the machine's part '{}'", part.why))?);
         }
         Ok(arguments)
+    }
+
+    /// What QMP is told to plug device `index` while the machine runs: arguments of
+    /// `chardev-add` and of `device_add`.
+    pub fn plug_requests(&self, run: &Run<'_>, index: usize) -> Result<(Value, Value)> {
+        let mut values = self.values(run);
+        values.extend(device_values(run, index)?);
+        let mut options = BTreeMap::new();
+        for part in self.part.iter().filter(|part| part.hot_plug) {
+            for pair in expand(part, &values)?.chunks(2) {
+                if let [option, value] = pair {
+                    options.insert(option.clone(), value.clone());
+                }
+            }
+        }
+        let get = |option: &str| {
+            let given = options.get(option).map(|value| properties(value));
+            given.with_context(|| format!("no part that is plugged has {option}"))?
+        };
+        let (kind, chardev) = get("-chardev")?;
+        let (driver, mut device) = get("-device")?;
+        let text = |name: &str| {
+            let value = chardev.get(name);
+            value.with_context(|| format!("the chardev of a device has no {name}"))
+        };
+        if kind != "socket" {
+            bail!("a device that is plugged has a chardev of type '{kind}', not a socket");
+        }
+        let address = json!({ "type": "unix", "data": { "path": text("path")? } });
+        let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+        device.insert("driver".to_owned(), driver.into());
+        Ok((
+            json!({ "id": text("id")?, "backend": backend }),
+            device.into(),
+        ))
     }
 
     fn values(&self, run: &Run<'_>) -> BTreeMap<&'static str, String> {
@@ -217,6 +256,39 @@ fn disk_values(run: &Run<'_>, index: usize) -> Vec<(&'static str, String)> {
 
 fn text(path: &Path) -> String {
     path.display().to_string()
+}
+
+/// Splits what stands behind an option: a type, and properties of it. A comma in a value is
+/// doubled, and a value that is a number is one for QMP, too.
+fn properties(option: &str) -> Result<(String, Map<String, Value>)> {
+    let mut words = vec![String::new()];
+    let mut rest = option;
+    while let Some((before, after)) = rest.split_once(',') {
+        let word = words.last_mut().expect("there is always one");
+        *word += before;
+        match after.strip_prefix(',') {
+            Some(after) => {
+                word.push(',');
+                rest = after;
+            }
+            None => {
+                words.push(String::new());
+                rest = after;
+            }
+        }
+    }
+    *words.last_mut().expect("there is always one") += rest;
+    let kind = words.remove(0);
+    let properties = words.into_iter().map(|word| {
+        let (name, value) = word
+            .split_once('=')
+            .with_context(|| format!("'{word}' in '{option}' is no property"))?;
+        let value = value
+            .parse::<u64>()
+            .map_or_else(|_| Value::from(value), Value::from);
+        Ok((name.to_owned(), value))
+    });
+    Ok((kind, properties.collect::<Result<_>>()?))
 }
 
 /// Fills the values into the arguments of a part.
@@ -352,6 +424,32 @@ mod tests {
         spec.disks = vec![Disk::Xfs];
         spec.gdb = Some(Gdb::Wait);
         assert_golden("everything.txt", &by_option(&arguments(&spec)));
+    }
+
+    #[test]
+    fn a_device_that_is_plugged_is_told_to_qmp_as_on_the_command_line() {
+        let spec = testing::spec();
+        let run = Run {
+            spec: &spec,
+            accel: Accel::Tcg,
+            initramfs: Path::new("/cache/initramfs.cpio"),
+            run: Path::new("/run/cdm"),
+            logs: Path::new("/logs"),
+            backend_sockets: &[PathBuf::from("/run/a,b.sock")],
+        };
+        let machine = MachineData::read(&testing::repo()).expect("the repository has a machine");
+        let (chardev, device) = machine.plug_requests(&run, 0).expect("complete");
+        assert_eq!(chardev["id"], "cdm0");
+        assert_eq!(chardev["backend"]["type"], "socket");
+        let data = &chardev["backend"]["data"];
+        assert_eq!(data["server"], false);
+        assert_eq!(data["addr"]["data"]["path"], "/run/a,b.sock");
+        assert_eq!(device["driver"], "vhost-user-test-device-pci");
+        assert_eq!(device["bus"], "port0");
+        assert_eq!(device["chardev"], "cdm0");
+        // Numbers must be numbers: QMP takes no string for one.
+        assert_eq!(device["virtio-id"], u64::from(cdm_protocol::VIRTIO_ID));
+        assert!(machine.plug_requests(&run, 1).is_err(), "no such backend");
     }
 
     #[test]

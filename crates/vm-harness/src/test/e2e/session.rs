@@ -115,6 +115,12 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Plugs a device where one was unplugged.
+    pub fn plug(&mut self, index: u8) -> Result<()> {
+        let vm = self.vm.as_mut().context("no guest runs")?;
+        vm.plug(self.ctx, &self.spec, index)
+    }
+
     /// Runs a line of shell; whatever its status is, it ran.
     pub fn exec(&mut self, line: &str) -> Result<Output> {
         self.vm()?.exec(line)
