@@ -51,6 +51,7 @@ mod pins;
 mod plan;
 mod process;
 mod ram;
+mod recovery;
 mod residency;
 #[allow(dead_code, unreachable_pub)] // shared with lib.rs
 mod stash;

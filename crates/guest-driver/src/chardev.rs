@@ -193,6 +193,10 @@ fn migrate(device: &Device, migrate: &mut sys::cdm_migrate) -> Result {
         return Err(EINVAL);
     }
     let range = PageRange::new(migrate.address, migrate.length).ok_or(EINVAL)?;
+    // What is in a device that does not answer can still leave it, if the CPU can reach it.
+    if direction == Direction::ToDevice && device.transport().is_gone() {
+        return Err(ENODEV);
+    }
     let mm = process::address_space(migrate.pid)?;
     let done = mover::run(device, &mm, range, direction, options)?;
     let tally = done.tally;
@@ -297,7 +301,7 @@ fn reset(device: &Device) -> Result {
     if !unsafe { sys::cdm_may_manage() } {
         return Err(EPERM);
     }
-    device.control().reset()?;
+    device.engine().recovery().reset_for_process()?;
     device.counters().reset();
     Ok(())
 }

@@ -12,12 +12,14 @@ use kernel::sync::Arc;
 use zerocopy::IntoBytes;
 
 use crate::device::Device;
+use crate::done::Wait;
 use crate::engine::Engine;
 use crate::in_place;
 use crate::pins::Operands;
 use crate::plan::{Answer, Job, Next, Request, Segment, Step};
+use crate::recovery::Patience;
 use crate::sys;
-use crate::virtio::{self, Draft, Signals, Transport};
+use crate::virtio::{self, Draft, Signals, Transport, FULL_MS};
 use crate::wire::{
     CommandHeader, CommandTag, Completion, ControlOpcode, ControlRequest, Range, Status,
     FLAG_TAGGED, QUEUE_CONTROL, QUEUE_FIRST_COMMAND, RANGES_MAX,
@@ -29,8 +31,10 @@ pub(crate) const CONTROL_MS: u32 = 30_000;
 /// How long a waiter with a signal waits for its command to stop. One that has begun does
 /// within a millisecond; one behind others' commands is left to itself.
 const CANCEL_MS: u32 = 1_000;
-/// Between two looks whether a full control queue has room.
-const FULL_MS: u32 = 10;
+/// How often a waiter looks whether the device is still there, and gets on.
+const LOOK_MS: u32 = 500;
+/// How often the driver has a device do what it needs for itself, if it does not answer.
+const TRIES: u32 = 2;
 
 /// The control queue.
 pub(crate) struct Control {
@@ -47,38 +51,16 @@ impl Control {
     /// ETIMEDOUT if there is no answer in time. The device may still work on the
     /// request then, and its buffers stay with the queue.
     pub(crate) fn call(&self, opcode: ControlOpcode, arg0: u64, arg1: u64) -> Result<u64> {
-        let completion = self.send(opcode, arg0, arg1, Signals::Ignored)?;
-        if completion.status != Status::OK {
-            return Err(EIO);
-        }
-        Ok(completion.result.get())
-    }
-
-    /// RESET on behalf of a process, which may be interrupted.
-    pub(crate) fn reset(&self) -> Result {
-        let completion = match self.send(ControlOpcode::RESET, 0, 0, Signals::Heard) {
-            Err(err) if err == ETIMEDOUT => return Err(ENODEV),
-            done => done?,
-        };
-        if completion.status != Status::OK {
-            return Err(EIO);
-        }
-        Ok(())
+        self.call_within(CONTROL_MS, opcode, arg0, arg1)
     }
 
     /// CANCEL of the command with that tag on a queue.
     fn cancel(&self, tag: u64, queue: usize) -> Result {
-        self.call(ControlOpcode::CANCEL, tag, queue as u64)?;
+        self.call_within(CANCEL_MS, ControlOpcode::CANCEL, tag, queue as u64)?;
         Ok(())
     }
 
-    fn send(
-        &self,
-        opcode: ControlOpcode,
-        arg0: u64,
-        arg1: u64,
-        signals: Signals,
-    ) -> Result<Completion> {
+    fn call_within(&self, ms: u32, opcode: ControlOpcode, arg0: u64, arg1: u64) -> Result<u64> {
         let header = ControlRequest {
             opcode,
             flags: 0.into(),
@@ -89,28 +71,15 @@ impl Control {
         let mut output = KVec::new();
         output.extend_from_slice(header.as_bytes(), GFP_KERNEL)?;
         let request = virtio::Request::new(output)?;
+        let limit = self.transport.answer_ms().min(ms);
         let queue = self.transport.queue(QUEUE_CONTROL.into())?;
-        let limit = self.transport.answer_ms().min(CONTROL_MS);
-        let mut waited = 0;
-        while let Err(err) = queue.try_submit(&request) {
-            if err != EBUSY {
-                return Err(err);
-            }
-            if waited >= limit {
-                return Err(ETIMEDOUT);
-            }
-            if signals == Signals::Heard && kernel::current!().signal_pending() {
-                return Err(EINTR);
-            }
-            // SAFETY: Process context, no lock held.
-            unsafe { sys::msleep(FULL_MS) };
-            waited += FULL_MS;
+        queue.submit_within(&request, limit)?;
+        request.wait(limit)?;
+        let completion: Completion = request.answer().ok_or(EIO)?;
+        if completion.status != Status::OK {
+            return Err(EIO);
         }
-        match signals {
-            Signals::Heard => request.wait_for(&self.transport, signals)?,
-            Signals::Ignored => request.wait(limit)?,
-        }
-        request.answer().ok_or(EIO)
+        Ok(completion.result.get())
     }
 }
 
@@ -143,22 +112,36 @@ fn run_pinned(device: &Device, request: &Request, job: &mut Job) -> Result<Answe
         if device.gate().is_shut() {
             return Err(ENODEV);
         }
-        let queue = submit(device.engine(), &request, step, Signals::Heard)?;
-        if let Err(err) = request.wait_for(device.transport(), Signals::Heard) {
-            device.counters().abandoned();
-            if err != EINTR || !cancel(device, &request, queue) {
-                // The device may be at it still: the pins go when it is done.
-                request.abandon(operands.clone());
+        let mut lent = submit(device.engine(), &request, step, Signals::Heard)?;
+        match wait(&request, &mut lent, Signals::Heard) {
+            Ok(()) => finish(device.engine(), &request, &lent),
+            // The device is done with it, whether it came back or not.
+            Err(err) if err == ECANCELED => Err(ECANCELED),
+            Err(err) => {
+                device.counters().abandoned();
+                if err != EINTR || !cancel(device, &request, lent.queue) {
+                    // The device may be at it still: the pins go when it is done.
+                    request.abandon(operands.clone());
+                    lent.patience.park(request);
+                }
+                Err(if err == ETIMEDOUT { ENODEV } else { err })
             }
-            return Err(if err == ETIMEDOUT { ENODEV } else { err });
         }
-        finish(device.engine(), &request, queue)
     };
     let (source, destination) = (operands.source(), operands.destination());
     let room = || draft(source.len() + destination.len());
     match carry_out(device.engine(), job, source, destination, room, give) {
-        Err(err) if err == ECANCELED => Err(EIO),
+        Err(err) if err == ECANCELED || err == ETIME => Err(was_reset(device)),
         done => done,
+    }
+}
+
+/// What a process is told whose command a RESET ended.
+pub(crate) fn was_reset(device: &Device) -> Error {
+    if device.gate().is_shut() {
+        ENODEV
+    } else {
+        EIO
     }
 }
 
@@ -171,9 +154,9 @@ fn cancel(device: &Device, request: &virtio::Request, queue: usize) -> bool {
 
 /// Has the device work for the driver itself: deaf to signals, and again after a RESET.
 ///
-/// The memory is the driver's until this returns. EIO if the device cannot do it; ENODEV if
-/// it is not asked any more; ETIMEDOUT if it does not answer, and then it may still come to
-/// touch the memory.
+/// The memory is the driver's until this returns. EIO if the device cannot do it, or had to be
+/// reset for it more than once; ENODEV if it is not asked any more; ETIMEDOUT if it does not
+/// answer, and then it may still come to touch the memory.
 pub(crate) fn run_for_driver(
     engine: &Engine,
     request: &Request,
@@ -181,15 +164,25 @@ pub(crate) fn run_for_driver(
     destination: &[Segment],
 ) -> Result {
     let ranges = source.len() + destination.len();
+    let mut tries = 0;
     loop {
-        match run_once_for_driver(engine, request, source, destination, || draft(ranges)) {
+        let mut job = Job::new(request);
+        match once(engine, &mut job, source, destination, || draft(ranges)) {
+            // Somebody reset the device, who may do so as often as he likes.
             Err(err) if err == ECANCELED => {}
-            done => return done,
+            Err(err) if err == ETIME => {
+                tries += 1;
+                if tries == TRIES {
+                    return Err(EIO);
+                }
+            }
+            Ok(answer) if answer.status != Status::OK => return Err(EIO),
+            done => return done.map(drop),
         }
     }
 }
 
-/// The same with room that the caller makes; ECANCELED after a RESET.
+/// The same, tried once, with room that the caller makes; ECANCELED after a RESET.
 pub(crate) fn run_once_for_driver(
     engine: &Engine,
     request: &Request,
@@ -197,15 +190,15 @@ pub(crate) fn run_once_for_driver(
     destination: &[Segment],
     room: impl FnMut() -> Result<Draft>,
 ) -> Result {
-    let answer = once(engine, &mut Job::new(request), source, destination, room)?;
-    if answer.status != Status::OK {
-        return Err(EIO);
+    match once(engine, &mut Job::new(request), source, destination, room) {
+        Ok(answer) if answer.status != Status::OK => Err(EIO),
+        Err(err) if err == ETIME => Err(EIO),
+        done => done.map(drop),
     }
-    Ok(())
 }
 
-/// Takes a job through the device, deaf to signals; ECANCELED after a RESET, ETIMEDOUT as for
-/// [`run_for_driver`].
+/// Takes a job through the device, deaf to signals; ECANCELED after a RESET, ETIME after one
+/// because this job had no answer, ETIMEDOUT as for [`run_for_driver`].
 pub(crate) fn once(
     engine: &Engine,
     job: &mut Job,
@@ -214,9 +207,12 @@ pub(crate) fn once(
     room: impl FnMut() -> Result<Draft>,
 ) -> Result<Answer> {
     let give = |request: Arc<virtio::Request>, step: &Step| {
-        let queue = submit(engine, &request, step, Signals::Ignored)?;
-        request.wait_for(engine.transport(), Signals::Ignored)?;
-        finish(engine, &request, queue)
+        let mut lent = submit(engine, &request, step, Signals::Ignored)?;
+        match wait(&request, &mut lent, Signals::Ignored) {
+            Ok(()) => finish(engine, &request, &lent),
+            Err(err) if err == ECANCELED && lent.patience.is_worn() => Err(ETIME),
+            Err(err) => Err(err),
+        }
     };
     carry_out(engine, job, source, destination, room, give)
 }
@@ -227,13 +223,13 @@ const HEAD_BYTES: usize = size_of::<CommandHeader>() + size_of::<CommandTag>();
 /// A request with room for a command on so many ranges.
 pub(crate) fn draft(ranges: usize) -> Result<Draft> {
     let bytes = HEAD_BYTES + ranges.min(RANGES_MAX) * size_of::<Range>();
-    Draft::new(KVec::with_capacity(bytes, GFP_KERNEL)?)
+    Draft::new(KVec::with_capacity(bytes, GFP_KERNEL)?, GFP_KERNEL)
 }
 
 /// Takes a job through the device, command by command: `draft` makes room for each, and
 /// `give` submits it and waits for its completion.
 ///
-/// ECANCELED if the device was reset on the way.
+/// What `give` gives is not of a command that a RESET ended.
 fn carry_out(
     engine: &Engine,
     job: &mut Job,
@@ -268,20 +264,25 @@ fn carry_out(
         }
         output[..size_of::<CommandHeader>()].copy_from_slice(step.header.as_bytes());
         let completion = give(draft.finish(), &step)?;
-        if completion.status == Status::CANCELLED {
-            return Err(ECANCELED);
-        }
         job.complete(&step, &completion);
     }
 }
 
-/// Gives the device one command; the queue that it is on.
-fn submit(
-    engine: &Engine,
+/// A command that the device has.
+struct Lent<'a> {
+    queue: usize,
+    patience: Patience<'a>,
+}
+
+/// Gives the device one command; waits for room on the queue of this CPU.
+///
+/// EINTR after a signal, if they are heard; EIO if not even a RESET makes room; ENODEV.
+fn submit<'a>(
+    engine: &'a Engine,
     request: &Arc<virtio::Request>,
     step: &Step,
     signals: Signals,
-) -> Result<usize> {
+) -> Result<Lent<'a>> {
     let queue = queue_of_cpu(engine.transport());
     let ranges = u32::from(step.header.num_src.get()) + u32::from(step.header.num_dst.get());
     // SAFETY: Takes values only.
@@ -295,12 +296,53 @@ fn submit(
             step.bytes,
         )
     };
-    engine.transport().queue(queue)?.submit(request, signals)?;
-    Ok(queue)
+    let lender = engine.transport().queue(queue)?;
+    let mut patience = Patience::new(engine.recovery(), lender);
+    let mut is_last = false;
+    loop {
+        match lender.try_submit(request) {
+            Err(err) if err == EBUSY && !is_last => {}
+            // All that is on it is lost, and takes room until the device is bound anew.
+            Err(err) if err == EBUSY => return Err(EIO),
+            done => break done?,
+        }
+        if signals == Signals::Heard && kernel::current!().signal_pending() {
+            return Err(EINTR);
+        }
+        // SAFETY: Process context, no lock held that an interrupt takes.
+        unsafe { sys::msleep(FULL_MS) };
+        match patience.wear(FULL_MS) {
+            Err(err) if err == ETIMEDOUT => return Err(ENODEV),
+            waited => is_last = waited.is_err(),
+        }
+    }
+    Ok(Lent {
+        queue,
+        patience: Patience::new(engine.recovery(), lender),
+    })
 }
 
-/// The completion of a command that the device is done with.
-fn finish(engine: &Engine, request: &virtio::Request, queue: usize) -> Result<Completion> {
+/// Waits until the device answered a command.
+///
+/// EINTR after a signal, if they are heard, and ETIMEDOUT if the device is past answering: the
+/// command stays with the device then. ECANCELED if a RESET did not bring it back either.
+fn wait(request: &virtio::Request, lent: &mut Lent<'_>, signals: Signals) -> Result {
+    loop {
+        match request.look(LOOK_MS, signals) {
+            Wait::Done => return Ok(()),
+            Wait::Interrupted => return Err(EINTR),
+            Wait::TimedOut => match lent.patience.wear(LOOK_MS) {
+                // What a RESET brings back is there before it is done.
+                Err(_) if request.is_done() => {}
+                waited => waited?,
+            },
+        }
+    }
+}
+
+/// The completion of a command that the device is done with; ECANCELED if a RESET ended it, and
+/// ETIME if this command was the reason for that.
+fn finish(engine: &Engine, request: &virtio::Request, lent: &Lent<'_>) -> Result<Completion> {
     let Some(completion) = request.answer::<Completion>() else {
         // The device gave the buffer back without an answer, as a reset does.
         return Err(if engine.transport().is_gone() {
@@ -313,14 +355,18 @@ fn finish(engine: &Engine, request: &virtio::Request, queue: usize) -> Result<Co
     unsafe {
         sys::cdm_trace_command_done(
             engine.number(),
-            queue as u32,
+            lent.queue as u32,
             request.token(),
             completion.status.get().into(),
             completion.result.get(),
             completion.bytes_done.get(),
         )
     };
-    Ok(completion)
+    match completion.status {
+        Status::CANCELLED if lent.patience.is_worn() => Err(ETIME),
+        Status::CANCELLED => Err(ECANCELED),
+        _ => Ok(completion),
+    }
 }
 
 /// Index of the command queue for this CPU.

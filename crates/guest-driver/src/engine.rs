@@ -10,6 +10,7 @@ use kernel::sync::Arc;
 
 use crate::batch::PAGE_BYTES;
 use crate::plan::Segment;
+use crate::recovery::Recovery;
 use crate::stats::Counters;
 use crate::sys;
 use crate::virtio::Transport;
@@ -19,16 +20,23 @@ use crate::wire::{Space, FEATURE_CANCEL};
 pub(crate) struct Engine {
     number: u32,
     transport: Arc<Transport>,
+    recovery: Arc<Recovery>,
     /// The device knows commands by tags, and cancels them.
     has_tags: bool,
     counters: Counters,
 }
 
 impl Engine {
-    pub(crate) fn new(number: u32, transport: Arc<Transport>, features: u64) -> Self {
+    pub(crate) fn new(
+        number: u32,
+        transport: Arc<Transport>,
+        recovery: Arc<Recovery>,
+        features: u64,
+    ) -> Self {
         Self {
             number,
             transport,
+            recovery,
             has_tags: features & FEATURE_CANCEL != 0,
             counters: Counters::new(),
         }
@@ -41,6 +49,11 @@ impl Engine {
 
     pub(crate) fn transport(&self) -> &Transport {
         &self.transport
+    }
+
+    /// What resets the device when it does not answer.
+    pub(crate) fn recovery(&self) -> &Arc<Recovery> {
+        &self.recovery
     }
 
     /// Whether commands are given tags.

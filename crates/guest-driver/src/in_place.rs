@@ -119,7 +119,7 @@ fn window(device: &Device, space: &AddressSpace, request: &Request) -> Result<An
         }
         drop(table);
         return match done {
-            Err(err) if err == ECANCELED => Err(EIO),
+            Err(err) if err == ECANCELED || err == ETIME => Err(command::was_reset(device)),
             Err(err) if err == ETIMEDOUT => Err(ENODEV),
             done => done,
         };

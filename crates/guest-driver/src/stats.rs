@@ -200,6 +200,7 @@ figures! {
     c"commands_refused" => |device| device.counters().commands_refused.load(Relaxed);
     c"commands_abandoned" => |device| device.counters().commands_abandoned.load(Relaxed);
     c"resets" => |device| device.counters().resets.load(Relaxed);
+    c"timeouts" => |device| device.engine().recovery().timeouts();
     c"queue_errors" => |device| device.events().queue_errors();
     c"pages_total" => |device| device.region().pages();
     c"pages_poisoned" => |device| device.region().poisoned_pages();

@@ -298,8 +298,9 @@ struct cdm_residency {
  * with EINTR; the command itself goes on and may still write to the destination.
  *
  * Errors: EINVAL zero or wrapping range, unknown flag or reserved value; EFAULT
- * an operand is not mapped, or not writable; EINTR; ENODEV; ENOMEM; EIO the
- * device was reset before it answered.
+ * an operand is not mapped, or not writable; EINTR; ENODEV the device is going
+ * away, or does not answer any more; ENOMEM; EIO the device was reset before it
+ * answered, on request or because it gave no answer for too long.
  */
 struct cdm_command {
 	__u32 opcode;
@@ -321,7 +322,10 @@ struct cdm_command {
 #define CDM_IOC_MIGRATE		_IOWR(CDM_IOC_MAGIC, 0x01, struct cdm_migrate)
 #define CDM_IOC_RESIDENCY	_IOWR(CDM_IOC_MAGIC, 0x02, struct cdm_residency)
 #define CDM_IOC_COMMAND		_IOWR(CDM_IOC_MAGIC, 0x03, struct cdm_command)
-/* Fails every outstanding command of the device; needs CAP_SYS_ADMIN. Memory stays as it is. */
+/*
+ * Fails every outstanding command of the device; needs CAP_SYS_ADMIN. Memory stays as it is.
+ * Errors: EPERM; EINTR; ENODEV the device is going away, or does not answer.
+ */
 #define CDM_IOC_RESET		_IO(CDM_IOC_MAGIC, 0x04)
 #define CDM_IOC_EVICT		_IOWR(CDM_IOC_MAGIC, 0x05, struct cdm_evict)
 

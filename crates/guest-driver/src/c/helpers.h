@@ -99,6 +99,7 @@ u32 cdm_param_memory_types(void);
 bool cdm_param_altmap(void);
 int cdm_param_numa_node(void);
 int cdm_param_max_order(void);
+u32 cdm_param_command_ms(void);
 u32 cdm_param_evacuate_ms(void);
 bool cdm_param_pressure_help(void);
 bool cdm_param_dmirror(void);

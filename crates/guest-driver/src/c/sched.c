@@ -12,7 +12,8 @@
 
 struct workqueue_struct *cdm_workqueue_alloc(void)
 {
-	return alloc_workqueue("cdm", WQ_UNBOUND, 0);
+	/* Page faults wait for a device that is reset in here, so it must not need memory. */
+	return alloc_workqueue("cdm", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
 }
 
 u32 cdm_cpu(void)

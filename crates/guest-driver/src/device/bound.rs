@@ -20,6 +20,7 @@ use crate::identity::{identify, Identity, Refusal};
 use crate::misc::Node;
 use crate::number::Number;
 use crate::pagemap::{MemoryType, Region};
+use crate::recovery::Recovery;
 use crate::stats::{self, Files};
 use crate::virtio::{self, Driver, Transport, VirtioDevice};
 use crate::{chardev, dmirror, sys, wire, CdmModule};
@@ -88,7 +89,9 @@ impl Driver for Bound {
                 return Err(err);
             }
         };
-        let engine = Engine::new(number, live.transport.clone(), identity.features);
+        let transport = live.transport.clone();
+        let recovery = Recovery::new(dev.into(), number, transport.clone())?;
+        let engine = Engine::new(number, transport, recovery, identity.features);
         let engine = Arc::new(engine, GFP_KERNEL)?;
         let region = Region::map(layout, engine.clone()).inspect_err(|err| {
             dev_err!(

@@ -27,7 +27,7 @@ impl Device {
         let answer_ms = patience_ms.clamp(ANSWER_MS_MIN, CONTROL_MS);
         self.transport().limit_answers(answer_ms);
         // Whoever waits for a command shall not hold this up.
-        self.demand(ControlOpcode::RESET);
+        self.judge(self.engine.recovery().reset());
         let is_alone = self.gate.wait(answer_ms.saturating_add(patience_ms));
         let is_empty = evacuate::run(self, patience_ms);
         is_alone && is_empty
@@ -39,15 +39,16 @@ impl Device {
         self.region.unmap();
         // Nobody relies on what it guards, as a reset follows; and it is the last question
         // before that reset, which has no limit.
-        self.demand(ControlOpcode::SET_METADATA);
+        let unguard = self.control.call(ControlOpcode::SET_METADATA, 0, 0);
+        self.judge(unguard.map(drop));
         !self.transport().is_gone()
     }
 
-    /// Makes a request without arguments, which a device that lives answers. One that does
-    /// not is taken for dead.
-    fn demand(&self, opcode: ControlOpcode) {
-        match self.control.call(opcode, 0, 0) {
-            Ok(_) => {}
+    /// Judges a device by how a request ended that one which lives answers. One that did not is
+    /// taken for dead.
+    fn judge(&self, ended: Result) {
+        match ended {
+            Ok(()) => {}
             // A refusal is an answer, too; and without memory, nothing was asked.
             Err(err) if err == EIO || err == ENOMEM => {}
             Err(_) => self.transport().declare_gone(),

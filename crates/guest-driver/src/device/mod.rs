@@ -7,13 +7,15 @@
 //!
 //! Lock order of the whole driver, outermost first:
 //!
-//! 1. device lock (driver core), `misc_mtx` (while a node is opened or deregistered)
+//! 1. device lock (driver core), `misc_mtx` (while a node is opened or deregistered);
+//!    `Recovery::turn`, under which only 7 is taken, and nobody waits for memory
 //! 2. [`Gate`] (SRCU read side; its writer waits for all of the following)
 //! 3. `exec_update_lock` of another process, taken and left before 4
 //! 4. mmap lock, for reading, for one batch
 //! 5. folio locks of a batch, page table locks (kernel)
 //! 6. `Mirror::follower`; the device may be waited for under it, memory may not
-//! 7. `Queue::ring`, `Request::parked`, with interrupts off
+//! 7. `Recovery::parked`, `Recovery::state`; `Queue::ring`, `Request::parked`, with interrupts
+//!    off
 //! 8. a CPU's stash of free pages, with interrupts off
 //! 9. `Region::alloc` or `Region::ages`, never both, with interrupts off, innermost
 //!

@@ -22,12 +22,12 @@ use crate::events::EventSink;
 use crate::{sys, wire};
 
 pub(crate) use bus::{Driver, LeftRunning, Registration, VirtioDevice};
-pub(crate) use queue::Queue;
+pub(crate) use queue::{Queue, FULL_MS};
 pub(crate) use request::{Draft, Request, Signals};
-use request::{INPUT_BYTES, LOOK_MS, NOT_WRITTEN};
+use request::{INPUT_BYTES, NOT_WRITTEN};
 
 /// No limit for an answer.
-const UNLIMITED_MS: u32 = u32::MAX;
+pub(crate) const UNLIMITED_MS: u32 = u32::MAX;
 
 /// The queues of a device, live.
 ///
@@ -153,18 +153,11 @@ impl Transport {
         self.answer_ms.load(Relaxed)
     }
 
-    /// Whether to give up after another [`LOOK_MS`] of waiting; `waited` counts those that the
-    /// device had since there is a limit.
-    fn gives_up(&self, waited: &mut u32) -> bool {
-        let limit = self.answer_ms();
-        if limit == UNLIMITED_MS {
-            return self.is_gone();
+    /// Takes what the device has given back on the command queues, without its interrupt.
+    pub(crate) fn take_answers(&self) {
+        for queue in self.queues.iter().skip(wire::QUEUE_FIRST_COMMAND.into()) {
+            queue.drain(|request, written| request.finish(written));
         }
-        *waited += LOOK_MS;
-        if *waited >= limit {
-            self.declare_gone();
-        }
-        self.is_gone()
     }
 
     /// Resets the device, takes the buffers back and deletes the queues.

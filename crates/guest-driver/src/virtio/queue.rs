@@ -10,11 +10,14 @@
 use core::ptr::NonNull;
 
 use kernel::prelude::*;
-use kernel::sync::{new_condvar, new_spinlock_irq, Arc, CondVar, SpinLockIrq};
+use kernel::sync::{new_spinlock_irq, Arc, SpinLockIrq};
 use kernel::types::ForeignOwnable;
 
-use super::request::{Request, Signals, INPUT_BYTES};
+use super::request::{Request, INPUT_BYTES};
 use crate::sys;
+
+/// Between two looks whether a full queue has room.
+pub(crate) const FULL_MS: u32 = 10;
 
 /// State of a queue under its lock.
 struct Ring {
@@ -22,6 +25,10 @@ struct Ring {
     is_open: bool,
     /// Requests may be added.
     takes_more: bool,
+    /// Requests that the device has.
+    lent: u64,
+    /// Requests that it gave back.
+    answered: u64,
 }
 
 /// Why a request cannot be lent now.
@@ -44,9 +51,6 @@ pub(crate) struct Queue {
     vq: NonNull<sys::virtqueue>,
     #[pin]
     ring: SpinLockIrq<Ring>,
-    /// A descriptor came free.
-    #[pin]
-    space: CondVar,
 }
 
 // SAFETY: `vq` is only used under `ring`.
@@ -58,13 +62,17 @@ impl Queue {
     pub(super) fn new(vq: NonNull<sys::virtqueue>) -> impl PinInit<Self> {
         pin_init!(Self {
             vq,
-            ring <- new_spinlock_irq!(Ring { is_open: true, takes_more: true }),
-            space <- new_condvar!("cdm::Queue::space"),
+            ring <- new_spinlock_irq!(Ring {
+                is_open: true,
+                takes_more: true,
+                lent: 0,
+                answered: 0,
+            }),
         })
     }
 
     /// Adds a request to the ring; the caller holds the lock that `ring` comes from.
-    fn add(&self, ring: &Ring, request: &Arc<Request>) -> Result<(), Refused> {
+    fn add(&self, ring: &mut Ring, request: &Arc<Request>) -> Result<(), Refused> {
         if !ring.is_open || !ring.takes_more {
             return Err(Refused::Errno(ENODEV));
         }
@@ -82,6 +90,7 @@ impl Queue {
             )
         };
         if err == 0 {
+            ring.lent += 1;
             // SAFETY: The lock is held and the queue is open, so the device is not reset.
             unsafe { sys::virtqueue_kick(self.vq.as_ptr()) };
             return Ok(());
@@ -96,48 +105,52 @@ impl Queue {
         })
     }
 
-    /// Lends a request to the device; waits for a free descriptor, or a signal if the
-    /// caller listens to signals.
-    pub(crate) fn submit(&self, request: &Arc<Request>, signals: Signals) -> Result {
-        let mut ring = self.ring.lock();
-        loop {
-            match self.add(&ring, request) {
-                Ok(()) => return Ok(()),
-                Err(Refused::Errno(err)) => return Err(err),
-                Err(Refused::Full) => match signals {
-                    Signals::Heard => {
-                        if self.space.wait_interruptible(&mut ring) {
-                            return Err(EINTR);
-                        }
-                    }
-                    Signals::Ignored => self.space.wait(&mut ring),
-                },
-            }
-        }
-    }
-
     /// Lends a request to the device if there is room.
     pub(crate) fn try_submit(&self, request: &Arc<Request>) -> Result {
-        match self.add(&self.ring.lock(), request) {
+        match self.add(&mut self.ring.lock(), request) {
             Ok(()) => Ok(()),
             Err(Refused::Errno(err)) => Err(err),
             Err(Refused::Full) => Err(EBUSY),
         }
     }
 
+    /// Lends a request to the device, deaf to signals; ETIMEDOUT if there is no room for `ms`
+    /// milliseconds.
+    pub(crate) fn submit_within(&self, request: &Arc<Request>, ms: u32) -> Result {
+        let mut waited = 0;
+        loop {
+            match self.try_submit(request) {
+                Err(err) if err == EBUSY && waited < ms => {}
+                Err(err) if err == EBUSY => return Err(ETIMEDOUT),
+                done => return done,
+            }
+            // SAFETY: Process context, no lock held that an interrupt takes.
+            unsafe { sys::msleep(FULL_MS) };
+            waited += FULL_MS;
+        }
+    }
+
+    /// Requests that the device gave back so far, and requests that it has.
+    pub(crate) fn answered_and_lent(&self) -> (u64, u64) {
+        let ring = self.ring.lock();
+        (ring.answered, ring.lent)
+    }
+
     /// Takes the next used buffer off the ring: the request and the bytes written.
     fn take_used(&self) -> Option<(Arc<Request>, u32)> {
-        let ring = self.ring.lock();
+        let mut ring = self.ring.lock();
         if !ring.is_open {
             return None;
         }
         let mut written = 0;
         // SAFETY: The lock is held and the queue is open.
         let token = unsafe { sys::virtqueue_get_buf(self.vq.as_ptr(), &mut written) };
-        drop(ring);
         if token.is_null() {
             return None;
         }
+        ring.lent -= 1;
+        ring.answered += 1;
+        drop(ring);
         // SAFETY: By the type invariant; the ring gave the reference up.
         Some((unsafe { Arc::<Request>::from_foreign(token) }, written))
     }
@@ -146,20 +159,17 @@ impl Queue {
     pub(super) fn drain(&self, mut each: impl FnMut(Arc<Request>, u32)) {
         while let Some((request, written)) = self.take_used() {
             each(request, written);
-            self.space.notify_all();
         }
     }
 
     /// No request from here on; answers still come.
     pub(super) fn refuse(&self) {
         self.ring.lock().takes_more = false;
-        self.space.notify_all();
     }
 
     /// Neither request nor answer from here on.
     pub(super) fn close(&self) {
         self.ring.lock().is_open = false;
-        self.space.notify_all();
     }
 
     /// Gives back what the device never answered. The device is reset.

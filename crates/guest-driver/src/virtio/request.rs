@@ -10,21 +10,19 @@
 
 use core::cell::UnsafeCell;
 
+use kernel::alloc::Flags;
 use kernel::prelude::*;
 use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use kernel::sync::{new_spinlock_irq, Arc, SpinLockIrq, UniqueArc};
 use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 use zerocopy::FromBytes;
 
-use super::Transport;
 use crate::done::{Done, Wait};
 use crate::pins::Operands;
 use crate::{wire, work};
 
 /// Bytes that the device writes into a buffer, at most.
 pub(super) const INPUT_BYTES: usize = size_of::<wire::Completion>();
-/// How often a waiter looks whether the device is still there.
-pub(super) const LOOK_MS: u32 = 500;
 
 /// Whether a wait ends when a signal comes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,8 +91,8 @@ pub(crate) struct Draft(Pin<UniqueArc<Request>>);
 
 impl Draft {
     /// A request whose output starts with `output`, and keeps its room.
-    pub(crate) fn new(output: KVec<u8>) -> Result<Self> {
-        let input = KBox::new(UnsafeCell::new([0; INPUT_BYTES]), GFP_KERNEL)?;
+    pub(crate) fn new(output: KVec<u8>, flags: Flags) -> Result<Self> {
+        let input = KBox::new(UnsafeCell::new([0; INPUT_BYTES]), flags)?;
         Ok(Self(UniqueArc::pin_init(
             pin_init!(Request {
                 token: NEXT_TOKEN.fetch_add(1, Relaxed),
@@ -105,7 +103,7 @@ impl Draft {
                 parked <- new_spinlock_irq!(Parked { is_done: false, operands: None }),
                 release <- new_work!("cdm::Request::release"),
             }),
-            GFP_KERNEL,
+            flags,
         )?))
     }
 
@@ -132,7 +130,7 @@ pub(super) const NOT_WRITTEN: u32 = u32::MAX;
 
 impl Request {
     pub(crate) fn new(output: KVec<u8>) -> Result<Arc<Self>> {
-        Ok(Draft::new(output)?.finish())
+        Ok(Draft::new(output, GFP_KERNEL)?.finish())
     }
 
     /// A number that tells requests apart in traces.
@@ -152,30 +150,26 @@ impl Request {
         T::read_from_prefix(input).ok().map(|(value, _)| value)
     }
 
-    /// Waits until the device answered; EINTR after a signal, if they are heard, and ETIMEDOUT
-    /// if the device is past answering. The request stays with the device then.
-    pub(crate) fn wait_for(&self, transport: &Transport, signals: Signals) -> Result {
-        let mut waited = 0;
-        loop {
-            let wait = match signals {
-                Signals::Heard => self.done.wait_interruptible(LOOK_MS),
-                Signals::Ignored => self.done.wait(LOOK_MS),
-            };
-            match wait {
-                Wait::Done => return Ok(()),
-                Wait::Interrupted => return Err(EINTR),
-                Wait::TimedOut if transport.gives_up(&mut waited) => return Err(ETIMEDOUT),
-                Wait::TimedOut => {}
-            }
+    /// Waits until the device answered, a signal came, if signals are heard, or `ms`
+    /// milliseconds went by.
+    pub(crate) fn look(&self, ms: u32, signals: Signals) -> Wait {
+        match signals {
+            Signals::Heard => self.done.wait_interruptible(ms),
+            Signals::Ignored => self.done.wait(ms),
         }
     }
 
-    /// Waits until the device answered or `ms` milliseconds went by.
+    /// Waits, deaf to signals, until the device answered; ETIMEDOUT after `ms` milliseconds.
     pub(crate) fn wait(&self, ms: u32) -> Result {
         match self.done.wait(ms) {
             Wait::Done => Ok(()),
             _ => Err(ETIMEDOUT),
         }
+    }
+
+    /// Whether the device is done with the buffers.
+    pub(crate) fn is_done(&self) -> bool {
+        self.written.load(Relaxed) != NOT_WRITTEN
     }
 
     /// The waiter goes away: keep the operands until the device is done with them.
@@ -189,6 +183,12 @@ impl Request {
         }
     }
 
+    /// The device has no use for the operands any more, whether the buffers come back or not.
+    pub(crate) fn let_go(self: &Arc<Self>) {
+        // Fails only if it is queued already.
+        let _ = work::queue().enqueue(self.clone());
+    }
+
     /// The device, or its reset, gives the buffers back.
     pub(super) fn finish(self: Arc<Self>, written: u32) {
         self.written.store(written.min(INPUT_BYTES as u32), Release);
@@ -198,7 +198,7 @@ impl Request {
         drop(parked);
         self.done.signal();
         if is_abandoned {
-            // Fails only if it is queued already, and nobody else queues it.
+            // Fails only if it is queued already.
             let _ = work::queue().enqueue(self);
         }
     }
