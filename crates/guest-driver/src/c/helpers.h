@@ -119,6 +119,7 @@ bool cdm_vdev_shm_region(struct virtio_device *vdev, u8 id, u64 *base, u64 *byte
 int cdm_vdev_find_vqs(struct virtio_device *vdev, u32 num, struct virtqueue **vqs,
 		      const char *const *names, void (*callback)(struct virtqueue *vq));
 void cdm_vdev_del_vqs(struct virtio_device *vdev);
+bool cdm_vdev_is_leaving(struct virtio_device *vdev);
 bool cdm_vdev_leave_running(struct virtio_device *vdev);
 void cdm_vdevs_let_go(void);
 struct virtio_device *cdm_vq_vdev(struct virtqueue *vq);

@@ -107,6 +107,18 @@ void cdm_vdev_del_vqs(struct virtio_device *vdev)
 }
 
 /*
+ * Whether the device goes away, and its memory with it: that is so when its parent, the PCI
+ * function, loses its driver, as in an unplug. A machine that goes down waits for nobody.
+ */
+bool cdm_vdev_is_leaving(struct virtio_device *vdev)
+{
+	struct device *parent = vdev->dev.parent;
+
+	return parent && READ_ONCE(parent->links.status) == DL_DEV_UNBINDING &&
+	       READ_ONCE(system_state) <= SYSTEM_RUNNING;
+}
+
+/*
  * A device that is left running when its driver goes, because memory of it is in use
  * for good. The virtio core expects a driver to leave its device reset, and says so
  * with a warning; so for the core it looks reset once, and keeps its status.

@@ -5,7 +5,8 @@
 //! Facility: none of its own. Contexts: process context under the device lock. Lock order:
 //! as the driver's. Invariant: an unbind takes a limited time, and an unload does unless
 //! processes have private memory that this kernel cannot take from them; what is left behind
-//! is neither freed nor used again.
+//! is neither freed nor used again. An unplug leaves nothing behind, and takes as long as it
+//! takes.
 
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -18,6 +19,9 @@ use crate::{evacuate, stats, sys};
 /// Shortest time that a device has for an answer when its driver goes, whatever the
 /// parameter says: an emulated machine may stand still for a moment.
 const ANSWER_MS_MIN: u32 = 1_000;
+
+/// Between two tries to let a device go that has to go.
+const PAUSE_MS: u32 = 100;
 
 impl Device {
     /// Ends all work and brings all pages back. False if pages are still in use, or may be
@@ -55,17 +59,40 @@ impl Device {
         }
     }
 
-    /// The driver leaves the device, in a limited time.
+    /// The driver leaves the device: in a limited time, unless the device itself goes away.
+    ///
+    /// In an unplug the slot is ejected when this returns, whatever became of the memory, and
+    /// QEMU does not survive that while the memory is mapped. So the unplug waits for who has
+    /// pages of the device, and for a device that does not answer.
     pub(super) fn part(self: &Arc<Self>) {
         // SAFETY: Returns a module parameter.
         let patience_ms = unsafe { sys::cdm_param_evacuate_ms() };
         let mut is_retired = self.retire(patience_ms) || self.give_up_memory(patience_ms);
-        while !is_retired && self.is_to_be_waited_for() {
-            is_retired = self.retire(patience_ms);
+        let mut is_closed = is_retired && self.close();
+        if !is_closed && self.transport().is_leaving() {
+            dev_warn!(
+                self.dev(),
+                "cdm{}: unplug waits: {}\n",
+                self.number(),
+                if is_retired {
+                    "the device does not answer"
+                } else {
+                    "pages are still in use"
+                }
+            );
+        }
+        while !is_closed && self.is_to_be_waited_for(is_retired) {
+            // SAFETY: Process context, no lock held that somebody needs to get on.
+            unsafe { sys::msleep(PAUSE_MS) };
+            if self.transport().is_leaving() {
+                self.transport().ask_again();
+            }
+            is_retired = is_retired || self.retire(patience_ms) || self.give_up_memory(patience_ms);
+            is_closed = is_retired && self.close();
         }
         if !is_retired {
             self.strand();
-        } else if self.close() {
+        } else if is_closed {
             self.transport().stop();
             dev_info!(
                 self.dev(),
@@ -106,12 +133,15 @@ impl Device {
         self.gate.wait(patience_ms) && self.region.used_pages() == 0
     }
 
-    /// Whether waiting is all that can be done: who has a page of private memory comes to the
-    /// module for it, which is being unloaded, and the device could still give it back.
-    fn is_to_be_waited_for(&self) -> bool {
+    /// Whether waiting is all that can be done. An unplug must not go on; and who has a page of
+    /// private memory comes to the module for it, which is being unloaded, and the device could
+    /// still give it back.
+    fn is_to_be_waited_for(&self, is_retired: bool) -> bool {
         // SAFETY: Reads the state of this module.
         let is_live = unsafe { sys::cdm_module_is_live() };
-        !is_live && !self.region.is_cpu_addressable() && !self.transport().is_gone()
+        let is_needed = !is_live && !self.region.is_cpu_addressable();
+        let could_answer = !self.transport().is_gone();
+        self.transport().is_leaving() || (is_needed && !is_retired && could_answer)
     }
 
     /// Pages do not leave, and the driver must. What the CPU can reach stays where it is, for

@@ -153,6 +153,21 @@ impl Transport {
         self.answer_ms.load(Relaxed)
     }
 
+    /// Asks a device again that did not answer: it may have come back.
+    pub(crate) fn ask_again(&self) {
+        self.is_gone.store(false, Release);
+        for queue in &self.queues {
+            queue.accept();
+        }
+    }
+
+    /// Whether the device itself goes away, with its memory, and not only its driver. False also
+    /// once the machine goes down, which waits for nobody.
+    pub(crate) fn is_leaving(&self) -> bool {
+        // SAFETY: The device is valid.
+        unsafe { sys::cdm_vdev_is_leaving(self.vdev.as_ptr()) }
+    }
+
     /// Takes what the device has given back on the command queues, without its interrupt.
     pub(crate) fn take_answers(&self) {
         for queue in self.queues.iter().skip(wire::QUEUE_FIRST_COMMAND.into()) {

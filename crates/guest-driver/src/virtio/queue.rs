@@ -167,6 +167,11 @@ impl Queue {
         self.ring.lock().takes_more = false;
     }
 
+    /// Requests again.
+    pub(super) fn accept(&self) {
+        self.ring.lock().takes_more = true;
+    }
+
     /// Neither request nor answer from here on.
     pub(super) fn close(&self) {
         self.ring.lock().is_open = false;
