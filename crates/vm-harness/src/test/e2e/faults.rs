@@ -13,9 +13,9 @@ use super::Session;
 use crate::vm::Control;
 
 /// A command that a device with nothing wrong carries out at once.
-const RUN: &str = "cdmctl run checksum --size 64K";
+pub const RUN: &str = "cdmctl run checksum --size 64K";
 /// What one line may take under emulation, on a busy host.
-const LIMIT: Duration = Duration::from_secs(30);
+pub const LIMIT: Duration = Duration::from_secs(30);
 /// Time after which somebody in the guest gives a command up.
 const PATIENCE_S: u64 = 2;
 const DRIVER: &str = "/sys/bus/virtio/drivers/cdm";
@@ -25,14 +25,14 @@ fn control(session: &mut Session) -> Result<Control> {
 }
 
 /// Sets a fault.
-fn set(session: &mut Session, spec: &str) -> Result<()> {
+pub fn set(session: &mut Session, spec: &str) -> Result<()> {
     let fault: Fault = spec.parse()?;
     control(session)?.ask(Ask::SetFault(fault))?;
     Ok(())
 }
 
 /// Takes all faults away, which must have hit something.
-fn clear(session: &mut Session) -> Result<()> {
+pub fn clear(session: &mut Session) -> Result<()> {
     let control = control(session)?;
     let faults = control.ask(Ask::Faults)?.faults.unwrap_or_default();
     control.ask(Ask::ClearFaults)?;
@@ -43,7 +43,7 @@ fn clear(session: &mut Session) -> Result<()> {
 }
 
 /// Runs a line that ends with a failure which it explains, within the limit.
-fn fails(session: &mut Session, line: &str) -> Result<String> {
+pub fn fails(session: &mut Session, line: &str) -> Result<String> {
     let start = Instant::now();
     let output = session.exec(line)?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned()
@@ -62,7 +62,7 @@ fn fails(session: &mut Session, line: &str) -> Result<String> {
 }
 
 /// The device and its driver work as if nothing had been.
-fn all_is_well(session: &mut Session) -> Result<()> {
+pub fn all_is_well(session: &mut Session) -> Result<()> {
     // On each queue: commands go to that of the CPU that they are made on.
     for _ in 0..4 {
         session.text(RUN)?;
@@ -148,7 +148,8 @@ pub fn reordered_commands_succeed(session: &mut Session) -> Result<()> {
     all_is_well(session)
 }
 
-fn wait_for_stall(session: &mut Session) -> Result<()> {
+/// Waits until a queue hangs.
+pub fn wait_for_stall(session: &mut Session) -> Result<()> {
     let control = control(session)?;
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -207,7 +208,7 @@ pub fn lost_commands_can_be_interrupted(session: &mut Session) -> Result<()> {
 }
 
 /// The line that unbinds the driver, and the one that binds it again.
-fn rebinding(session: &mut Session) -> Result<[String; 2]> {
+pub fn rebinding(session: &mut Session) -> Result<[String; 2]> {
     let name = session.text("readlink -f /sys/class/misc/cdm0/device")?;
     let name = name.trim().rsplit('/').next().unwrap_or_default();
     Ok(["unbind", "bind"].map(|what| format!("echo {name} > {DRIVER}/{what}")))

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Session, patience};
 
 /// Starts `cdm-hold`, which lends pages of the device to a pipe until /tmp/end exists.
-const HOLD: &str = "rm -f /tmp/end /tmp/held; \
+pub const HOLD: &str = "rm -f /tmp/end /tmp/held; \
     (while [ ! -e /tmp/end ]; do sleep 0.1; done | \
     (cdm-hold; echo \"exit $?\") > /tmp/held 2>&1) > /dev/null 2>&1 & \
     while ! grep -q -e held -e exit /tmp/held; do sleep 0.1; done; \
@@ -28,7 +28,8 @@ fn end_driver(session: &mut Session, line: &str) -> Result<()> {
     Ok(())
 }
 
-fn holder_has_its_bytes(session: &mut Session) -> Result<()> {
+/// Has the holder let the pages go, which must have the bytes that they had.
+pub fn let_go(session: &mut Session) -> Result<()> {
     let held = session
         .text("touch /tmp/end; while ! grep -q exit /tmp/held; do sleep 0.1; done; cat /tmp/held")
         .context("the holder of the pages")?;
@@ -36,6 +37,11 @@ fn holder_has_its_bytes(session: &mut Session) -> Result<()> {
         held.contains("unchanged") && held.contains("exit 0"),
         "the holder says: {held}"
     );
+    Ok(())
+}
+
+fn holder_has_its_bytes(session: &mut Session) -> Result<()> {
+    let_go(session)?;
     // The machine has a device that nobody can use any more.
     session.judge_log()?;
     session.discard();

@@ -20,9 +20,11 @@ mod parameters;
 mod patience;
 mod persistence;
 pub mod plan;
+mod plug;
 mod proxy;
 mod session;
 mod silent;
+mod stuck;
 
 use std::fs;
 use std::process::Command;
@@ -125,6 +127,38 @@ const FAULTS: &[Check] = &[
     (
         "faults::refused_mapping_leaves_a_device_that_can_be_bound",
         faults::refused_mapping_leaves_a_device_that_can_be_bound,
+    ),
+    (
+        "stuck::hung_queue_is_reset_at_the_limit_and_memory_survives",
+        stuck::hung_queue_is_reset,
+    ),
+    (
+        "stuck::lost_completion_ends_at_the_limit_and_memory_survives",
+        stuck::lost_completion_ends_at_the_limit,
+    ),
+    (
+        "stuck::lost_command_of_a_killed_process_keeps_nothing_after_a_reset",
+        stuck::lost_command_of_a_killed_process_keeps_nothing,
+    ),
+    (
+        "stuck::device_without_an_answer_to_reset_is_given_up_and_nobody_hangs",
+        stuck::hung_control_queue_is_the_end_of_the_device,
+    ),
+];
+
+/// Devices that come and go; each check leaves one like the first.
+const PLUG: &[Check] = &[
+    (
+        "plug::unplug_under_load_brings_memory_home_and_another_device_works",
+        plug::under_load,
+    ),
+    (
+        "plug::unplug_waits_for_pages_that_somebody_holds",
+        plug::waits_for_held_pages,
+    ),
+    (
+        "plug::unplug_waits_for_a_device_that_does_not_answer",
+        plug::waits_for_a_silent_device,
     ),
 ];
 
@@ -290,6 +324,14 @@ const SUITES: &[Suite] = &[
         groups: Groups::None,
         checks: &[
             (
+                "stuck::fault_on_private_memory_outlives_a_hung_queue",
+                stuck::fault_on_private_memory_outlives_a_hung_queue,
+            ),
+            (
+                "plug::unplug_under_load_brings_private_memory_home",
+                plug::under_load,
+            ),
+            (
                 "silent::unbind_ends_and_private_memory_is_lost",
                 silent::private_memory_is_lost,
             ),
@@ -305,6 +347,14 @@ const SUITES: &[Suite] = &[
         shape: plan::one_private_device,
         groups: Groups::None,
         checks: &[
+            (
+                "stuck::fault_on_private_memory_outlives_a_hung_queue",
+                stuck::fault_on_private_memory_outlives_a_hung_queue,
+            ),
+            (
+                "plug::unplug_under_load_brings_private_memory_home",
+                plug::under_load,
+            ),
             (
                 "silent::unbind_ends_and_private_memory_is_lost",
                 silent::private_memory_is_lost,
@@ -323,11 +373,25 @@ const SUITES: &[Suite] = &[
         checks: FAULTS,
     },
     Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::one_device,
+        groups: Groups::None,
+        checks: PLUG,
+    },
+    Suite {
         prefix: "e2e::vanilla",
         kernel: KernelChoice::Vanilla,
         shape: plan::one_device,
         groups: Groups::None,
         checks: FAULTS,
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::one_device,
+        groups: Groups::None,
+        checks: PLUG,
     },
 ];
 

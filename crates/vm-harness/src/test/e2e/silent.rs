@@ -12,14 +12,15 @@ const PAGES: u64 = 64 + 512;
 
 /// Starts `cdm-touch`, which has memory in the device. A child of it loads a word of that when
 /// /tmp/load exists, and it looks at all of it when /tmp/end does.
-const TOUCH: &str = "rm -f /tmp/load /tmp/end; echo > /tmp/touched; \
+pub const TOUCH: &str = "rm -f /tmp/load /tmp/end; echo > /tmp/touched; \
     ((while [ ! -e /tmp/load ]; do sleep 0.1; done; echo; \
     while [ ! -e /tmp/end ]; do sleep 0.1; done) | \
     (cdm-touch; echo \"exit $?\") > /tmp/touched 2>&1) > /dev/null 2>&1 & \
     while ! grep -q -e ready -e exit /tmp/touched; do sleep 0.1; done; \
     ! grep exit /tmp/touched";
 
-fn signal(session: &mut Session, signal: Signal) -> Result<()> {
+/// Sends a signal to all backends.
+pub fn signal(session: &mut Session, signal: Signal) -> Result<()> {
     for backend in session.vm()?.backends() {
         backend.signal(signal);
     }
@@ -65,6 +66,17 @@ fn touched(session: &mut Session) -> Result<String> {
         .context("the process with memory in the device")
 }
 
+/// The process finds its memory as it was.
+pub fn all_is_unchanged(session: &mut Session) -> Result<()> {
+    let found = touched(session)?;
+    ensure!(
+        found.contains("found it unchanged")
+            && found.contains(&format!("{PAGES} unchanged, 0 lost")),
+        "the process says: {found}"
+    );
+    Ok(())
+}
+
 fn says(log: &str, words: &str) -> Result<()> {
     let lines = log.lines().filter(|line| line.contains(words)).count();
     ensure!(lines == 1, "{lines} lines speak of '{words}':\n{log}");
@@ -84,12 +96,7 @@ pub fn addressable_memory_comes_home(session: &mut Session) -> Result<()> {
     let unbind = prepare(session)?;
     let log = end_driver(session, |_| Ok(()), &unbind)?;
     says(&log, "device does not answer")?;
-    let found = touched(session)?;
-    ensure!(
-        found.contains("found it unchanged")
-            && found.contains(&format!("{PAGES} unchanged, 0 lost")),
-        "the process says: {found}"
-    );
+    all_is_unchanged(session)?;
     patience::cannot_be_bound_again(session, &unbind)?;
     session.judge_log()?;
     session.discard();

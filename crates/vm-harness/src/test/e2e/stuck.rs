@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A device that stops answering, and a driver that does not wait for it for ever.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::faults::{self, LIMIT, RUN};
+use super::{Session, silent};
+
+/// How long the driver shall wait for an answer.
+const COMMAND_MS: u64 = 2000;
+const PARAMETER: &str = "/sys/module/cdm/parameters/command_ms";
+
+/// Runs `check` while the driver is less patient than usual.
+fn impatiently(
+    session: &mut Session,
+    check: impl FnOnce(&mut Session) -> Result<()>,
+) -> Result<()> {
+    let usual = session.text(&format!("cat {PARAMETER}"))?;
+    session.text(&format!("echo {COMMAND_MS} > {PARAMETER}"))?;
+    let checked = check(session);
+    session.text(&format!("echo {} > {PARAMETER}", usual.trim()))?;
+    checked
+}
+
+/// RESETs of the first device because of a command without an answer.
+fn timeouts(session: &mut Session) -> Result<u64> {
+    let text = session.text("cat /sys/kernel/debug/cdm/cdm0/timeouts")?;
+    Ok(text.trim().parse()?)
+}
+
+/// A command ends with an error when the limit is over, and not before. Memory in the device is
+/// as it was, and the device works on.
+fn command_ends_at_the_limit(session: &mut Session, fault: &str) -> Result<()> {
+    session.text(silent::TOUCH)?;
+    let before = timeouts(session)?;
+    session.new_log()?;
+    faults::set(session, fault)?;
+    let start = Instant::now();
+    let said = faults::fails(session, RUN)?;
+    ensure!(
+        start.elapsed() >= Duration::from_millis(COMMAND_MS),
+        "{fault}: the command took only {:?}: {said}",
+        start.elapsed()
+    );
+    faults::clear(session)?;
+    let log = session.new_log()?;
+    ensure!(
+        log.contains("no answer to a command"),
+        "the driver does not say that it reset the device:\n{log}"
+    );
+    ensure!(
+        timeouts(session)? > before,
+        "the RESET is not counted: {said}"
+    );
+    faults::all_is_well(session)?;
+    silent::all_is_unchanged(session)
+}
+
+/// A queue that hangs is brought back by the driver, without anybody's help.
+pub fn hung_queue_is_reset(session: &mut Session) -> Result<()> {
+    impatiently(session, |session| {
+        command_ends_at_the_limit(session, "hang,count=0")
+    })
+}
+
+/// So is a device that loses a completion; what the lost command pinned can be moved again, or
+/// the driver could not be unbound from the device and bound again.
+pub fn lost_completion_ends_at_the_limit(session: &mut Session) -> Result<()> {
+    impatiently(session, |session| {
+        command_ends_at_the_limit(session, "drop,count=0")
+    })?;
+    for line in faults::rebinding(session)? {
+        session.text(&line)?;
+    }
+    faults::all_is_well(session)
+}
+
+/// The same for a command whose caller was killed: the next RESET gives back what it pinned.
+pub fn lost_command_of_a_killed_process_keeps_nothing(session: &mut Session) -> Result<()> {
+    faults::set(session, "drop,count=0")?;
+    session.exec(&format!("timeout -s KILL 2 {RUN}"))?;
+    faults::clear(session)?;
+    session.text("cdmctl reset")?;
+    for line in faults::rebinding(session)? {
+        session.text(&line)?;
+    }
+    faults::all_is_well(session)
+}
+
+/// A page fault that needs the device waits for the limit, too, and is served after the RESET.
+pub fn fault_on_private_memory_outlives_a_hung_queue(session: &mut Session) -> Result<()> {
+    impatiently(session, |session| {
+        session.text(silent::TOUCH)?;
+        faults::set(session, "hang")?;
+        session.text("touch /tmp/load")?;
+        faults::wait_for_stall(session)?;
+        let start = Instant::now();
+        session.text("while ! grep -q child /tmp/touched; do sleep 0.1; done")?;
+        ensure!(start.elapsed() < LIMIT, "it took {:?}", start.elapsed());
+        silent::all_is_unchanged(session)?;
+        ensure!(timeouts(session)? > 0, "nothing was reset");
+        faults::clear(session)?;
+        faults::all_is_well(session)
+    })
+}
+
+/// A device that does not even answer a RESET is not asked any more. Who waits for it gets an
+/// error, RESET itself included, and memory that the CPU can reach is as it was.
+pub fn hung_control_queue_is_the_end_of_the_device(session: &mut Session) -> Result<()> {
+    impatiently(session, |session| {
+        session.text(silent::TOUCH)?;
+        session.new_log()?;
+        faults::set(session, "hang,queue=0")?;
+        faults::set(session, "hang,count=0")?;
+        faults::fails(session, RUN)?;
+        let log = session.new_log()?;
+        ensure!(
+            log.contains("not even a RESET"),
+            "the driver does not say that it gave the device up:\n{log}"
+        );
+        for line in [RUN, "cdmctl reset"] {
+            let said = faults::fails(session, line)?;
+            ensure!(said.contains("No such device"), "'{line}' says: {said}");
+        }
+        silent::all_is_unchanged(session)
+    })?;
+    // The machine has a device that nobody can use any more.
+    session.judge_log()?;
+    session.discard();
+    Ok(())
+}
