@@ -283,6 +283,31 @@ impl Code {
         self.access(Operator::ATOMIC_ADD, order, [d, a, b], offset)
     }
 
+    /// Puts `b` atomically into the eight bytes at `a + offset`; `d` gets what was there.
+    pub fn atomic_swap(
+        &mut self,
+        order: MemoryOrder,
+        d: u8,
+        b: u8,
+        a: u8,
+        offset: u64,
+    ) -> &mut Self {
+        self.access(Operator::ATOMIC_SWAP, order, [d, a, b], offset)
+    }
+
+    /// Puts `b` atomically into the eight bytes at `a + offset` if `d` is there; `d` gets what was
+    /// there.
+    pub fn atomic_compare_swap(
+        &mut self,
+        order: MemoryOrder,
+        d: u8,
+        b: u8,
+        a: u8,
+        offset: u64,
+    ) -> &mut Self {
+        self.access(Operator::ATOMIC_COMPARE_SWAP, order, [d, a, b], offset)
+    }
+
     /// Orders the accesses before and after.
     pub fn barrier(&mut self, order: MemoryOrder) -> &mut Self {
         self.push(Instruction {
@@ -309,6 +334,16 @@ impl Code {
     /// Goes on at instruction `target` if `a` and `b` differ.
     pub fn jump_not_equal(&mut self, a: u8, b: u8, target: u64) -> &mut Self {
         self.plain(Operator::JUMP_NOT_EQUAL, [0, a, b], target)
+    }
+
+    /// Goes on at instruction `target` if `a` is less than `b`.
+    pub fn jump_less(&mut self, a: u8, b: u8, target: u64) -> &mut Self {
+        self.plain(Operator::JUMP_LESS, [0, a, b], target)
+    }
+
+    /// All instructions, in order.
+    pub fn instructions(&self) -> &[Instruction] {
+        &self.0
     }
 
     fn bytes(&self) -> &[u8] {
