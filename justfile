@@ -37,6 +37,11 @@ fuzz *ARGS:
 stress *ARGS:
     @{{ cdm }} stress "$@"
 
+# Try what CPUs and device see of each other's accesses, millions of times
+[no-cd, no-exit-message]
+litmus *ARGS:
+    @{{ cdm }} litmus "$@"
+
 # Build and boot the kernel after each patch of the series
 [no-cd, no-exit-message]
 series-check *ARGS:

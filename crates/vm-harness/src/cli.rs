@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, build, clean, device, doctor, fuzz, series_check, stress, test, vm,
+    Context, behaviour, build, clean, device, doctor, fuzz, litmus, series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -37,6 +37,8 @@ pub enum Command {
     Fuzz(fuzz::FuzzArgs),
     /// Run the kernel's own suite for device memory, or everything at once for a while
     Stress(stress::StressArgs),
+    /// Try what CPUs and device see of each other's accesses, millions of times
+    Litmus(litmus::LitmusArgs),
     /// Build and boot the kernel after each patch of the series
     SeriesCheck(series_check::SeriesCheckArgs),
     /// Try what each type of device memory can do, and print a table of it
@@ -63,6 +65,7 @@ impl Command {
             Self::Test(args) => test::run(ctx, args),
             Self::Fuzz(args) => fuzz::run(ctx, &args),
             Self::Stress(args) => stress::run(ctx, &args),
+            Self::Litmus(args) => litmus::run(ctx, &args),
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),
             Self::Device(args) => device::run(args),

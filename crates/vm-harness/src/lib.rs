@@ -17,6 +17,7 @@ pub mod device;
 pub mod doctor;
 pub mod fuzz;
 mod git;
+pub mod litmus;
 pub mod progress;
 mod results;
 pub mod series_check;

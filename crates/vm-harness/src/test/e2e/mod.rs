@@ -14,6 +14,7 @@ mod group;
 mod held;
 mod identity;
 mod known;
+mod litmus;
 mod machine;
 mod memory;
 mod parameters;
@@ -192,6 +193,22 @@ const SUITES: &[Suite] = &[
                 cdmctl::errors_exit_with_2,
             ),
             (
+                "litmus::device_memory_shows_what_the_memory_model_says",
+                litmus::in_device_memory,
+            ),
+            (
+                "litmus::system_memory_shows_what_the_memory_model_says",
+                litmus::in_system_memory,
+            ),
+            (
+                "litmus::words_in_both_memories_show_what_the_memory_model_says",
+                litmus::in_both_memories,
+            ),
+            (
+                "litmus::report_is_what_its_schema_says",
+                litmus::report_follows_its_schema,
+            ),
+            (
                 "machine::reset_guest_finds_the_device_working",
                 machine::reboot_works,
             ),
@@ -222,6 +239,22 @@ const SUITES: &[Suite] = &[
             (
                 "parameters::public_memory_is_refused_with_one_line",
                 parameters::public_is_refused,
+            ),
+            (
+                "litmus::device_memory_shows_what_the_memory_model_says",
+                litmus::in_device_memory,
+            ),
+            (
+                "litmus::system_memory_shows_what_the_memory_model_says",
+                litmus::in_system_memory,
+            ),
+            (
+                "litmus::words_in_both_memories_show_what_the_memory_model_says",
+                litmus::in_both_memories,
+            ),
+            (
+                "litmus::report_is_what_its_schema_says",
+                litmus::report_follows_its_schema,
             ),
             (
                 "machine::reset_guest_finds_the_device_working",
