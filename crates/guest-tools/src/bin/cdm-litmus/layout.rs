@@ -131,7 +131,7 @@ mod tests {
             // One range is the program's own.
             let pages = layout.bytes() / PAGE_BYTES;
             assert!(
-                pages < usize::from(RANGES_MAX),
+                pages < RANGES_MAX,
                 "{}: {pages} pages",
                 test.name
             );
