@@ -182,6 +182,13 @@ mod tests {
     }
 
     #[test]
+    fn json_counts_each_outcome_by_its_values() {
+        let json = serde_json::to_value(document()).expect("JSON");
+        assert_eq!(json["runs"][0]["outcomes"]["0:r0=0 1:r0=0"], 10);
+        assert_eq!(json["instances"], 20);
+    }
+
+    #[test]
     fn one_bad_run_is_named_and_makes_all_bad() {
         let mut document = document();
         assert!(document.is_good());

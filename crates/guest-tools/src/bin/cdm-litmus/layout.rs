@@ -130,11 +130,7 @@ mod tests {
             );
             // One range is the program's own.
             let pages = layout.bytes() / PAGE_BYTES;
-            assert!(
-                pages < RANGES_MAX,
-                "{}: {pages} pages",
-                test.name
-            );
+            assert!(pages < RANGES_MAX, "{}: {pages} pages", test.name);
         }
     }
 }
