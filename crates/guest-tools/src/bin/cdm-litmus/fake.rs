@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A device of threads of this process, right or wrong on purpose: a litmus test that no
-//! broken device fails would prove nothing.
+//! The device's own model in this process, to run litmus tests on it without a guest, and
+//! devices that are wrong on purpose: a litmus test that none of them fails would prove
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::hint::spin_loop;
@@ -12,12 +13,17 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::Result;
+use cdm_backend::model::{Command, Device, GuestMemory, Link, LinkSpeed, Request, Shape};
 use cdm_guest_tools::accelerator::Code;
 use cdm_guest_tools::device::Answer;
 use cdm_guest_tools::memory::Mapping;
 use cdm_guest_tools::random::Random;
 use cdm_guest_tools::range::AddressRange;
-use cdm_protocol::{Instruction, MemoryOrder, Operator, Status};
+use cdm_protocol::{
+    CommandHeader, Instruction, MemoryOrder, Opcode, Operator, Range, Space, Status,
+};
+use vm_memory::VolatileSlice;
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::catalog::TESTS;
 use crate::run::{Accelerator, Place, Run, run};
@@ -27,6 +33,7 @@ use crate::tally::{Kind, Tally, Verdict};
 /// What is wrong with a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
+    /// It is the one that is tested.
     Nothing,
     /// Every access is relaxed, and barriers do nothing.
     ForgetsOrders,
@@ -44,7 +51,78 @@ enum Fault {
 
 struct Fake {
     fault: Fault,
+    model: Device,
     taken_in: Mutex<Vec<AddressRange>>,
+}
+
+/// Memory of this process as the device finds it: by its addresses.
+struct Guest<'a>([&'a Mapping; 2]);
+
+impl GuestMemory for Guest<'_> {
+    fn stretch(&self, address: u64, bytes: u64) -> Option<VolatileSlice<'_>> {
+        let Self(mappings) = self;
+        let (mapping, left) = mappings.iter().find_map(|mapping| {
+            let range = mapping.range();
+            let is_inside = (range.start()..range.end()).contains(&address);
+            is_inside.then(|| (mapping, range.end() - address))
+        })?;
+        let offset = address - mapping.address();
+        let first = mapping.words().as_ptr() as usize + offset as usize;
+        // SAFETY: the bytes lie in a mapping that is borrowed as long as the slice, all whose
+        // accesses are atomic or by raw copies.
+        Some(unsafe { VolatileSlice::new(first as *mut u8, left.min(bytes) as usize) })
+    }
+}
+
+/// The device as its process makes it.
+fn model() -> Device {
+    Device::new(&Shape {
+        memory: "256M".parse().unwrap(),
+        command_queues: 4,
+        engines: 0,
+        link: Link {
+            speed: LinkSpeed::Gt16,
+            width_lanes: 16,
+        },
+    })
+    .unwrap()
+}
+
+/// Carries a program out as the device's process does.
+fn run_on_model(model: &Device, code: &Code, memory: &Mapping, limit: u64) -> io::Result<Answer> {
+    let bytes = code.instructions().as_bytes();
+    let home = Mapping::anonymous(bytes.len())?;
+    home.write_bytes(bytes);
+    let header = CommandHeader {
+        opcode: Opcode::PROGRAM,
+        num_src: 1.into(),
+        num_dst: 1.into(),
+        repeat: (code.instructions().len() as u32).into(),
+        arg1: limit.into(),
+        ..CommandHeader::new_zeroed()
+    };
+    let range = |mapping: &Mapping, bytes: usize| Range {
+        space: Space::GUEST,
+        reserved: [0.into(); 3],
+        address: mapping.address().into(),
+        bytes: (bytes as u64).into(),
+    };
+    let ranges = [range(&home, bytes.len()), range(memory, memory.bytes())];
+    let request = [header.as_bytes(), ranges.as_bytes()].concat();
+    let guest = Guest([&home, memory]);
+    let command = Command::parse(&Request::new(&request, request.len() as u64));
+    let completion = match model.begin(command, &guest) {
+        Err(completion) => completion,
+        Ok(task) => {
+            model.work(&task, &guest, &|| false);
+            model.finish(&task)
+        }
+    };
+    Ok(Answer {
+        status: completion.status,
+        result: completion.result.get(),
+        bytes_done: completion.bytes_done.get(),
+    })
 }
 
 /// Looks away for a moment.
@@ -200,6 +278,9 @@ impl Accelerator for Fake {
             result,
             bytes_done: 0,
         };
+        if self.fault == Fault::Nothing {
+            return run_on_model(&self.model, code, memory, limit);
+        }
         if self.fault == Fault::Refuses {
             return Ok(answer(Status::HOST_ERROR, 0));
         }
@@ -251,6 +332,7 @@ fn run_on(
 ) -> Result<Tally> {
     let fake = Fake {
         fault,
+        model: model(),
         taken_in: Mutex::default(),
     };
     let place = Place::Mixed;
@@ -266,7 +348,7 @@ fn run_on(
 const ENOUGH: u64 = 4_000_000;
 
 #[test]
-fn right_device_passes_every_test_with_every_casting() {
+fn device_passes_every_test_with_every_casting() {
     for test in TESTS {
         for &casting in test.castings {
             let mut batches = 0;
