@@ -51,6 +51,33 @@ pub struct QueueState {
     pub queue_errors: u64,
     /// Whether a fault keeps it from taking its next request.
     pub is_stalled: bool,
+    /// What its commands did to the device's own memory.
+    #[serde(default)]
+    pub own: AccessState,
+    /// What they did to the guest's memory, across the link.
+    #[serde(default)]
+    pub link: AccessState,
+    /// How long its commands take on the simulated link and memory, in picoseconds; not there if
+    /// nothing is simulated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub simulated_ps: Option<u64>,
+}
+
+/// Accesses to memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessState {
+    /// Accesses that read: data come to the device.
+    pub reads: u64,
+    /// Bytes of those.
+    pub read_bytes: u64,
+    /// Accesses that write: data go away from the device.
+    pub writes: u64,
+    /// Bytes of those.
+    pub write_bytes: u64,
+    /// Accesses that do both in one.
+    pub atomics: u64,
+    /// Bytes of those, each way.
+    pub atomic_bytes: u64,
 }
 
 /// A fault that was set.

@@ -36,6 +36,7 @@ pub fn parts() -> &'static Parts {
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
+                timing: None,
             },
         };
         Parts {

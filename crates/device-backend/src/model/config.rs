@@ -3,6 +3,7 @@
 //! Content of the config space: what the device tells a driver about itself.
 
 use super::MemorySize;
+use super::link::Timing;
 use cdm_protocol::{
     AGENTS_MAX, Agent, AgentKind, COMMAND_QUEUES_MAX, Config, FEATURES_ALL, MAGIC, POOLS_MAX, Pool,
     PoolKind, VERSION_MAJOR, VERSION_MINOR,
@@ -19,7 +20,8 @@ pub enum LinkSpeed {
 }
 
 impl LinkSpeed {
-    fn megatransfers(self) -> u32 {
+    /// Megatransfers a second.
+    pub fn megatransfers(self) -> u32 {
         match self {
             Self::Gt16 => 16_000,
             Self::Gt25 => 25_000,
@@ -34,6 +36,8 @@ pub struct Link {
     pub speed: LinkSpeed,
     /// Number of lanes.
     pub width_lanes: u16,
+    /// What accesses cost; without it they take as long as this process takes.
+    pub timing: Option<Timing>,
 }
 
 /// All that distinguishes one device from another.
@@ -107,6 +111,7 @@ mod tests {
             link: Link {
                 speed: LinkSpeed::Gt25,
                 width_lanes: 8,
+                timing: None,
             },
         }
         .config()

@@ -3,6 +3,7 @@
 //! The device: its memory, its state, and what it does with a request.
 
 use super::exec::{self, Progress, Word, Words};
+use super::link::{Pace, Picoseconds, Side, Traffic};
 use super::operand::Operand;
 use super::request::{
     AtomicWidth, Code, ControlOperation, Extent, Operation, ParsedCommand, Place, Refusal, Request,
@@ -23,6 +24,7 @@ pub struct Device {
     state: RwLock<DriverState>,
     queues: Vec<CommandQueue>,
     engines: u16,
+    pace: Pace,
 }
 
 /// A command whose form was checked, or the reason why it will not be carried out.
@@ -89,6 +91,7 @@ impl Device {
             state: RwLock::default(),
             queues: queues.collect(),
             engines: shape.engines,
+            pace: Pace::new(&shape.link),
         })
     }
 
@@ -192,7 +195,7 @@ impl Device {
             // All ranges are found before any byte is moved, so a bad one changes nothing.
             self.resolve(&command.source, 0, &state, guest)?;
             self.resolve(&command.destination, num_src, &state, guest)?;
-            Ok(Task::new(command, state))
+            Ok(Task::new(command, state, self.pace.begin()))
         };
         command.0.and_then(begin).map_err(Completion::from)
     }
@@ -207,10 +210,33 @@ impl Device {
             }
             let Some(chunk) = task.take() else { return };
             match self.run(task, &chunk, guest, cancelled) {
-                Ok(progress) => task.note(&chunk, progress),
+                Ok((progress, traffic)) => {
+                    self.pace.account(task.visit(), &traffic);
+                    task.note(&chunk, progress);
+                }
                 Err(refusal) => return task.refuse(refusal),
             }
+            // What is cancelled meanwhile is not done.
+            self.hold_back(task, &|| task.is_taken() || cancelled());
         }
+    }
+
+    /// Waits, after the last chunk, until the task's simulated time has passed, unless it is
+    /// cancelled.
+    pub fn settle(&self, task: &Task, cancelled: &dyn Fn() -> bool) {
+        self.hold_back(task, cancelled);
+    }
+
+    /// Whether accesses to memory take simulated time.
+    pub fn is_timed(&self) -> bool {
+        self.pace.is_on()
+    }
+
+    /// What a task that nobody works on any more did to memory, and how long that takes, if the
+    /// device's link takes time.
+    pub fn account(&self, task: &Task) -> (Traffic, Option<Picoseconds>) {
+        let visit = task.visit().lock().unwrap_or_else(PoisonError::into_inner);
+        (*visit.traffic(), self.pace.duration(&visit))
     }
 
     /// The completion of a task that nobody works on any more.
@@ -219,6 +245,13 @@ impl Device {
             Ok(progress) => progress.into(),
             Err(refusal) => refusal.into(),
         }
+    }
+
+    /// Waits for the task's simulated time, as long as there is a reason to. There is none while
+    /// the guest stands still until its commands have ended.
+    fn hold_back(&self, task: &Task, is_over: &dyn Fn() -> bool) {
+        let is_stopping = || self.queues.iter().any(CommandQueue::is_stopping);
+        self.pace.wait(task.visit(), &|| is_over() || is_stopping());
     }
 
     fn begin_map(&self) -> ControlStep {
@@ -251,13 +284,15 @@ impl Device {
         chunk: &Chunk,
         guest: &dyn GuestMemory,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Progress, Refusal> {
+    ) -> Result<(Progress, Traffic), Refusal> {
         let num_src = chunk.source.len();
         let source = self.resolve(&chunk.source, 0, task.state(), guest)?;
         let destination = self.resolve(&chunk.destination, num_src, task.state(), guest)?;
         let word =
             |width| word(&destination, width).ok_or(Refusal::of_range(Status::MISALIGNED, num_src));
-        Ok(match task.command().operation {
+        let mut counted = Traffic::default();
+        let operation = task.command().operation;
+        let progress = match operation {
             Operation::Nop => Progress::finished(0, 0),
             Operation::Fill(pattern) => exec::fill(&destination, &pattern),
             Operation::Copy => exec::copy(&source, &destination),
@@ -281,11 +316,16 @@ impl Device {
                 exec::axpy(&source, &destination, elements, factor, cancelled)
             }
             Operation::PointerChase { first, base, hops } => {
-                exec::chase(&words(&source, 0)?, first, base, hops, cancelled)
+                let words = words(&source, 0)?;
+                let progress = exec::chase(&words, first, base, hops, cancelled);
+                counted = words.traffic();
+                progress
             }
             Operation::Histogram { width, bins } => {
                 let counters = words(&destination, num_src)?;
-                exec::histogram(&source, &counters, width, bins, cancelled)
+                let progress = exec::histogram(&source, &counters, width, bins, cancelled);
+                counted = counters.traffic();
+                progress
             }
             Operation::Program {
                 instructions,
@@ -297,9 +337,13 @@ impl Device {
                 let mut bytes = vec![0; instructions as usize * size_of::<Instruction>()];
                 source.stream().read(&mut bytes);
                 let code = Code::parse(&bytes)?;
-                exec::program(&code, &words, argument, limit, cancelled)
+                let progress = exec::program(&code, &words, argument, limit, cancelled);
+                counted = words.traffic();
+                progress
             }
-        })
+        };
+        let traffic = exec::traffic(&operation, &source, &destination, &progress, counted);
+        Ok((progress, traffic))
     }
 
     /// Finds the memory behind a list whose first range has index `first_index`.
@@ -337,7 +381,7 @@ impl Device {
         if state.is_protected(address, bytes) {
             return Err(Status::PROTECTED);
         }
-        operand.push(slice);
+        operand.push(slice, Side::Own);
         Ok(())
     }
 
@@ -362,7 +406,7 @@ fn resolve_guest<'m>(
         let slice = guest.stretch(address, bytes).ok_or(Status::BAD_ADDRESS)?;
         let found = slice.len() as u64;
         debug_assert!((1..=bytes).contains(&found));
-        operand.push(slice);
+        operand.push(slice, Side::Link);
         bytes -= found;
         // Wraps only with nothing left to find, or to an address that is refused there.
         address = address.wrapping_add(found);

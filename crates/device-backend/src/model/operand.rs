@@ -2,6 +2,7 @@
 
 //! Operands in memory: a checked list of ranges, resolved to mapped slices.
 
+use super::link::Side;
 use vm_memory::VolatileSlice;
 
 /// One operand: slices that follow each other logically, wherever they lie.
@@ -13,14 +14,17 @@ use vm_memory::VolatileSlice;
 #[derive(Debug, Default)]
 pub struct Operand<'m> {
     slices: Vec<VolatileSlice<'m>>,
+    /// Where each of them is.
+    sides: Vec<Side>,
 }
 
 impl<'m> Operand<'m> {
     /// Appends a slice.
-    pub fn push(&mut self, slice: VolatileSlice<'m>) {
+    pub fn push(&mut self, slice: VolatileSlice<'m>, side: Side) {
         // INVARIANT: an empty slice adds nothing and stays out.
         if !slice.is_empty() {
             self.slices.push(slice);
+            self.sides.push(side);
         }
     }
 
@@ -32,6 +36,11 @@ impl<'m> Operand<'m> {
     /// The slices, first one first.
     pub fn slices(&self) -> &[VolatileSlice<'m>] {
         &self.slices
+    }
+
+    /// Where each of the slices is.
+    pub fn sides(&self) -> &[Side] {
+        &self.sides
     }
 
     /// Goes through the operand as one stream of bytes, whatever its cut.
@@ -173,7 +182,7 @@ mod tests {
     fn operand<'m>(buffers: &'m mut [Vec<u8>]) -> Operand<'m> {
         let mut operand = Operand::default();
         for buffer in buffers {
-            operand.push(VolatileSlice::from(buffer.as_mut_slice()));
+            operand.push(VolatileSlice::from(buffer.as_mut_slice()), Side::Own);
         }
         operand
     }

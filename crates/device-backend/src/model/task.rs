@@ -7,6 +7,7 @@
 //! however many threads there were.
 
 use super::exec::Progress;
+use super::link::Visit;
 use super::request::{Extent, Operation, ParsedCommand, Refusal};
 use super::state::DriverState;
 use cdm_protocol::COMPARE_EQUAL;
@@ -30,6 +31,8 @@ pub struct Task {
     /// Chunks from this one on are not worth taking any more.
     end: AtomicU64,
     found: Mutex<Found>,
+    /// What it did to memory, and how long that takes.
+    visit: Mutex<Visit>,
 }
 
 /// What came out of the chunks.
@@ -55,7 +58,7 @@ pub struct Chunk {
 
 impl Task {
     /// A command of which nothing is done yet.
-    pub fn new(command: ParsedCommand, state: DriverState) -> Self {
+    pub fn new(command: ParsedCommand, state: DriverState, visit: Visit) -> Self {
         let num_chunks = match is_cut(&command) {
             true => command.bytes().div_ceil(CHUNK_BYTES),
             false => 1,
@@ -67,6 +70,7 @@ impl Task {
             taken: AtomicU64::new(0),
             end: AtomicU64::new(num_chunks),
             found: Mutex::default(),
+            visit: Mutex::new(visit),
         }
     }
 
@@ -84,6 +88,16 @@ impl Task {
     /// What the driver had set up.
     pub fn state(&self) -> &DriverState {
         &self.state
+    }
+
+    /// What it did to memory so far.
+    pub fn visit(&self) -> &Mutex<Visit> {
+        &self.visit
+    }
+
+    /// Whether nobody can take a chunk any more.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) >= self.end.load(Ordering::Relaxed)
     }
 
     /// The next chunk, which the caller then does.

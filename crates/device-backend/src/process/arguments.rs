@@ -3,7 +3,7 @@
 //! The command line.
 
 use super::metrics;
-use crate::model::{Link, LinkSpeed, MemorySize, Shape};
+use crate::model::{Link, LinkSpeed, MemorySize, Shape, Timing, TimingError};
 use crate::sandbox::Level;
 use cdm_control_protocol::Fault;
 use cdm_protocol::COMMAND_QUEUES_MAX;
@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::thread;
 
 const AFTER_HELP: &str = "\
@@ -66,15 +67,19 @@ pub struct Arguments {
           value_parser = clap::value_parser!(u16).range(1..=i64::from(ENGINES_MAX)))]
     pub engines: Option<u16>,
 
-    /// Gigatransfers per second of each lane, as the config space tells it
+    /// Gigatransfers per second of each lane
     #[arg(long, value_name = "GT", default_value = "16")]
     pub link_speed: SpeedArgument,
 
-    /// Lanes of the link, as the config space tells it
+    /// Lanes of the link
     #[arg(long, value_name = "LANES", default_value = "16",
           value_parser = PossibleValuesParser::new(["1", "2", "4", "8", "16"])
               .try_map(|lanes| lanes.parse::<u16>()))]
     pub link_width: u16,
+
+    /// Whether accesses take simulated time: off, on, or such as on,link-ns=500,memory-ns=100
+    #[arg(long, value_name = "MODEL", default_value = "off")]
+    pub link_model: LinkModel,
 
     /// Answer questions and set faults at a Unix socket made at PATH
     #[arg(long, value_name = "PATH")]
@@ -112,6 +117,21 @@ pub enum SpeedArgument {
     Gt25,
 }
 
+/// Values of `--link-model`.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkModel(Option<Timing>);
+
+impl FromStr for LinkModel {
+    type Err = TimingError;
+
+    fn from_str(text: &str) -> Result<Self, TimingError> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => text.parse().map(|timing| Self(Some(timing))),
+        }
+    }
+}
+
 /// Values of `--log-format`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
@@ -134,6 +154,7 @@ impl Arguments {
                     SpeedArgument::Gt25 => LinkSpeed::Gt25,
                 },
                 width_lanes: self.link_width,
+                timing: self.link_model.0,
             },
         }
     }

@@ -2,8 +2,9 @@
 
 //! What the control socket and the metrics know of the device, and do to it.
 
+use crate::model::{Accesses, Side};
 use crate::vhost::Parts;
-use cdm_control_protocol::{Ask, QueueKind, QueueState, Response, State};
+use cdm_control_protocol::{AccessState, Ask, QueueKind, QueueState, Response, State};
 use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND};
 
 /// Everything that can be asked.
@@ -91,6 +92,26 @@ impl Observer {
             bytes: counters.bytes.get(),
             queue_errors: counters.queue_errors.get(),
             is_stalled: self.parts.faults.is_stalled(queue),
+            own: access_state(&counters.accesses(Side::Own)),
+            link: access_state(&counters.accesses(Side::Link)),
+            simulated_ps: (self.parts.device.is_timed())
+                .then(|| counters.simulated_picoseconds.get()),
         }
+    }
+}
+
+fn access_state(accesses: &Accesses) -> AccessState {
+    let Accesses {
+        reads,
+        writes,
+        atomics,
+    } = accesses;
+    AccessState {
+        reads: reads.accesses,
+        read_bytes: reads.bytes,
+        writes: writes.accesses,
+        write_bytes: writes.bytes,
+        atomics: atomics.accesses,
+        atomic_bytes: atomics.bytes,
     }
 }

@@ -3,6 +3,7 @@
 //! Counters, in Prometheus' terms.
 
 use super::{Ended, status_name};
+use crate::model::{Access, Accesses, Flow, Side, Traffic};
 use cdm_control_protocol::FaultKind;
 use cdm_protocol::Status;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -29,6 +30,13 @@ struct EndLabels {
     queue: u32,
     opcode: &'static str,
     status: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AccessLabels {
+    queue: u32,
+    memory: &'static str,
+    access: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -64,7 +72,91 @@ pub struct QueueCounters {
     pub bytes: Counter,
     /// Chains without room for a completion, and rings that made no sense.
     pub queue_errors: Counter,
+    /// How long commands take on a link that takes time, in all.
+    pub simulated_picoseconds: Counter,
+    own: AccessCounters,
+    link: AccessCounters,
     seconds: Histogram,
+}
+
+/// Accesses to one side.
+#[derive(Clone, Debug)]
+struct AccessCounters {
+    reads: FlowCounters,
+    writes: FlowCounters,
+    atomics: FlowCounters,
+}
+
+/// Accesses of one kind.
+#[derive(Clone, Debug)]
+struct FlowCounters {
+    accesses: Counter,
+    bytes: Counter,
+}
+
+impl FlowCounters {
+    fn add(&self, flow: Flow) {
+        self.accesses.inc_by(flow.accesses);
+        self.bytes.inc_by(flow.bytes);
+    }
+
+    fn get(&self) -> Flow {
+        Flow {
+            accesses: self.accesses.get(),
+            bytes: self.bytes.get(),
+        }
+    }
+}
+
+impl AccessCounters {
+    fn new(of: impl Fn(Access) -> FlowCounters) -> Self {
+        Self {
+            reads: of(Access::Read),
+            writes: of(Access::Write),
+            atomics: of(Access::Atomic),
+        }
+    }
+
+    fn add(&self, accesses: &Accesses) {
+        self.reads.add(accesses.reads);
+        self.writes.add(accesses.writes);
+        self.atomics.add(accesses.atomics);
+    }
+}
+
+impl QueueCounters {
+    /// Accesses to one side so far.
+    pub fn accesses(&self, side: Side) -> Accesses {
+        let counters = match side {
+            Side::Own => &self.own,
+            Side::Link => &self.link,
+        };
+        Accesses {
+            reads: counters.reads.get(),
+            writes: counters.writes.get(),
+            atomics: counters.atomics.get(),
+        }
+    }
+
+    fn add(&self, traffic: &Traffic) {
+        self.own.add(traffic.of(Side::Own));
+        self.link.add(traffic.of(Side::Link));
+    }
+}
+
+fn side_name(side: Side) -> &'static str {
+    match side {
+        Side::Own => "own",
+        Side::Link => "link",
+    }
+}
+
+fn access_name(access: Access) -> &'static str {
+    match access {
+        Access::Read => "read",
+        Access::Write => "write",
+        Access::Atomic => "atomic",
+    }
 }
 
 impl Counters {
@@ -101,13 +193,48 @@ impl Counters {
             Unit::Seconds,
             seconds.clone(),
         );
+        let simulated = Family::<QueueLabel, Counter>::default();
+        let accesses = Family::<AccessLabels, Counter>::default();
+        let access_bytes = Family::<AccessLabels, Counter>::default();
+        registry.register(
+            "simulated_picoseconds",
+            "How long commands take on the simulated link and memory",
+            simulated.clone(),
+        );
+        registry.register(
+            "accesses",
+            "Accesses of commands to the device's own memory and across the link",
+            accesses.clone(),
+        );
+        registry.register_with_unit(
+            "access",
+            "Bytes of those accesses",
+            Unit::Bytes,
+            access_bytes.clone(),
+        );
         let queues = (0..u32::from(num_queues)).map(|queue| {
             let label = QueueLabel { queue };
+            let side = |side| {
+                AccessCounters::new(|access| {
+                    let labels = AccessLabels {
+                        queue,
+                        memory: side_name(side),
+                        access: access_name(access),
+                    };
+                    FlowCounters {
+                        accesses: accesses.get_or_create(&labels).clone(),
+                        bytes: access_bytes.get_or_create(&labels).clone(),
+                    }
+                })
+            };
             QueueCounters {
                 requests: requests.get_or_create(&label).clone(),
                 errors: errors.get_or_create(&label).clone(),
                 bytes: bytes.get_or_create(&label).clone(),
                 queue_errors: queue_errors.get_or_create(&label).clone(),
+                simulated_picoseconds: simulated.get_or_create(&label).clone(),
+                own: side(Side::Own),
+                link: side(Side::Link),
                 seconds: seconds.get_or_create(&label).clone(),
             }
         });
@@ -166,6 +293,11 @@ impl Counters {
         if ended.completion.status != Status::OK {
             queue.errors.inc();
         }
+        queue.add(ended.traffic);
+        // The sum of so many days that it does not fit ends where the counter ends.
+        let simulated = ended.simulated.unwrap_or_default();
+        let simulated = u64::try_from(simulated).unwrap_or(u64::MAX);
+        queue.simulated_picoseconds.inc_by(simulated);
         queue.seconds.observe(ended.began.elapsed().as_secs_f64());
         let labels = EndLabels {
             queue: ended.queue.into(),
@@ -202,6 +334,8 @@ mod tests {
     #[test]
     fn requests_are_counted_by_queue_operation_and_status() {
         let counters = Counters::new(3);
+        let mut traffic = Traffic::default();
+        traffic.add_stream(Side::Link, Access::Read, Flow::lines(0, 100));
         for (status, bytes) in [
             (Status::OK, 100u64),
             (Status::OK, 11),
@@ -217,6 +351,8 @@ mod tests {
                     ..Completion::new_zeroed()
                 },
                 hits: &[FaultKind::Delay],
+                traffic: &traffic,
+                simulated: Some(1_500),
             });
         }
         let text = counters.to_text();
@@ -229,6 +365,10 @@ mod tests {
             "cdm_completions_total{queue=\"2\",opcode=\"COPY\",status=\"OK\"} 2",
             "cdm_completions_total{queue=\"2\",opcode=\"COPY\",status=\"BAD_ADDRESS\"} 1",
             "cdm_faults_injected_total{kind=\"delay\"} 3",
+            "cdm_accesses_total{queue=\"2\",memory=\"link\",access=\"read\"} 6",
+            "cdm_access_bytes_total{queue=\"2\",memory=\"link\",access=\"read\"} 300",
+            "cdm_access_bytes_total{queue=\"2\",memory=\"own\",access=\"read\"} 0",
+            "cdm_simulated_picoseconds_total{queue=\"2\"} 4500",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");

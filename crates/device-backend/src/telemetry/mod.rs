@@ -8,6 +8,7 @@ mod trace;
 pub use counters::{Counters, QueueCounters};
 pub use trace::{Trace, TraceFile};
 
+use crate::model::{Picoseconds, Traffic};
 use cdm_control_protocol::FaultKind;
 use cdm_protocol::Completion;
 use std::time::Instant;
@@ -33,6 +34,10 @@ pub struct Ended<'a> {
     pub completion: &'a Completion,
     /// Faults that hit it.
     pub hits: &'a [FaultKind],
+    /// What it did to memory.
+    pub traffic: &'a Traffic,
+    /// How long that takes, on a link that takes time.
+    pub simulated: Option<Picoseconds>,
 }
 
 /// The operation of a request that nobody could read, or that has no name.

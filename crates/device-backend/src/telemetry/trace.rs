@@ -96,6 +96,9 @@ impl Trace {
         let mut args = Map::new();
         args.insert("status".to_owned(), status_name(completion).into());
         args.insert("bytes".to_owned(), completion.bytes_done.get().into());
+        if let Some(picoseconds) = ended.simulated {
+            args.insert("simulated_us".to_owned(), (picoseconds as f64 / 1e6).into());
+        }
         if !ended.hits.is_empty() {
             let hits: Vec<_> = ended.hits.iter().map(|kind| kind.name()).collect();
             args.insert("faults".to_owned(), hits.into());

@@ -431,6 +431,7 @@ mod tests {
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
+                timing: None,
             },
         };
         let num_queues = QUEUE_FIRST_COMMAND + command_queues;

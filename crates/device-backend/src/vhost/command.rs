@@ -158,6 +158,9 @@ impl Taken {
             self.is_cancelled() || (waits_for_guest && self.queue().is_stopping())
         });
         crew.dismiss();
+        self.device().settle(&task, &|| self.is_cancelled());
+        let (traffic, simulated) = self.device().account(&task);
+        self.passage.did(&traffic, simulated);
         self.device().finish(&task)
     }
 

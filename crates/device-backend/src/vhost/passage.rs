@@ -9,6 +9,7 @@ use super::command::with_status;
 use super::guest_view::GuestView;
 use super::ring::{Broken, Ring};
 use crate::fault::{Effects, Leave};
+use crate::model::{Picoseconds, Traffic};
 use crate::telemetry::{Ended, UNKNOWN};
 use cdm_protocol::Completion;
 use std::sync::PoisonError;
@@ -34,6 +35,8 @@ pub struct Passage {
     opcode: &'static str,
     began: Instant,
     effects: Effects,
+    traffic: Traffic,
+    simulated: Option<Picoseconds>,
 }
 
 /// A chain that is given back after the next one of its queue.
@@ -56,12 +59,20 @@ impl Passage {
             opcode: UNKNOWN,
             began: Instant::now(),
             effects: shared.faults.take(queue),
+            traffic: Traffic::default(),
+            simulated: None,
         }
     }
 
     /// Says which operation it is.
     pub fn is_for(&mut self, opcode: Option<&'static str>) {
         self.opcode = opcode.unwrap_or(UNKNOWN);
+    }
+
+    /// Says what it did to memory, and how long that takes on a link that takes time.
+    pub fn did(&mut self, traffic: &Traffic, simulated: Option<Picoseconds>) {
+        self.traffic = *traffic;
+        self.simulated = simulated;
     }
 
     /// What it ends with instead of being carried out.
@@ -84,6 +95,8 @@ impl Passage {
             began: self.began,
             completion,
             hits: &self.effects.hits,
+            traffic: &self.traffic,
+            simulated: self.simulated,
         });
         let mut bytes = [0; size_of::<Completion>()];
         bytes.copy_from_slice(completion.as_bytes());

@@ -9,6 +9,7 @@ mod faults;
 mod guest;
 mod hostile;
 mod lifetime;
+mod link;
 mod malformed;
 mod process;
 mod queue;

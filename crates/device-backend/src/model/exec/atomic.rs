@@ -5,8 +5,10 @@
 //! atomic towards ours.
 
 use super::Progress;
+use crate::model::link::{Access, Flow, Side, Traffic};
 use crate::model::operand::Operand;
 use crate::model::request::AtomicWidth;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vm_memory::VolatileSlice;
 
@@ -115,8 +117,11 @@ impl<'m> Word<'m> {
 #[derive(Debug)]
 pub struct Words<'o, 'm> {
     slices: &'o [VolatileSlice<'m>],
+    sides: &'o [Side],
     starts: Vec<u64>,
     bytes: u64,
+    /// What was made of them.
+    traffic: Cell<Traffic>,
 }
 
 impl<'o, 'm> Words<'o, 'm> {
@@ -136,26 +141,32 @@ impl<'o, 'm> Words<'o, 'm> {
         }
         Some(Self {
             slices,
+            sides: operand.sides(),
             starts,
             bytes,
+            traffic: Cell::default(),
         })
     }
 
-    /// The word at `offset`, if it is a multiple of `width` inside the operand.
-    pub fn at(&self, offset: u64, width: AtomicWidth) -> Option<Word<'m>> {
+    /// The word at `offset`, if it is a multiple of `width` inside the operand; for one access,
+    /// which is counted.
+    pub fn at(&self, offset: u64, width: AtomicWidth, access: Access) -> Option<Word<'m>> {
         if offset >= self.bytes || !offset.is_multiple_of(width.bytes()) {
             return None;
         }
         let index = self.starts.partition_point(|&start| start <= offset) - 1;
         let inside = usize::try_from(offset - self.starts[index]).ok()?;
         let bytes = width.bytes() as usize;
-        Word::new(self.slices[index].subslice(inside, bytes).ok()?, width)
+        let word = Word::new(self.slices[index].subslice(inside, bytes).ok()?, width)?;
+        let mut traffic = self.traffic.get();
+        traffic.add_singles(self.sides[index], access, Flow::words(1, width.bytes()));
+        self.traffic.set(traffic);
+        Some(word)
     }
 
-    /// Every eight-byte word, first one first.
-    pub fn all(&self) -> impl Iterator<Item = Word<'m>> {
-        let offsets = (0..self.bytes).step_by(8);
-        offsets.filter_map(|offset| self.at(offset, AtomicWidth::Eight))
+    /// The accesses so far, each of which was waited for.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic.get()
     }
 }
 

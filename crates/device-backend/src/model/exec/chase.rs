@@ -4,6 +4,7 @@
 //! before the one before it has ended.
 
 use super::{Progress, Words};
+use crate::model::link::Access;
 use crate::model::request::AtomicWidth;
 use cdm_protocol::Status;
 use std::sync::atomic::Ordering;
@@ -30,7 +31,7 @@ pub fn chase(
             return Progress::cancelled(done);
         }
         let offset = pointer.wrapping_sub(base);
-        match words.at(offset, AtomicWidth::Eight) {
+        match words.at(offset, AtomicWidth::Eight, Access::Read) {
             Some(word) => pointer = word.load(Ordering::Relaxed),
             None => return Progress::stopped(Status::BAD_POINTER, done),
         }

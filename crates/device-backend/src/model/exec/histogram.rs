@@ -3,8 +3,9 @@
 //! HISTOGRAM: how many elements of a vector fall into each bin.
 
 use super::{Progress, Words};
+use crate::model::link::Access;
 use crate::model::operand::Operand;
-use crate::model::request::Bins;
+use crate::model::request::{AtomicWidth, Bins};
 use std::sync::atomic::Ordering;
 
 /// Bytes between two looks at the cancellation, and size of the bounce buffer.
@@ -27,7 +28,7 @@ pub fn histogram(
     let mut done = 0;
     loop {
         if cancelled() {
-            return Progress::cancelled(0);
+            return Progress::cancelled(0).touching(done);
         }
         let bytes = stream.read(&mut bounce);
         if bytes == 0 {
@@ -44,8 +45,11 @@ pub fn histogram(
         }
         done += bytes as u64;
     }
-    for (counter, count) in counters.all().zip(counts) {
-        if count != 0 {
+    for (offset, count) in (0..).step_by(8).zip(counts) {
+        if count == 0 {
+            continue;
+        }
+        if let Some(counter) = counters.at(offset, AtomicWidth::Eight, Access::Atomic) {
             counter.fetch_add(count, Ordering::SeqCst);
         }
     }

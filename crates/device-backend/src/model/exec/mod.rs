@@ -13,6 +13,7 @@ mod atomic;
 mod chase;
 mod histogram;
 mod program;
+mod traffic;
 mod transfer;
 mod vector;
 
@@ -20,6 +21,7 @@ pub use atomic::{Word, Words, compare_swap, fetch_add};
 pub use chase::chase;
 pub use histogram::histogram;
 pub use program::program;
+pub use traffic::traffic;
 pub use transfer::{checksum, compare, copy, fill};
 pub use vector::{axpy, sum};
 
@@ -35,6 +37,8 @@ pub struct Progress {
     pub bytes_done: u64,
     /// How the command ended.
     pub status: Status,
+    /// Bytes of each operand that were looked at: `bytes_done`, unless it is said otherwise.
+    pub touched: u64,
 }
 
 impl Progress {
@@ -49,6 +53,7 @@ impl Progress {
             result: 0,
             bytes_done,
             status,
+            touched: bytes_done,
         }
     }
 
@@ -58,7 +63,13 @@ impl Progress {
             result,
             bytes_done,
             status: Status::OK,
+            touched: bytes_done,
         }
+    }
+
+    /// Looked at so many bytes of each operand for it.
+    pub fn touching(self, touched: u64) -> Self {
+        Self { touched, ..self }
     }
 }
 

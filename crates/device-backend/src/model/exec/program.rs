@@ -6,6 +6,7 @@
 //! so what the guest's CPUs may see of it is what the host's memory model allows.
 
 use super::{Progress, Words};
+use crate::model::link::Access;
 use crate::model::request::{Action, Code};
 use cdm_protocol::{PROGRAM_REGISTERS, Status};
 use std::hint;
@@ -37,7 +38,7 @@ pub fn program(
         next += 1;
         let (a, b) = (registers[instruction.a], registers[instruction.b]);
         let number = instruction.immediate;
-        let word = |width| words.at(a.wrapping_add(number), width);
+        let word = |width, access| words.at(a.wrapping_add(number), width, access);
         let outcome = match instruction.action {
             Action::End => return Progress::finished(registers[0], step + 1),
             Action::Set => number,
@@ -47,26 +48,26 @@ pub fn program(
             Action::And => a & b,
             // Less than 64: checked when the program was read.
             Action::ShiftLeft => a << number,
-            Action::Load { width, order } => match word(width) {
+            Action::Load { width, order } => match word(width, Access::Read) {
                 Some(word) => word.load(order),
                 None => return Progress::stopped(Status::BAD_POINTER, step),
             },
-            Action::Store { width, order } => match word(width) {
+            Action::Store { width, order } => match word(width, Access::Write) {
                 Some(word) => {
                     word.store(b, order);
                     continue;
                 }
                 None => return Progress::stopped(Status::BAD_POINTER, step),
             },
-            Action::AtomicAdd { width, order } => match word(width) {
+            Action::AtomicAdd { width, order } => match word(width, Access::Atomic) {
                 Some(word) => word.fetch_add(b, order),
                 None => return Progress::stopped(Status::BAD_POINTER, step),
             },
-            Action::AtomicSwap { width, order } => match word(width) {
+            Action::AtomicSwap { width, order } => match word(width, Access::Atomic) {
                 Some(word) => word.swap(b, order),
                 None => return Progress::stopped(Status::BAD_POINTER, step),
             },
-            Action::AtomicCompareSwap { width, order } => match word(width) {
+            Action::AtomicCompareSwap { width, order } => match word(width, Access::Atomic) {
                 Some(word) => {
                     let expected = registers[instruction.d];
                     let (Ok(found) | Err(found)) = word.compare_swap(expected, b, order);

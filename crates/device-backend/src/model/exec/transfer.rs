@@ -68,7 +68,9 @@ pub fn compare(source: &Operand<'_>, destination: &Operand<'_>) -> Progress {
                 .zip(&*right_bytes)
                 .take_while(|(l, r)| l == r);
             let first_difference = done + equal.count() as u64;
-            return Progress::finished(first_difference, first_difference);
+            // The byte that differs was looked at too.
+            return Progress::finished(first_difference, first_difference)
+                .touching(first_difference + 1);
         }
         done += left.len() as u64;
     }

@@ -62,6 +62,30 @@ impl Elements {
         })
     }
 
+    /// Whether one follows the other without a gap.
+    pub fn is_dense(self) -> bool {
+        self.stride == self.number.bytes() as u64
+    }
+
+    /// Of the bytes `[from, to)` of the operand: how many elements have some, and how many
+    /// bytes those have there.
+    pub fn within(self, from: u64, to: u64) -> (u64, u64) {
+        let bytes = self.number.bytes() as u64;
+        // Numbers of elements: the first that reaches beyond `from`, and the first at or behind `to`.
+        let first = match from.checked_sub(bytes) {
+            Some(end) => end / self.stride + 1,
+            None => 0,
+        };
+        let last = to.div_ceil(self.stride);
+        if from >= to || first >= last {
+            return (0, 0);
+        }
+        let before = from.saturating_sub(first * self.stride);
+        let behind = ((last - 1) * self.stride + bytes).saturating_sub(to);
+        let count = last - first;
+        (count, count * bytes - before - behind)
+    }
+
     /// Cuts `total` bytes into pieces of which at most `max` bytes are read; `max` is at
     /// least one element.
     pub fn pieces(self, total: u64, max: u64) -> impl Iterator<Item = Piece> {
@@ -126,6 +150,22 @@ mod tests {
             prop_assert_eq!(place, total);
             let expected: Vec<u64> = (0..total).step_by(stride as usize).collect();
             prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn elements_within_a_part_are_those_that_have_bytes_there(
+            number in prop_oneof![Just(Number::U32), Just(Number::U64)],
+            (stride, from, length) in (1u64..6, 0u64..100, 0u64..100),
+        ) {
+            let bytes = number.bytes() as u64;
+            let elements = Elements { number, stride: stride * bytes };
+            let to = from + length;
+            let shares: Vec<u64> = (0..to)
+                .step_by(elements.stride as usize)
+                .map(|begin| (begin + bytes).min(to).saturating_sub(begin.max(from)))
+                .filter(|&share| share > 0)
+                .collect();
+            prop_assert_eq!(elements.within(from, to), (shares.len() as u64, shares.iter().sum()));
         }
     }
 }

@@ -2,7 +2,9 @@
 
 //! A device, some guest memory, and requests in bytes.
 
-use crate::model::{Command, ControlStep, Device, GuestMemory, Link, LinkSpeed, Request, Shape};
+use crate::model::{
+    Command, ControlStep, Device, GuestMemory, Link, LinkSpeed, Request, Shape, Timing,
+};
 use cdm_protocol::{
     CommandHeader, Completion, ControlOpcode, ControlRequest, Opcode, Range, Space, Status,
 };
@@ -42,6 +44,11 @@ pub struct Fixture {
 impl Fixture {
     /// A device that no driver has asked anything of.
     pub fn unmapped() -> Self {
+        Self::unmapped_on(None)
+    }
+
+    /// The same on a link that takes time, or none.
+    fn unmapped_on(timing: Option<Timing>) -> Self {
         let device = Device::new(&Shape {
             memory: "256M".parse().unwrap(),
             command_queues: 2,
@@ -49,6 +56,7 @@ impl Fixture {
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
+                timing,
             },
         });
         let regions = [
@@ -63,7 +71,12 @@ impl Fixture {
 
     /// A device that a driver has brought up.
     pub fn new() -> Self {
-        let fixture = Self::unmapped();
+        Self::on(None)
+    }
+
+    /// The same on a link that takes time, or none.
+    pub fn on(timing: Option<Timing>) -> Self {
+        let fixture = Self::unmapped_on(timing);
         let step = fixture.control(ControlOpcode::MAP_MEMORY, 0, 0);
         assert_eq!(step, ControlStep::MapMemory);
         assert_eq!(fixture.device.finish_map(true).status, Status::OK);

@@ -10,3 +10,4 @@ mod program;
 mod reference;
 mod refusals;
 mod reset;
+mod traffic;
