@@ -61,6 +61,9 @@ pub fn arguments(spec: &VmSpec, index: u8, run: &Path, logs: &Path) -> Vec<Strin
     for fault in &spec.faults {
         arguments.extend(["--fault".to_owned(), fault.to_string()]);
     }
+    if let Some(model) = &spec.link_model {
+        arguments.extend(["--link-model".to_owned(), model.clone()]);
+    }
     if spec.trace {
         let file = logs.join(format!("trace{index}.json"));
         arguments.extend(["--trace".to_owned(), path(file)]);
@@ -249,21 +252,29 @@ mod tests {
     }
 
     #[test]
-    fn faults_and_trace_of_the_machine_are_those_of_each_backend() {
+    fn faults_link_model_and_trace_of_the_machine_are_those_of_each_backend() {
         let (run, logs) = (Path::new("/run/cdm"), Path::new("/logs"));
         let mut spec = testing::spec();
         let plain = arguments(&spec, 1, run, logs);
         assert!(
             !plain
                 .iter()
-                .any(|word| word == "--fault" || word == "--trace")
+                .any(|word| ["--fault", "--link-model", "--trace"].contains(&word.as_str()))
         );
         spec.faults = vec!["drop,nth=5".parse().expect("a fault")];
+        spec.link_model = Some("on".to_owned());
         spec.trace = true;
         let added = &arguments(&spec, 1, run, logs)[plain.len()..];
         assert_eq!(
             added,
-            ["--fault", "drop,nth=5", "--trace", "/logs/trace1.json"]
+            [
+                "--fault",
+                "drop,nth=5",
+                "--link-model",
+                "on",
+                "--trace",
+                "/logs/trace1.json"
+            ]
         );
     }
 

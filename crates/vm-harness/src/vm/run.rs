@@ -99,6 +99,10 @@ pub struct RunVmArgs {
     #[arg(long = "fault", value_name = "SPEC")]
     faults: Vec<Fault>,
 
+    /// Have accesses of each device take simulated time: on, or such as on,link-ns=500
+    #[arg(long, value_name = "MODEL")]
+    link_model: Option<String>,
+
     /// Have each device write what it does into trace0.json (trace1.json, ...) beside the logs
     #[arg(long)]
     trace: bool,
@@ -153,6 +157,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         files,
         gdb: args.gdb,
         faults: args.faults,
+        link_model: args.link_model,
         trace: args.trace,
         ..VmSpec::new(kernel)
     };

@@ -232,6 +232,8 @@ pub struct VmSpec {
     pub gdb: Option<Gdb>,
     /// Faults that each device has from the start.
     pub faults: Vec<Fault>,
+    /// What accesses of each device cost, as the backend reads it; off without it.
+    pub link_model: Option<String>,
     /// Whether each device writes a trace into the folder of the logs.
     pub trace: bool,
 }
@@ -256,6 +258,7 @@ impl VmSpec {
             disks: Vec::new(),
             gdb: None,
             faults: Vec::new(),
+            link_model: None,
             trace: false,
         }
     }
