@@ -83,6 +83,7 @@ fn model() -> Device {
         link: Link {
             speed: LinkSpeed::Gt16,
             width_lanes: 16,
+            timing: None,
         },
     })
     .unwrap()
