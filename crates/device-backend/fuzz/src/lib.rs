@@ -11,7 +11,7 @@ use cdm_protocol::{QUEUE_EVENT, QUEUE_FIRST_COMMAND, QUEUE_SIZE};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
-use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
+use vhost_user_backend::{VhostUserBackend, VringT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
@@ -48,11 +48,13 @@ pub fn parts() -> &'static Parts {
     })
 }
 
+type Vring = <Adapter as VhostUserBackend>::Vring;
+
 /// A guest that is connected, with control, event and one command queue.
 pub struct Guest {
     adapter: Arc<Adapter>,
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
-    vrings: Vec<VringMutex>,
+    vrings: Vec<Vring>,
 }
 
 /// Where the rings of a queue are: descriptors, available ring, used ring.
@@ -74,9 +76,7 @@ impl Guest {
             .expect("it fits");
         let memory = GuestMemoryAtomic::new(memory);
         let num_queues = QUEUE_FIRST_COMMAND + 1;
-        let vrings: Vec<_> = (0..num_queues)
-            .map(|queue| ring(&memory, queue))
-            .collect();
+        let vrings: Vec<_> = (0..num_queues).map(|queue| ring(&memory, queue)).collect();
         adapter.update_memory(memory.clone()).expect("taken");
         parts.device.unplug();
         if is_mapped {
@@ -122,8 +122,8 @@ impl Guest {
     }
 }
 
-fn ring(memory: &GuestMemoryAtomic<GuestMemoryMmap>, queue: u16) -> VringMutex {
-    let vring = VringMutex::new(memory.clone(), QUEUE_SIZE).expect("a ring");
+fn ring(memory: &GuestMemoryAtomic<GuestMemoryMmap>, queue: u16) -> Vring {
+    let vring = Vring::new(memory.clone(), QUEUE_SIZE).expect("a ring");
     let [descriptors, avail, used] = rings(queue);
     vring.set_queue_size(QUEUE_SIZE);
     vring
@@ -174,7 +174,9 @@ fn watch() {
             continue;
         };
         let turn = guard.0;
-        let waited = changed.wait_timeout(guard, GUEST_TIME).expect("not poisoned");
+        let waited = changed
+            .wait_timeout(guard, GUEST_TIME)
+            .expect("not poisoned");
         guard = waited.0;
         if waited.1.timed_out() && guard.0 == turn {
             adapter.hang_up();

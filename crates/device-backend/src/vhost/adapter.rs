@@ -15,6 +15,7 @@ use super::mapper::Mapper;
 use super::passage::{Held, Served};
 use super::ring::{Broken, Ring};
 use super::turn::Turn;
+use super::vring::Vring;
 use crate::fault::Faults;
 use crate::model::{Device, FileIdentity};
 use crate::sandbox::{self, Sandbox};
@@ -29,7 +30,7 @@ use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{
     VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures,
 };
-use vhost_user_backend::{VhostUserBackend, VringMutex};
+use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -76,7 +77,7 @@ impl Shared {
     }
 
     /// Reports that something is wrong with a queue.
-    pub fn queue_error(&self, queue: u16, event: &VringMutex, guest: &GuestView) {
+    pub fn queue_error(&self, queue: u16, event: &Vring, guest: &GuestView) {
         let counters = &self.telemetry.counters;
         counters.queue(queue).queue_errors.inc();
         if !self.events.queue_error(queue, event, guest) {
@@ -205,8 +206,8 @@ impl Adapter {
     fn drain(
         &self,
         queue: u16,
-        vring: &VringMutex,
-        event: &VringMutex,
+        vring: &Vring,
+        event: &Vring,
         mut serve_one: impl FnMut() -> Result<Served, Broken>,
     ) {
         let turn = &self.shared.turns[usize::from(queue)];
@@ -246,7 +247,7 @@ impl Adapter {
 
 impl VhostUserBackend for Adapter {
     type Bitmap = ();
-    type Vring = VringMutex;
+    type Vring = Vring;
 
     fn num_queues(&self) -> usize {
         self.shared.turns.len()
@@ -381,7 +382,7 @@ impl VhostUserBackend for Adapter {
         &self,
         device_event: u16,
         _events: EventSet,
-        vrings: &[VringMutex],
+        vrings: &[Vring],
         thread: usize,
     ) -> io::Result<()> {
         let role = self.role(thread);

@@ -16,10 +16,10 @@ use super::engines::Crew;
 use super::guest_view::GuestView;
 use super::passage::{Passage, Served};
 use super::ring::{Broken, Ring};
+use super::vring::Vring;
 use crate::model::{Command, CommandQueue, Device, Request, Task, Ticket};
 use cdm_protocol::{Completion, Opcode, QUEUE_FIRST_COMMAND, Status};
 use std::sync::Arc;
-use vhost_user_backend::VringMutex;
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, FromZeros};
 
@@ -31,17 +31,17 @@ const LONG_COMMAND_BYTES: u64 = 64 << 10;
 #[derive(Clone, Copy)]
 pub struct CommandRings<'a> {
     /// The command queue itself.
-    pub command: &'a VringMutex,
+    pub command: &'a Vring,
     /// For errors that no completion can tell.
-    pub event: &'a VringMutex,
+    pub event: &'a Vring,
 }
 
 /// A command between the ring and its completion.
 struct Taken {
     shared: Arc<Shared>,
     index: u16,
-    vring: VringMutex,
-    event: VringMutex,
+    vring: Vring,
+    event: Vring,
     /// Guest memory when the command was taken: where its chain lies, and what it works on.
     guest: Arc<GuestView>,
     chain: Chain,

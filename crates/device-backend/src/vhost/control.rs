@@ -9,18 +9,18 @@ use super::guest_view::GuestView;
 use super::mapper::MapError;
 use super::passage::{Passage, Served};
 use super::ring::{Broken, Ring};
+use super::vring::Vring;
 use crate::model::{ControlStep, Line, Request};
 use cdm_protocol::{
     Completion, ControlOpcode, QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, Status,
 };
 use std::sync::Arc;
 use tracing::{debug, warn};
-use vhost_user_backend::VringMutex;
 
 /// Takes and carries out one control request. `vrings` are all queues of the device.
 ///
 /// The caller has the control queue's turn.
-pub fn serve_one(shared: &Arc<Shared>, vrings: &[VringMutex]) -> Result<Served, Broken> {
+pub fn serve_one(shared: &Arc<Shared>, vrings: &[Vring]) -> Result<Served, Broken> {
     let guest = shared.guest();
     let control = &vrings[usize::from(QUEUE_CONTROL)];
     let ring = Ring::new(control, &guest);
@@ -49,7 +49,7 @@ fn carry_out(
     shared: &Arc<Shared>,
     chain: &Chain,
     guest: &GuestView,
-    vrings: &[VringMutex],
+    vrings: &[Vring],
     passage: &mut Passage,
 ) -> Option<Completion> {
     let request = match chain.request(guest) {
@@ -85,7 +85,7 @@ fn carry_out(
 ///
 /// The queues' own workers may sleep, with chains in the ring that were never announced;
 /// so this worker goes through what is left itself, in turn with them.
-fn cancel_commands(shared: &Arc<Shared>, vrings: &[VringMutex]) -> u64 {
+fn cancel_commands(shared: &Arc<Shared>, vrings: &[Vring]) -> u64 {
     let queues = shared.device.queues();
     let rings = || (0u16..).zip(&vrings[usize::from(QUEUE_FIRST_COMMAND)..]);
     // All lines first, so that no queue works on while another is waited for.

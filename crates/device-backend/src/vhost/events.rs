@@ -5,9 +5,9 @@
 use super::chain::Chain;
 use super::guest_view::GuestView;
 use super::ring::{Broken, Ring};
+use super::vring::Vring;
 use cdm_protocol::{Event, EventKind, QUEUE_SIZE};
 use std::sync::{Mutex, PoisonError};
-use vhost_user_backend::VringMutex;
 use zerocopy::IntoBytes;
 
 /// Events that found no buffer.
@@ -22,7 +22,7 @@ impl Events {
     ///
     /// Any worker may call this; the lock keeps events in order.
     /// True if the driver was told.
-    pub fn queue_error(&self, queue: u16, vring: &VringMutex, guest: &GuestView) -> bool {
+    pub fn queue_error(&self, queue: u16, vring: &Vring, guest: &GuestView) -> bool {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         let ring = Ring::new(vring, guest);
         let event = Event {

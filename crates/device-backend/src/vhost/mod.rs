@@ -26,6 +26,7 @@ mod mapper;
 mod passage;
 mod ring;
 mod turn;
+mod vring;
 
 pub use adapter::{Adapter, Parts};
 pub use connection::{Connection, ConnectionError};

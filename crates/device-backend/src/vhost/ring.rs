@@ -4,15 +4,16 @@
 
 use super::chain::Chain;
 use super::guest_view::GuestView;
+use super::vring::Vring;
 use std::ops::DerefMut;
 use std::sync::atomic::Ordering;
 use tracing::debug;
-use vhost_user_backend::{VringMutex, VringT};
+use vhost_user_backend::VringT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 /// A virtqueue together with the guest memory that it lies in.
 pub struct Ring<'a> {
-    vring: &'a VringMutex,
+    vring: &'a Vring,
     guest: &'a GuestView,
 }
 
@@ -22,7 +23,7 @@ pub struct Broken;
 
 impl<'a> Ring<'a> {
     /// The ring as it is now; a new one is made for each chain, since memory may change.
-    pub fn new(vring: &'a VringMutex, guest: &'a GuestView) -> Self {
+    pub fn new(vring: &'a Vring, guest: &'a GuestView) -> Self {
         Self { vring, guest }
     }
 

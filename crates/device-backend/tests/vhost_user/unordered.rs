@@ -93,15 +93,10 @@ fn unordered_nop() -> Vec<u8> {
     flagged(header(Opcode::NOP), FLAG_UNORDERED, 0, &[], &[])
 }
 
-/// Makes commands available with a single kick.
-///
-/// One more could reach a worker of vhost-user-backend 0.24 while its queue is stopped and
-/// started again: it then finds the new eventfd empty, and ends for good.
-fn post_together(guest: &mut Guest, queue: u16, requests: &[Vec<u8>]) -> Vec<Pending> {
-    let post = |request: &Vec<u8>| guest.post_silently(queue, request);
-    let pending: Vec<_> = requests.iter().map(post).collect();
-    guest.queues[usize::from(queue)].kick_if_wanted(pending.len() as u16);
-    pending
+/// Makes commands available, each with its kick.
+fn post_all(guest: &mut Guest, queue: u16, requests: &[Vec<u8>]) -> Vec<Pending> {
+    let post = |request: &Vec<u8>| guest.post(queue, request);
+    requests.iter().map(post).collect()
 }
 
 fn open_gate(guest: &Guest) {
@@ -202,12 +197,8 @@ fn more_unordered_commands_than_engines_and_places_do_not_block_a_reset() {
 #[test]
 fn no_engine_touches_memory_after_a_virtio_reset_which_does_not_wait_for_programs() {
     let (_backend, mut guest) = start();
-    let mut pending = post_together(&mut guest, COMMAND, &vec![waiting(FLAG_UNORDERED, 0); 6]);
-    pending.extend(post_together(
-        &mut guest,
-        COMMAND + 1,
-        &vec![waiting(0, 0); 2],
-    ));
+    let mut pending = post_all(&mut guest, COMMAND, &vec![waiting(FLAG_UNORDERED, 0); 6]);
+    pending.extend(post_all(&mut guest, COMMAND + 1, &vec![waiting(0, 0); 2]));
     wait_for_arrivals(&guest, 4);
     guest.virtio_reset();
     let completions: Vec<_> = pending.iter().map(|p| guest.completion(p)).collect();
@@ -237,7 +228,7 @@ fn copies_that_engines_share_end_before_a_virtio_reset_does() {
             &[device(half, bytes)],
         );
         // The first to be there shows that the kick has been heard.
-        post_together(
+        post_all(
             &mut guest,
             COMMAND,
             &[unordered_nop(), copy.clone(), copy.clone(), copy],
