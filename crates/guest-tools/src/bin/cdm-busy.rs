@@ -7,8 +7,9 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Device, Direction, Span};
@@ -19,8 +20,8 @@ use nix::sys::mman::MmapAdvise;
 /// Pages of each piece of memory that is not a folio of 2 MiB.
 const PAGES: usize = 256;
 
-/// How often something was done, and the error that it ended with.
-type End = (u64, io::Error);
+/// Between two looks whether work has begun.
+const LOOK: Duration = Duration::from_millis(10);
 
 fn filled(seed: u64) -> io::Result<Mapping> {
     let memory = Mapping::anonymous(PAGES * PAGE_BYTES)?;
@@ -39,40 +40,45 @@ fn to_device(device: &Device, memory: &Mapping) -> Result<()> {
     Ok(())
 }
 
-/// Has the device copy, and add up what it copied, until it does not.
-fn compute(device: &Device, from: &Mapping, to: &Mapping) -> Result<End> {
-    let expected = from.crc32c(from.bytes());
-    for round in 0.. {
+/// Has the device copy, and add up what it copied, until it does not; the error then.
+fn compute(
+    device: &Device,
+    from: &Mapping,
+    to: &Mapping,
+    expected: u32,
+    rounds: &AtomicU64,
+) -> Result<io::Error> {
+    loop {
         let copied = device.copy((from, Span::all(from)), (to, Span::all(to)));
         let sum = match copied.and_then(|answer| {
             answer.ok()?;
             device.checksum(to, Span::all(to), 0)
         }) {
             Ok(sum) => sum,
-            Err(error) => return Ok((round, error)),
+            Err(error) => return Ok(error),
         };
+        let round = rounds.fetch_add(1, Relaxed);
         ensure!(
             sum == expected,
             "round {round}: the device sums up {sum:#x}"
         );
     }
-    unreachable!("no number of rounds is enough")
 }
 
-/// Moves memory to the device and back, until the device takes none.
-fn shuttle(device: &Device, memory: &Mapping) -> End {
-    let mut rounds = 0;
+/// Moves memory to the device and back, until the device takes none; the error then.
+fn shuttle(device: &Device, memory: &Mapping, rounds: &AtomicU64) -> io::Error {
     loop {
         for direction in [Direction::ToDevice, Direction::ToSystem] {
             if let Err(error) = device.migrate(0, memory.range(), direction) {
-                return (rounds, error);
+                return error;
             }
         }
-        rounds += 1;
+        rounds.fetch_add(1, Relaxed);
     }
 }
 
-fn name((rounds, error): &End) -> String {
+fn name(rounds: &AtomicU64, error: &io::Error) -> String {
+    let rounds = rounds.load(Relaxed);
     let errno = error.raw_os_error().map(Errno::from_raw);
     let name = errno.map_or_else(|| error.to_string(), |errno| format!("{errno:?}"));
     format!("{rounds} rounds, then {name}")
@@ -85,6 +91,8 @@ fn busy() -> Result<()> {
     folio.advise(MmapAdvise::MADV_HUGEPAGE)?;
     folio.fill_pattern(2);
     let (from, to, moving) = (filled(3)?, filled(4)?, filled(5)?);
+    // The CPU's own look at private memory would bring it back.
+    let expected = from.crc32c(from.bytes());
     for memory in [&still, &folio, &from, &to] {
         to_device(&device, memory)?;
     }
@@ -93,24 +101,22 @@ fn busy() -> Result<()> {
         .copy((&from, Span::all(&from)), (&to, Span::all(&to)))?
         .ok()?;
 
-    let start = Barrier::new(3);
-    let (computed, moved) = thread::scope(|scope| -> Result<_> {
-        let computed = scope.spawn(|| {
-            start.wait();
-            compute(&device, &from, &to)
-        });
-        let moved = scope.spawn(|| {
-            start.wait();
-            shuttle(&device, &moving)
-        });
-        start.wait();
+    let (computed, moved) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (last_command, last_move) = thread::scope(|scope| -> Result<_> {
+        let commands = scope.spawn(|| compute(&device, &from, &to, expected, &computed));
+        let moves = scope.spawn(|| shuttle(&device, &moving, &moved));
+        let has_begun = || computed.load(Relaxed) != 0 && moved.load(Relaxed) != 0;
+        while !has_begun() && !commands.is_finished() && !moves.is_finished() {
+            thread::sleep(LOOK);
+        }
         println!("busy");
         io::stdout().flush()?;
-        let computed = computed.join().expect("the thread does not panic")?;
-        Ok((computed, moved.join().expect("the thread does not panic")))
+        let last_command = commands.join().expect("the thread does not panic")?;
+        let last_move = moves.join().expect("the thread does not panic");
+        Ok((last_command, last_move))
     })?;
-    println!("commands: {}", name(&computed));
-    println!("moves: {}", name(&moved));
+    println!("commands: {}", name(&computed, &last_command));
+    println!("moves: {}", name(&moved, &last_move));
     for (memory, seed, what) in [
         (&still, 1, "memory that nobody touched"),
         (&folio, 2, "a folio that nobody touched"),
