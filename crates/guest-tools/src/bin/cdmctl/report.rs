@@ -8,7 +8,10 @@ use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::uapi::{
     CDM_CAN_CPU_ACCESS, CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE, CDM_CAN_RELIEVE, cdm_query,
 };
-use cdm_protocol::{FEATURE_ATOMICS, FEATURE_METADATA_GUARD};
+use cdm_protocol::{
+    FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE, FEATURE_METADATA_GUARD, FEATURE_PROGRAM,
+    FEATURE_UNORDERED,
+};
 use serde::Serialize;
 
 /// Version of every report; grows when a field goes or changes its meaning.
@@ -99,6 +102,10 @@ fn features(bits: u64) -> Vec<String> {
         .map(|(bit, mask)| match mask {
             FEATURE_METADATA_GUARD => "metadata-guard".into(),
             FEATURE_ATOMICS => "atomics".into(),
+            FEATURE_COMPUTE => "compute".into(),
+            FEATURE_PROGRAM => "program".into(),
+            FEATURE_UNORDERED => "unordered".into(),
+            FEATURE_CANCEL => "cancel".into(),
             _ => format!("bit-{bit}"),
         })
         .collect()
@@ -348,6 +355,15 @@ pub mod tests {
         .unwrap();
         assert_eq!(value, json!({"version": 1, "devices": []}));
         validate("cdmctl-info.schema.json", &value).unwrap();
+    }
+
+    #[test]
+    fn every_feature_of_the_protocol_has_a_name() {
+        let names = features(cdm_protocol::FEATURES_ALL);
+        assert!(
+            names.iter().all(|name| !name.starts_with("bit-")),
+            "{names:?}"
+        );
     }
 
     #[test]
