@@ -21,6 +21,7 @@ mod request;
 mod size;
 mod state;
 mod task;
+mod translation;
 
 #[cfg(test)]
 mod tests;
