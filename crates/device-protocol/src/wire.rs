@@ -24,7 +24,7 @@ pub const MAGIC: [u8; 8] = *b"cdm-dev\0";
 /// Protocol major version: differs when an old driver cannot talk to the device.
 pub const VERSION_MAJOR: u16 = 1;
 /// Protocol minor version: grows with every addition behind a feature bit.
-pub const VERSION_MINOR: u16 = 1;
+pub const VERSION_MINOR: u16 = 2;
 
 /// The device honours [`ControlOpcode::SET_METADATA`] and refuses every command that touches that range.
 pub const FEATURE_METADATA_GUARD: u64 = 1 << 0;
@@ -38,13 +38,16 @@ pub const FEATURE_PROGRAM: u64 = 1 << 3;
 pub const FEATURE_UNORDERED: u64 = 1 << 4;
 /// The device honours [`FLAG_TAGGED`] and carries out [`ControlOpcode::CANCEL`].
 pub const FEATURE_CANCEL: u64 = 1 << 5;
+/// The device translates addresses of processes: [`Space::PROCESS`], [`ControlOpcode::BIND`] and what belongs to it.
+pub const FEATURE_SVA: u64 = 1 << 6;
 /// All features of this protocol version.
 pub const FEATURES_ALL: u64 = FEATURE_METADATA_GUARD
     | FEATURE_ATOMICS
     | FEATURE_COMPUTE
     | FEATURE_PROGRAM
     | FEATURE_UNORDERED
-    | FEATURE_CANCEL;
+    | FEATURE_CANCEL
+    | FEATURE_SVA;
 
 /// Smallest device memory, in bytes.
 pub const MEMORY_BYTES_MIN: u64 = 256 << 20;
@@ -76,6 +79,17 @@ pub const PROGRAM_INSTRUCTIONS_MAX: u32 = 256;
 pub const PROGRAM_STEPS_MAX: u64 = 1 << 36;
 /// Registers of a [`Opcode::PROGRAM`], each of 64 bits.
 pub const PROGRAM_REGISTERS: u8 = 16;
+
+/// Largest PASID; zero is none (PCI Express Base Specification, PASID TLP prefix: 20 bits).
+pub const PASID_MAX: u32 = (1 << 20) - 1;
+/// Most address spaces that are bound at a time.
+pub const ADDRESS_SPACES_MAX: usize = 4096;
+/// Most pages that one [`PageRequest`] asks for, and most entries of one [`ControlOpcode::PAGE_RESPONSE`].
+pub const PAGE_REQUEST_PAGES_MAX: u16 = 512;
+/// Bytes of a page that a [`PageEntry`] without [`PageEntry::LARGE`] stands for.
+pub const PAGE_BYTES_SMALL: u64 = 4 << 10;
+/// Bytes of a page that a [`PageEntry`] with [`PageEntry::LARGE`] stands for.
+pub const PAGE_BYTES_LARGE: u64 = 2 << 20;
 
 /// Memory pools that [`Config`] has room for.
 pub const POOLS_MAX: usize = 4;
@@ -234,10 +248,19 @@ wire_number! {
         RESET = 3, "RESET";
         /// Stop the command with the tag `arg0` on queue `arg1`. `result`: 1 if it had begun, else 0.
         CANCEL = 4, "CANCEL";
+        /// Make the PASID the name of a new address space, of which nothing is known yet.
+        BIND = 5, "BIND";
+        /// Forget the address space; commands that use it end with [`Status::UNBOUND`].
+        UNBIND = 6, "UNBIND";
+        /// Answer the [`PageRequest`] `arg0` with the `arg1` [`PageEntry`]s that follow.
+        PAGE_RESPONSE = 7, "PAGE_RESPONSE";
+        /// Forget the translations of `[arg0, arg1]`, both ends included, and end every use of them.
+        INVALIDATE = 8, "INVALIDATE";
     }
 }
 
-/// Driver to device, on the control queue; followed by a device-writable [`Completion`].
+/// Driver to device, on the control queue; followed by `arg1` [`PageEntry`]s if it is a
+/// [`ControlOpcode::PAGE_RESPONSE`], and then a device-writable [`Completion`].
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct ControlRequest {
@@ -245,14 +268,39 @@ pub struct ControlRequest {
     pub opcode: ControlOpcode,
     /// Zero.
     pub flags: U16,
-    /// Zero.
-    pub reserved: U32,
+    /// Address space of the operation; zero if it has none.
+    pub pasid: U32,
     /// First argument of the operation; zero if it has none.
     pub arg0: U64,
     /// Second argument of the operation; zero if it has none.
     pub arg1: U64,
 }
-assert_layout!(ControlRequest, 24, opcode @ 0, flags @ 2, reserved @ 4, arg0 @ 8, arg1 @ 16);
+assert_layout!(ControlRequest, 24, opcode @ 0, flags @ 2, pasid @ 4, arg0 @ 8, arg1 @ 16);
+
+/// Where one page of a process is, or why the device does not get it.
+///
+/// Without [`Self::REFUSED`]: the address of the page's first byte, a multiple of its size, and flags.
+/// With it: the [`Status`] that commands end with which need the page, shifted by [`Self::STATUS_SHIFT`].
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(transparent)]
+pub struct PageEntry(pub U64);
+
+impl PageEntry {
+    /// The device may store to the page.
+    pub const WRITABLE: u64 = 1 << 0;
+    /// The address is an offset into the device memory, else it is guest-physical.
+    pub const DEVICE: u64 = 1 << 1;
+    /// The page has [`PAGE_BYTES_LARGE`] bytes, else [`PAGE_BYTES_SMALL`].
+    pub const LARGE: u64 = 1 << 2;
+    /// There is no page for the device.
+    pub const REFUSED: u64 = 1 << 3;
+    /// Bits of the address.
+    pub const ADDRESS_MASK: u64 = !(PAGE_BYTES_SMALL - 1);
+    /// Place of the status in an entry that is refused.
+    pub const STATUS_SHIFT: u32 = 16;
+}
 
 wire_number! {
     /// Operation of a [`CommandHeader`].
@@ -342,6 +390,8 @@ wire_number! {
         DEVICE = 1, "device";
         /// Guest-physical address of ordinary guest memory; the device's own BAR is not part of it.
         GUEST = 2, "guest";
+        /// Virtual address of the process that [`Range::pasid`] names.
+        PROCESS = 3, "process";
     }
 }
 
@@ -352,13 +402,15 @@ pub struct Range {
     /// What `address` counts in.
     pub space: Space,
     /// Zero.
-    pub reserved: [U16; 3],
+    pub reserved: U16,
+    /// Address space of a process; zero in another space.
+    pub pasid: U32,
     /// First byte.
     pub address: U64,
     /// Length in bytes, not zero.
     pub bytes: U64,
 }
-assert_layout!(Range, 24, space @ 0, reserved @ 2, address @ 8, bytes @ 16);
+assert_layout!(Range, 24, space @ 0, reserved @ 2, pasid @ 4, address @ 8, bytes @ 16);
 
 wire_number! {
     /// What an [`Instruction`] does. Registers are `r[...]`, memory is `m[...]`.
@@ -485,6 +537,20 @@ wire_number! {
         BAD_PROGRAM = 19, "BAD_PROGRAM";
         /// The program carried out as many instructions as it may.
         STEP_LIMIT = 20, "STEP_LIMIT";
+        /// The PASID is zero, too large, bound where it must not be, or not bound where it must.
+        BAD_PASID = 21, "BAD_PASID";
+        /// [`ADDRESS_SPACES_MAX`] address spaces are bound.
+        TOO_MANY_SPACES = 22, "TOO_MANY_SPACES";
+        /// Nothing is mapped at an address of the process.
+        UNMAPPED = 23, "UNMAPPED";
+        /// The process may not access its memory there in this way.
+        NO_ACCESS = 24, "NO_ACCESS";
+        /// The address space was unbound, or its process has gone, before the command was done.
+        UNBOUND = 25, "UNBOUND";
+        /// The event queue had no buffer for a page request.
+        PAGE_QUEUE_FULL = 26, "PAGE_QUEUE_FULL";
+        /// The driver could not make a page of the process available.
+        PAGE_ERROR = 27, "PAGE_ERROR";
     }
 }
 
@@ -512,6 +578,8 @@ wire_number! {
     EventKind {
         /// Queue `queue` held a chain with no room for a completion, or its ring is inconsistent; the chain was dropped.
         QUEUE_ERROR = 1, "QUEUE_ERROR";
+        /// A command needs pages of a process; the event is a [`PageRequest`].
+        PAGE_REQUEST = 2, "PAGE_REQUEST";
     }
 }
 
@@ -529,3 +597,32 @@ pub struct Event {
     pub lost: U64,
 }
 assert_layout!(Event, 16, kind @ 0, queue @ 2, reserved @ 4, lost @ 8);
+
+/// Bit of [`PageRequest::flags`]: the device will store to the pages.
+pub const PAGE_REQUEST_WRITE: u16 = 1 << 0;
+
+/// Device to driver, in a buffer of the event queue: what a [`ControlOpcode::PAGE_RESPONSE`] answers.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct PageRequest {
+    /// [`EventKind::PAGE_REQUEST`].
+    pub kind: EventKind,
+    /// Queue of the command.
+    pub queue: U16,
+    /// Address space.
+    pub pasid: U32,
+    /// First byte of the first page, a multiple of [`PAGE_BYTES_SMALL`].
+    pub address: U64,
+    /// Name of the request; no other one has it that is not answered.
+    pub id: U32,
+    /// Small pages that the command will need from there on, 1 to [`PAGE_REQUEST_PAGES_MAX`].
+    pub pages: U16,
+    /// `PAGE_REQUEST_*` bits.
+    pub flags: U16,
+    /// Zero.
+    pub reserved: U64,
+}
+assert_layout!(
+    PageRequest, 32,
+    kind @ 0, queue @ 2, pasid @ 4, address @ 8, id @ 16, pages @ 20, flags @ 22, reserved @ 24,
+);

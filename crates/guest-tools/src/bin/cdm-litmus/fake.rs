@@ -104,7 +104,8 @@ fn run_on_model(model: &Device, code: &Code, memory: &Mapping, limit: u64) -> io
     };
     let range = |mapping: &Mapping, bytes: usize| Range {
         space: Space::GUEST,
-        reserved: [0.into(); 3],
+        pasid: 0.into(),
+        reserved: 0.into(),
         address: mapping.address().into(),
         bytes: (bytes as u64).into(),
     };
