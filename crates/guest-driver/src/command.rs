@@ -64,7 +64,7 @@ impl Control {
         let header = ControlRequest {
             opcode,
             flags: 0.into(),
-            reserved: 0.into(),
+            pasid: 0.into(),
             arg0: arg0.into(),
             arg1: arg1.into(),
         };

@@ -207,7 +207,8 @@ impl Cursor {
             let piece = self.left(list).min(bytes);
             sink(Range {
                 space: segment.space,
-                reserved: Default::default(),
+                reserved: 0.into(),
+                pasid: 0.into(),
                 address: (segment.address + self.offset).into(),
                 bytes: piece.into(),
             })?;
