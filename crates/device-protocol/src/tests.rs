@@ -30,7 +30,8 @@ fn command_header_bytes_follow_the_specification() {
 fn range_bytes_follow_the_specification() {
     let range = Range {
         space: Space::GUEST,
-        reserved: [0.into(); 3],
+        reserved: 0.into(),
+        pasid: 0.into(),
         address: 0x1000.into(),
         bytes: 0x20.into(),
     };
@@ -40,6 +41,36 @@ fn range_bytes_follow_the_specification() {
             2, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0
         ]
     );
+    let range = Range {
+        space: Space::PROCESS,
+        pasid: 0x0a_0b0c.into(),
+        ..range
+    };
+    assert_eq!(range.as_bytes()[..8], [3, 0, 0, 0, 0x0c, 0x0b, 0x0a, 0]);
+}
+
+#[test]
+fn page_request_is_read_from_the_bytes_of_the_specification() {
+    let bytes = [
+        2, 0, 3, 0, 9, 0, 0, 0, 0, 0x10, 0xab, 0, 0, 0x7f, 0, 0, //
+        5, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let request = PageRequest::read_from_bytes(&bytes).unwrap();
+    assert_eq!(request.kind, EventKind::PAGE_REQUEST);
+    assert_eq!((request.queue.get(), request.pasid.get()), (3, 9));
+    assert_eq!(request.address.get(), 0x7f00_00ab_1000);
+    assert_eq!((request.id.get(), request.pages.get()), (5, 512));
+    assert_eq!(request.flags.get(), PAGE_REQUEST_WRITE);
+}
+
+#[test]
+fn page_entry_bytes_follow_the_specification() {
+    let large = PageEntry::LARGE | PageEntry::WRITABLE | PageEntry::DEVICE;
+    let entry = PageEntry((0x1234_5660_0000 | large).into());
+    assert_eq!(entry.as_bytes(), [7, 0, 0x60, 0x56, 0x34, 0x12, 0, 0]);
+    let status = u64::from(Status::UNMAPPED.get()) << PageEntry::STATUS_SHIFT;
+    let entry = PageEntry((status | PageEntry::REFUSED).into());
+    assert_eq!(entry.as_bytes(), [8, 0, 23, 0, 0, 0, 0, 0]);
 }
 
 #[test]

@@ -153,7 +153,7 @@ fn every_offset_and_size_is_that_of_the_specification() {
     assert_layout_in_spec!(ControlRequest {
         opcode,
         flags,
-        reserved,
+        pasid,
         arg0,
         arg1
     });
@@ -172,6 +172,7 @@ fn every_offset_and_size_is_that_of_the_specification() {
     assert_layout_in_spec!(Range {
         space,
         reserved,
+        pasid,
         address,
         bytes
     });
@@ -196,6 +197,16 @@ fn every_offset_and_size_is_that_of_the_specification() {
         queue,
         reserved,
         lost
+    });
+    assert_layout_in_spec!(PageRequest {
+        kind,
+        queue,
+        pasid,
+        address,
+        id,
+        pages,
+        flags,
+        reserved,
     });
 }
 
@@ -236,6 +247,11 @@ fn every_constant_is_that_of_the_specification() {
         PROGRAM_INSTRUCTIONS_MAX,
         PROGRAM_STEPS_MAX,
         PROGRAM_REGISTERS,
+        PASID_MAX,
+        ADDRESS_SPACES_MAX,
+        PAGE_REQUEST_PAGES_MAX,
+        PAGE_BYTES_SMALL,
+        PAGE_BYTES_LARGE,
         POOLS_MAX,
         AGENTS_MAX,
     );
@@ -255,6 +271,7 @@ fn every_feature_bit_is_that_of_the_specification() {
         (FEATURE_PROGRAM, "FEATURE_PROGRAM".to_string()),
         (FEATURE_UNORDERED, "FEATURE_UNORDERED".to_string()),
         (FEATURE_CANCEL, "FEATURE_CANCEL".to_string()),
+        (FEATURE_SVA, "FEATURE_SVA".to_string()),
     ];
     assert_eq!(in_spec, in_code);
     let all = in_code.iter().fold(0, |all, (bit, _)| all | bit);
@@ -273,6 +290,33 @@ fn every_command_flag_is_that_of_the_specification() {
         (FLAG_TAGGED, "FLAG_TAGGED".to_string()),
     ];
     assert_eq!(in_spec, in_code);
+}
+
+#[test]
+fn every_bit_of_page_entries_and_page_requests_is_that_of_the_specification() {
+    let bits = |title| -> Vec<(u64, String)> {
+        let text = specification();
+        let rows = rows(section(&text, title));
+        let bit = |row: &Row| (1 << number(&row[0]), row[1].clone());
+        rows.iter().map(bit).collect()
+    };
+    let entries = [
+        (PageEntry::WRITABLE, "WRITABLE".to_string()),
+        (PageEntry::DEVICE, "DEVICE".to_string()),
+        (PageEntry::LARGE, "LARGE".to_string()),
+        (PageEntry::REFUSED, "REFUSED".to_string()),
+    ];
+    assert_eq!(bits("Page entries"), entries);
+    let text = specification();
+    let begin = PageEntry::STATUS_SHIFT;
+    let place = format!("bits {begin} to {} are the `Status`", begin + 15);
+    assert!(section(&text, "Page entries").contains(&place));
+    // The bits that say something are none of the address.
+    let all = entries.iter().fold(0, |all, (bit, _)| all | bit);
+    assert_eq!(all & PageEntry::ADDRESS_MASK, 0);
+    assert_eq!(PageEntry::ADDRESS_MASK, !(PAGE_BYTES_SMALL - 1));
+    let flags = [(PAGE_REQUEST_WRITE.into(), "PAGE_REQUEST_WRITE".to_string())];
+    assert_eq!(bits("Page request flags"), flags);
 }
 
 #[test]
