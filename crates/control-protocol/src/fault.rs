@@ -29,6 +29,10 @@ pub enum FaultKind {
     Fail,
     /// The completion is whole, but the used length is another.
     WrongLength,
+    /// A page request is refused before the driver hears of it.
+    RefusePage,
+    /// An INVALIDATE is carried out and given back late.
+    LateInvalidation,
 }
 
 /// A fault, which requests it hits, and how.
@@ -55,7 +59,7 @@ pub struct Fault {
     /// All that is left to chance follows from this.
     #[serde(default)]
     pub seed: u64,
-    /// `delay`: milliseconds.
+    /// `delay`, `late-invalidation`: milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ms: Option<u64>,
     /// `truncate`: bytes that are written; `wrong-length`: bytes that are told. By the seed
@@ -65,7 +69,8 @@ pub struct Fault {
     /// `corrupt`: which byte. By the seed without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u32>,
-    /// `fail`: the status. `HOST_ERROR` without it.
+    /// `fail`: the status, `HOST_ERROR` without it; `refuse-page`: the same, `PAGE_ERROR` without
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
 }
@@ -116,7 +121,7 @@ fn one() -> u64 {
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Hang,
         Self::Delay,
         Self::Drop,
@@ -126,6 +131,8 @@ impl FaultKind {
         Self::Corrupt,
         Self::Fail,
         Self::WrongLength,
+        Self::RefusePage,
+        Self::LateInvalidation,
     ];
 
     /// As it is written.
@@ -140,7 +147,19 @@ impl FaultKind {
             Self::Corrupt => "corrupt",
             Self::Fail => "fail",
             Self::WrongLength => "wrong-length",
+            Self::RefusePage => "refuse-page",
+            Self::LateInvalidation => "late-invalidation",
         }
+    }
+
+    /// Whether it takes a time, and cannot do without.
+    pub fn takes_time(self) -> bool {
+        matches!(self, Self::Delay | Self::LateInvalidation)
+    }
+
+    /// Whether it may be told what a request ends with.
+    fn takes_status(self) -> bool {
+        matches!(self, Self::Fail | Self::RefusePage)
     }
 }
 
@@ -178,14 +197,14 @@ impl Fault {
             })
         };
         let uses = [
-            ("ms", self.ms.is_some(), kind == FaultKind::Delay),
+            ("ms", self.ms.is_some(), kind.takes_time()),
             (
                 "bytes",
                 self.bytes.is_some(),
                 matches!(kind, FaultKind::Truncate | FaultKind::WrongLength),
             ),
             ("offset", self.offset.is_some(), kind == FaultKind::Corrupt),
-            ("status", self.status.is_some(), kind == FaultKind::Fail),
+            ("status", self.status.is_some(), kind.takes_status()),
         ];
         for (field, is_there, has_use) in uses {
             if is_there && !has_use {
@@ -199,7 +218,9 @@ impl Fault {
             return bad("every", 0, "1 hits each request");
         }
         match (kind, self.ms) {
-            (FaultKind::Delay, None) => return Err(FaultError::Missing { kind, field: "ms" }),
+            (kind, None) if kind.takes_time() => {
+                return Err(FaultError::Missing { kind, field: "ms" });
+            }
             (_, Some(ms)) if ms > DELAY_MS_MAX => {
                 return bad("ms", ms, "a day is the longest delay; hang has no end");
             }
@@ -302,10 +323,12 @@ mod tests {
                     every,
                     count,
                     seed,
-                    ms: (kind == FaultKind::Delay).then_some(seed % 1000),
+                    ms: kind.takes_time().then_some(seed % 1000),
                     bytes,
                     offset: only(FaultKind::Corrupt),
-                    status: only(FaultKind::Fail).map(|status| status as u16),
+                    status: only(FaultKind::Fail)
+                        .or(only(FaultKind::RefusePage))
+                        .map(|status| status as u16),
                 }
             },
         )
@@ -328,10 +351,7 @@ mod tests {
 
     #[test]
     fn a_kind_alone_hits_the_next_request_once() {
-        for kind in FaultKind::ALL
-            .into_iter()
-            .filter(|&kind| kind != FaultKind::Delay)
-        {
+        for kind in FaultKind::ALL.into_iter().filter(|kind| !kind.takes_time()) {
             assert_eq!(kind.name().parse(), Ok(Fault::new(kind)));
         }
     }
@@ -342,6 +362,8 @@ mod tests {
             ("", "unknown variant"),
             ("explode", "unknown variant"),
             ("delay", "'delay' needs 'ms'"),
+            ("late-invalidation", "'late-invalidation' needs 'ms'"),
+            ("refuse-page,ms=5", "'refuse-page' has no 'ms'"),
             ("delay,ms=86400001", "a day"),
             ("drop,ms=5", "'drop' has no 'ms'"),
             ("drop,nth", "'nth' is not of the form field=number"),

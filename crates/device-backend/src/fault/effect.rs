@@ -55,7 +55,10 @@ impl Effect {
     /// What a fault does to a request that it hits, if it does it to the request.
     pub fn of(fault: &Fault, chance: &mut Chance) -> Option<Self> {
         Some(Self::Leave(match fault.kind {
-            FaultKind::Hang | FaultKind::Delay => return None,
+            FaultKind::Hang
+            | FaultKind::Delay
+            | FaultKind::RefusePage
+            | FaultKind::LateInvalidation => return None,
             FaultKind::Fail => {
                 let status = fault.status.map(|number| Status(number.into()));
                 return Some(Self::Refuse(status.unwrap_or(Status::HOST_ERROR)));

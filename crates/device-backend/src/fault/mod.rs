@@ -16,7 +16,7 @@ mod tests;
 pub use effect::{Effects, Leave};
 
 use cdm_control_protocol::{Fault, FaultError, FaultKind, FaultState};
-use cdm_protocol::{QUEUE_EVENT, QUEUE_FIRST_COMMAND};
+use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, Status};
 use chance::Chance;
 use effect::Effect;
 use std::collections::BTreeMap;
@@ -58,6 +58,7 @@ struct Active {
 /// How far a fault is with one queue.
 #[derive(Debug, Default)]
 struct Counts {
+    /// Things that it counts.
     requests: u64,
     hits: u64,
 }
@@ -74,6 +75,36 @@ enum Consequence {
     Effect(Effect),
 }
 
+/// What a fault counts, and hits one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counted {
+    /// Requests that are taken off a queue.
+    Requests,
+    /// Page requests that the commands of a queue make.
+    PageRequests,
+    /// INVALIDATEs.
+    Invalidations,
+}
+
+impl Counted {
+    fn of(kind: FaultKind) -> Self {
+        match kind {
+            FaultKind::RefusePage => Self::PageRequests,
+            FaultKind::LateInvalidation => Self::Invalidations,
+            _ => Self::Requests,
+        }
+    }
+
+    /// Whether a queue has such things.
+    fn are_on(self, queue: u16) -> bool {
+        match self {
+            Self::Requests => true,
+            Self::PageRequests => queue >= QUEUE_FIRST_COMMAND,
+            Self::Invalidations => queue == QUEUE_CONTROL,
+        }
+    }
+}
+
 /// Why a fault cannot be set.
 #[derive(Debug, thiserror::Error)]
 pub enum SetError {
@@ -83,6 +114,17 @@ pub enum SetError {
     /// There is no such queue, or none that has completions.
     #[error("queue {0} has no completions; the control queue is 0, the first command queue 2")]
     Queue(u16),
+    /// The queue has none of what the fault is about.
+    #[error("'{kind}' happens on {}, not on queue {queue}", match kind {
+        FaultKind::RefusePage => "command queues",
+        _ => "the control queue",
+    })]
+    Elsewhere {
+        /// The kind.
+        kind: FaultKind,
+        /// The queue.
+        queue: u16,
+    },
     /// There are enough.
     #[error("{FAULTS_MAX} faults are set; clear some first")]
     TooMany,
@@ -105,6 +147,12 @@ impl Faults {
         match fault.queue {
             Some(queue) if queue == QUEUE_EVENT || queue >= self.num_queues => {
                 return Err(SetError::Queue(queue));
+            }
+            Some(queue) if !Counted::of(fault.kind).are_on(queue) => {
+                return Err(SetError::Elsewhere {
+                    kind: fault.kind,
+                    queue,
+                });
             }
             _ => {}
         }
@@ -152,7 +200,7 @@ impl Faults {
     /// Whether the next request of a queue must wait. It must be there: this is where it is
     /// decided what will happen to it.
     pub fn look(&self, queue: u16) -> bool {
-        if !self.is_active.load(Ordering::Relaxed) {
+        if !self.are_any() {
             return false;
         }
         self.state().decide(queue).is_stalled()
@@ -160,7 +208,7 @@ impl Faults {
 
     /// What happens to the request that is being taken off a queue.
     pub fn take(&self, queue: u16) -> Effects {
-        if !self.is_active.load(Ordering::Relaxed) {
+        if !self.are_any() {
             return Effects::default();
         }
         let mut state = self.state();
@@ -170,6 +218,43 @@ impl Faults {
             .remove(&queue)
             .map(Ahead::effects)
             .unwrap_or_default()
+    }
+
+    /// What the page request ends with that a command of a queue is about to make, if it is to be
+    /// refused.
+    pub fn refuse_page(&self, queue: u16) -> Option<Status> {
+        let fault = self.strike(Counted::PageRequests, queue)?;
+        Some(
+            fault
+                .status
+                .map_or(Status::PAGE_ERROR, |number| Status(number.into())),
+        )
+    }
+
+    /// How late the INVALIDATE is acknowledged that was just taken, if it is to be late.
+    pub fn delay_invalidation(&self, queue: u16) -> Option<Duration> {
+        let fault = self.strike(Counted::Invalidations, queue)?;
+        Some(Duration::from_millis(fault.ms.unwrap_or_default()))
+    }
+
+    /// Counts something that is no request as such; the first fault that hits it.
+    fn strike(&self, counted: Counted, queue: u16) -> Option<Fault> {
+        if !self.are_any() {
+            return None;
+        }
+        let mut state = self.state();
+        let mut hit = None;
+        for active in &mut state.active {
+            if active.hits(counted, queue).is_some() {
+                hit = hit.or(Some(active.fault.clone()));
+            }
+        }
+        hit
+    }
+
+    /// Whether any is set.
+    pub fn are_any(&self) -> bool {
+        self.is_active.load(Ordering::Relaxed)
     }
 
     /// Whether a queue waits now.
@@ -213,24 +298,10 @@ impl State {
 impl Active {
     /// Has the fault take part in what happens to the next request of a queue.
     fn decide(&mut self, queue: u16, ahead: &mut Ahead) {
-        let fault = &self.fault;
-        let is_meant = match fault.queue {
-            Some(meant) => meant == queue,
-            None => queue >= QUEUE_FIRST_COMMAND,
+        let Some(mut chance) = self.hits(Counted::Requests, queue) else {
+            return;
         };
-        if !is_meant {
-            return;
-        }
-        let counts = self.queues.entry(queue).or_default();
-        counts.requests += 1;
-        if counts.requests < fault.nth || (fault.count != 0 && counts.hits >= fault.count) {
-            return;
-        }
-        let mut chance = Chance::new(fault.seed, queue, counts.requests);
-        if !chance.one_in(fault.every) {
-            return;
-        }
-        counts.hits += 1;
+        let fault = &self.fault;
         let consequence = match Effect::of(fault, &mut chance) {
             Some(effect) => Consequence::Effect(effect),
             // Not done to a request but to its queue.
@@ -241,6 +312,29 @@ impl Active {
             ),
         };
         ahead.0.push((self.id, fault.kind, consequence));
+    }
+
+    /// Counts one more of those things on a queue; if the fault hits it, what is left to chance.
+    fn hits(&mut self, counted: Counted, queue: u16) -> Option<Chance> {
+        let fault = &self.fault;
+        let is_meant = match fault.queue {
+            Some(meant) => meant == queue,
+            None => counted != Counted::Requests || queue >= QUEUE_FIRST_COMMAND,
+        };
+        if !is_meant || Counted::of(fault.kind) != counted {
+            return None;
+        }
+        let counts = self.queues.entry(queue).or_default();
+        counts.requests += 1;
+        if counts.requests < fault.nth || (fault.count != 0 && counts.hits >= fault.count) {
+            return None;
+        }
+        let mut chance = Chance::new(fault.seed, queue, counts.requests);
+        if !chance.one_in(fault.every) {
+            return None;
+        }
+        counts.hits += 1;
+        Some(chance)
     }
 }
 

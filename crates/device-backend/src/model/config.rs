@@ -2,8 +2,8 @@
 
 //! Content of the config space: what the device tells a driver about itself.
 
-use super::MemorySize;
 use super::link::Timing;
+use super::{Capacity, MemorySize};
 use cdm_protocol::{
     AGENTS_MAX, Agent, AgentKind, COMMAND_QUEUES_MAX, Config, FEATURES_ALL, MAGIC, POOLS_MAX, Pool,
     PoolKind, VERSION_MAJOR, VERSION_MINOR,
@@ -49,6 +49,8 @@ pub struct Shape {
     pub command_queues: u16,
     /// Threads beside the queues' own that work on commands.
     pub engines: u16,
+    /// Translations that it remembers.
+    pub translations: Capacity,
     /// The link it pretends to sit on.
     pub link: Link,
 }
@@ -108,6 +110,7 @@ mod tests {
             memory: "1G".parse().unwrap(),
             command_queues,
             engines: 1,
+            translations: Capacity::default(),
             link: Link {
                 speed: LinkSpeed::Gt25,
                 width_lanes: 8,

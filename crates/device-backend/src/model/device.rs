@@ -2,17 +2,20 @@
 
 //! The device: its memory, its state, and what it does with a request.
 
-use super::exec::{self, Progress, Word, Words};
-use super::link::{Pace, Picoseconds, Side, Traffic};
-use super::operand::Operand;
-use super::request::{
-    AtomicWidth, Code, ControlOperation, Extent, Operation, ParsedCommand, Place, Refusal, Request,
-};
+use super::alarm::Alarm;
+use super::exec::Progress;
+use super::link::{Pace, Picoseconds, Traffic};
+use super::memory::Memory;
+use super::operands::{Far, Near, Walked, carry_out};
+use super::request::{ControlOperation, ParsedCommand, Place, Refusal, Request, total_bytes};
 use super::state::{DriverState, Mapping, MappingEvent};
 use super::task::{Chunk, Task};
-use super::{Cancellation, CommandQueue, GuestMemory, Pool, PoolError, Shape};
-use cdm_protocol::{Completion, Config, Instruction, QUEUE_FIRST_COMMAND, Status};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use super::translation::{AddressSpaces, Pasid, Space, Translated};
+use super::{Cancellation, CommandQueue, GuestMemory, PageAsker, Pool, PoolError, Shape};
+use cdm_protocol::{Completion, Config, QUEUE_FIRST_COMMAND, Status};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// One device. Queues may be served by as many threads as there are queues.
@@ -23,8 +26,24 @@ pub struct Device {
     /// Held for a look or a change, never while a command runs or a transport is asked.
     state: RwLock<DriverState>,
     queues: Vec<CommandQueue>,
+    /// Address spaces of processes, and what is known of them.
+    spaces: AddressSpaces,
+    /// Rung when somebody who waits for pages may have to stop.
+    alarm: Arc<Alarm>,
     engines: u16,
     pace: Pace,
+}
+
+/// What a thread brings along that works on a command.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// Guest memory.
+    pub guest: &'a dyn GuestMemory,
+    /// The way to the driver for page requests.
+    pub asker: &'a dyn PageAsker,
+    /// Whether the command is to stop. It is asked before each piece of the work, and whenever a
+    /// cancellation or an answer rings for those who wait for pages.
+    pub cancelled: &'a dyn Fn() -> bool,
 }
 
 /// A command whose form was checked, or the reason why it will not be carried out.
@@ -84,12 +103,16 @@ impl Command {
 impl Device {
     /// Makes a device with memory of its own, all zero.
     pub fn new(shape: &Shape) -> Result<Self, PoolError> {
-        let queues = (0..shape.command_queues).map(|_| CommandQueue::default());
+        let alarm = Arc::<Alarm>::default();
+        let queue = |_| CommandQueue::new(alarm.clone());
+        let queues = (0..shape.command_queues).map(queue);
         Ok(Self {
             config: shape.config(),
             pool: Pool::new(shape.memory)?,
             state: RwLock::default(),
             queues: queues.collect(),
+            spaces: AddressSpaces::new(shape.translations, alarm.clone()),
+            alarm,
             engines: shape.engines,
             pace: Pace::new(&shape.link),
         })
@@ -120,9 +143,15 @@ impl Device {
         self.state().mapping == Mapping::Mapped
     }
 
+    /// What the translation of addresses has done so far.
+    pub fn translated(&self) -> Translated {
+        self.spaces.tally().read()
+    }
+
     /// Forgets what a driver had set up, because the guest's mapping is gone: a virtio
     /// reset, or the guest itself has gone. Memory keeps its contents.
     pub fn unplug(&self) {
+        self.spaces.unbind_all();
         let mut state = self.state_mut();
         if let Some(next) = state.mapping.next(MappingEvent::Unplugged) {
             state.mapping = next;
@@ -130,7 +159,8 @@ impl Device {
         state.metadata = 0..0;
     }
 
-    /// Takes a request of the control queue.
+    /// Takes a request of the control queue. Returns from an invalidation when nobody uses what
+    /// it names any more: that is soon, since who uses a translation waits for nothing.
     pub fn control(&self, request: &Request<'_>) -> ControlStep {
         match ControlOperation::parse(request) {
             Err(refusal) => ControlStep::Complete(refusal.into()),
@@ -151,6 +181,14 @@ impl Device {
                     },
                     None => ControlStep::Complete(Refusal::of(Status::BAD_ARGUMENT).into()),
                 }
+            }
+            Ok(ControlOperation::Bind(pasid)) => answer(self.spaces.bind(pasid).map(|()| 0)),
+            Ok(ControlOperation::Unbind(pasid)) => answer(self.spaces.unbind(pasid).map(|()| 0)),
+            Ok(ControlOperation::PageResponse { pasid, id, answers }) => {
+                answer(self.spaces.answer(pasid, id, answers.as_deref()))
+            }
+            Ok(ControlOperation::Invalidate(pasid, range)) => {
+                answer(self.spaces.invalidate(pasid, range).map(|()| 0))
             }
         }
     }
@@ -175,6 +213,7 @@ impl Device {
 
     /// Ends [`ControlStep::CancelCommands`] after `cancelled` commands were failed.
     pub fn finish_reset(&self, cancelled: u64) -> Completion {
+        self.spaces.drop_translations();
         done(cancelled)
     }
 
@@ -191,33 +230,40 @@ impl Device {
     pub fn begin(&self, command: Command, guest: &dyn GuestMemory) -> Result<Task, Completion> {
         let begin = |command: ParsedCommand| {
             let state = self.state().clone();
-            let num_src = command.source.len();
-            // All ranges are found before any byte is moved, so a bad one changes nothing.
-            self.resolve(&command.source, 0, &state, guest)?;
-            self.resolve(&command.destination, num_src, &state, guest)?;
-            Ok(Task::new(command, state, self.pace.begin()))
+            let memory = Memory {
+                pool: &self.pool,
+                state: &state,
+                guest,
+            };
+            // All ranges are found before any byte is moved, so a bad one changes nothing. Of a
+            // process's memory nothing is known before it is needed.
+            let bound = self.bound(&command)?;
+            Near::resolve(memory, command.source_part(), command.destination_part())?;
+            Ok(Task::new(command, state, bound, self.pace.begin()))
         };
         command.0.and_then(begin).map_err(Completion::from)
     }
 
     /// Works on a task until there is nothing left to take of it, in as many threads as care to.
-    ///
-    /// `cancelled` is asked before each piece of the work, and stops all of them.
-    pub fn work(&self, task: &Task, guest: &dyn GuestMemory, cancelled: &dyn Fn() -> bool) {
+    pub fn work(&self, task: &Task, means: &Means<'_>) {
         loop {
-            if cancelled() {
+            if (means.cancelled)() {
                 return task.stop();
             }
             let Some(chunk) = task.take() else { return };
-            match self.run(task, &chunk, guest, cancelled) {
+            match self.run(task, &chunk, means) {
                 Ok((progress, traffic)) => {
                     self.pace.account(task.visit(), &traffic);
                     task.note(&chunk, progress);
+                    if progress.status != Status::OK {
+                        // Whoever waits for the pages of a later chunk does so in vain.
+                        self.alarm.ring();
+                    }
                 }
                 Err(refusal) => return task.refuse(refusal),
             }
             // What is cancelled meanwhile is not done.
-            self.hold_back(task, &|| task.is_taken() || cancelled());
+            self.hold_back(task, &|| task.is_taken() || (means.cancelled)());
         }
     }
 
@@ -282,107 +328,52 @@ impl Device {
         &self,
         task: &Task,
         chunk: &Chunk,
-        guest: &dyn GuestMemory,
-        cancelled: &dyn Fn() -> bool,
+        means: &Means<'_>,
     ) -> Result<(Progress, Traffic), Refusal> {
-        let num_src = chunk.source.len();
-        let source = self.resolve(&chunk.source, 0, task.state(), guest)?;
-        let destination = self.resolve(&chunk.destination, num_src, task.state(), guest)?;
-        let word =
-            |width| word(&destination, width).ok_or(Refusal::of_range(Status::MISALIGNED, num_src));
-        let mut counted = Traffic::default();
         let operation = task.command().operation;
-        let progress = match operation {
-            Operation::Nop => Progress::finished(0, 0),
-            Operation::Fill(pattern) => exec::fill(&destination, &pattern),
-            Operation::Copy => exec::copy(&source, &destination),
-            // The task puts the CRCs of its chunks together.
-            Operation::Checksum { .. } => exec::checksum(&source),
-            Operation::Compare => exec::compare(&source, &destination),
-            Operation::FetchAdd {
-                width,
-                addend,
-                repeat,
-            } => exec::fetch_add(word(width)?, addend, repeat, cancelled),
-            Operation::CompareSwap {
-                width,
-                expected,
-                new,
-            } => exec::compare_swap(word(width)?, expected, new, cancelled),
-            Operation::Sum { elements, initial } => {
-                exec::sum(&source, elements, initial, cancelled)
-            }
-            Operation::Axpy { elements, factor } => {
-                exec::axpy(&source, &destination, elements, factor, cancelled)
-            }
-            Operation::PointerChase { first, base, hops } => {
-                let words = words(&source, 0)?;
-                let progress = exec::chase(&words, first, base, hops, cancelled);
-                counted = words.traffic();
-                progress
-            }
-            Operation::Histogram { width, bins } => {
-                let counters = words(&destination, num_src)?;
-                let progress = exec::histogram(&source, &counters, width, bins, cancelled);
-                counted = counters.traffic();
-                progress
-            }
-            Operation::Program {
-                instructions,
-                argument,
-                limit,
-            } => {
-                let words = words(&destination, num_src)?;
-                // Read once, before the first instruction may change it.
-                let mut bytes = vec![0; instructions as usize * size_of::<Instruction>()];
-                source.stream().read(&mut bytes);
-                let code = Code::parse(&bytes)?;
-                let progress = exec::program(&code, &words, argument, limit, cancelled);
-                counted = words.traffic();
-                progress
-            }
+        let memory = Memory {
+            pool: &self.pool,
+            state: task.state(),
+            guest: means.guest,
         };
-        let traffic = exec::traffic(&operation, &source, &destination, &progress, counted);
-        Ok((progress, traffic))
+        let (source, destination) = (chunk.source(), chunk.destination());
+        let source_bytes = total_bytes(source.list);
+        if task.bound().is_empty() {
+            let near = Near::resolve(memory, source, destination)?;
+            return carry_out(operation, source_bytes, &near, means.cancelled);
+        }
+        let given_up = || (means.cancelled)() || task.is_in_vain(chunk);
+        let far = Far {
+            memory,
+            spaces: &self.spaces,
+            bound: task.bound(),
+            asker: means.asker,
+            given_up: &given_up,
+            source,
+            destination,
+            walked: Walked::new(&operation),
+        };
+        carry_out(operation, source_bytes, &far, means.cancelled)
     }
 
-    /// Finds the memory behind a list whose first range has index `first_index`.
-    fn resolve<'m>(
-        &'m self,
-        list: &[Extent],
-        first_index: usize,
-        state: &DriverState,
-        guest: &'m dyn GuestMemory,
-    ) -> Result<Operand<'m>, Refusal> {
-        let mut operand = Operand::default();
-        for (index, extent) in list.iter().enumerate() {
-            let result = match extent.place {
-                Place::Device(address) => {
-                    self.resolve_device(address, extent.bytes, state, &mut operand)
-                }
-                Place::Guest(address) => resolve_guest(address, extent.bytes, guest, &mut operand),
+    /// The address spaces that a command names.
+    fn bound(&self, command: &ParsedCommand) -> Result<BTreeMap<Pasid, Space>, Refusal> {
+        let mut bound = BTreeMap::new();
+        for (index, extent) in command.ranges().enumerate() {
+            let Place::Process(pasid, address) = extent.place else {
+                continue;
             };
-            result.map_err(|status| Refusal::of_range(status, first_index + index))?;
+            let refuse = |status| Refusal::of_range(status, index);
+            if let Entry::Vacant(entry) = bound.entry(pasid) {
+                let space = self.spaces.space(pasid);
+                entry.insert(space.ok_or(refuse(Status::BAD_PASID))?);
+            }
+            // The last address there is belongs to the space.
+            if address.checked_add(extent.bytes - 1).is_none() {
+                return Err(refuse(Status::BAD_ADDRESS));
+            }
         }
-        Ok(operand)
-    }
-
-    fn resolve_device<'m>(
-        &'m self,
-        address: u64,
-        bytes: u64,
-        state: &DriverState,
-        operand: &mut Operand<'m>,
-    ) -> Result<(), Status> {
-        if state.mapping != Mapping::Mapped {
-            return Err(Status::NOT_MAPPED);
-        }
-        let slice = self.pool.slice(address, bytes).ok_or(Status::BAD_ADDRESS)?;
-        if state.is_protected(address, bytes) {
-            return Err(Status::PROTECTED);
-        }
-        operand.push(slice, Side::Own);
-        Ok(())
+        Ok(bound)
     }
 
     fn state(&self) -> RwLockReadGuard<'_, DriverState> {
@@ -395,33 +386,12 @@ impl Device {
     }
 }
 
-/// Appends a guest-physical range, which may span several regions of guest memory.
-fn resolve_guest<'m>(
-    mut address: u64,
-    mut bytes: u64,
-    guest: &'m dyn GuestMemory,
-    operand: &mut Operand<'m>,
-) -> Result<(), Status> {
-    while bytes > 0 {
-        let slice = guest.stretch(address, bytes).ok_or(Status::BAD_ADDRESS)?;
-        let found = slice.len() as u64;
-        debug_assert!((1..=bytes).contains(&found));
-        operand.push(slice, Side::Link);
-        bytes -= found;
-        // Wraps only with nothing left to find, or to an address that is refused there.
-        address = address.wrapping_add(found);
-    }
-    Ok(())
-}
-
-/// The words of an operand whose first range has index `first_index`.
-fn words<'o, 'm>(operand: &'o Operand<'m>, first_index: usize) -> Result<Words<'o, 'm>, Refusal> {
-    Words::new(operand).ok_or(Refusal::of_range(Status::MISALIGNED, first_index))
-}
-
-/// The only word of an atomic command's operand.
-fn word<'m>(operand: &Operand<'m>, width: AtomicWidth) -> Option<Word<'m>> {
-    Word::new(operand.pieces(8).next()?, width)
+/// A request that is complete at once.
+fn answer(outcome: Result<u64, Status>) -> ControlStep {
+    ControlStep::Complete(match outcome {
+        Ok(result) => done(result),
+        Err(status) => Refusal::of(status).into(),
+    })
 }
 
 fn done(result: u64) -> Completion {

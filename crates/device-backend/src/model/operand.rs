@@ -2,6 +2,7 @@
 
 //! Operands in memory: a checked list of ranges, resolved to mapped slices.
 
+use super::access::{ByteStream, Stop};
 use super::link::Side;
 use vm_memory::VolatileSlice;
 
@@ -26,11 +27,6 @@ impl<'m> Operand<'m> {
             self.slices.push(slice);
             self.sides.push(side);
         }
-    }
-
-    /// Its length.
-    pub fn bytes(&self) -> u64 {
-        self.slices.iter().map(|slice| slice.len() as u64).sum()
     }
 
     /// The slices, first one first.
@@ -136,6 +132,21 @@ impl<'m> Stream<'_, 'm> {
             done += piece.len();
         }
         done
+    }
+}
+
+impl ByteStream for Stream<'_, '_> {
+    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Stop> {
+        Ok(Self::read(self, bytes))
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Stop> {
+        Ok(Self::write(self, bytes))
+    }
+
+    fn skip(&mut self, bytes: u64) {
+        // An operand is no longer than a slice can be.
+        Self::skip(self, bytes as usize);
     }
 }
 

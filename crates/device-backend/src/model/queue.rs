@@ -19,6 +19,7 @@
 //! that no running command has is remembered until its line is reached, since the
 //! command may still wait in the ring.
 
+use super::alarm::Alarm;
 use cdm_protocol::{Completion, QUEUE_SIZE, Status};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,6 +46,8 @@ pub struct CommandQueue {
     book: Mutex<Book>,
     /// A command has finished.
     finished: Condvar,
+    /// Rung after a command was told to stop: it may wait for pages.
+    alarm: Arc<Alarm>,
 }
 
 #[derive(Debug, Default)]
@@ -97,6 +100,14 @@ impl Book {
 }
 
 impl CommandQueue {
+    /// A queue without commands, which rings when it tells one to stop.
+    pub fn new(alarm: Arc<Alarm>) -> Self {
+        Self {
+            alarm,
+            ..Self::default()
+        }
+    }
+
     /// Numbers the next command.
     ///
     /// The caller takes the command off the ring in the same critical section, so that
@@ -187,6 +198,7 @@ impl CommandQueue {
         let book = self.book();
         let line = book.taken + u64::from(waiting);
         self.line.fetch_max(line, Ordering::Relaxed);
+        self.alarm.ring();
         Line {
             line,
             cancelled_before: book.cancelled,
@@ -200,6 +212,7 @@ impl CommandQueue {
         let mut running = book.running.values();
         if let Some(running) = running.find(|running| running.tag == Some(tag)) {
             running.is_doomed.store(true, Ordering::Relaxed);
+            self.alarm.ring();
             return Cancellation::Stopping;
         }
         book.prune();
@@ -219,6 +232,7 @@ impl CommandQueue {
     /// Cancels whatever runs now and whatever is taken later, until [`Self::forget_line`].
     pub fn cancel_all(&self) {
         self.line.store(u64::MAX, Ordering::Relaxed);
+        self.alarm.ring();
     }
 
     /// Lets commands run again that were posted before a line and never taken.
@@ -233,6 +247,7 @@ impl CommandQueue {
     /// Says whether the guest waits for what runs, which must not wait for the guest then.
     pub fn set_stopping(&self, is_stopping: bool) {
         self.is_stopping.store(is_stopping, Ordering::Relaxed);
+        self.alarm.ring();
     }
 
     /// What [`Self::set_stopping`] said.

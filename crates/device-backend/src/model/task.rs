@@ -4,13 +4,17 @@
 //!
 //! Chunks are taken in their order and finished by who took them, whatever happens
 //! meanwhile. So what is done of a command that was cut short is always its beginning,
-//! however many threads there were.
+//! however many threads there were. Chunks of a process's memory may end early, each for
+//! itself; of those the first one counts, and behind it something may be done as well.
 
 use super::exec::Progress;
 use super::link::Visit;
+use super::operands::Part;
 use super::request::{Extent, Operation, ParsedCommand, Refusal};
 use super::state::DriverState;
-use cdm_protocol::COMPARE_EQUAL;
+use super::translation::{Pasid, Space};
+use cdm_protocol::{COMPARE_EQUAL, Status};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -24,6 +28,8 @@ pub struct Task {
     command: ParsedCommand,
     /// What the driver had set up when the command was begun; it holds to the end.
     state: DriverState,
+    /// What its PASIDs were the names of.
+    bound: BTreeMap<Pasid, Space>,
     /// Chunks to be taken; one for a command that is not cut.
     num_chunks: u64,
     /// Chunks taken so far.
@@ -44,21 +50,55 @@ struct Found {
     crcs: Vec<(u64, u32)>,
     /// COMPARE: offset of the first difference.
     difference: Option<u64>,
+    /// The first chunk that ended early; counted from the beginning of the command.
+    stopped: Option<Progress>,
 }
 
 /// A piece of a command; all of one that is not cut.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunk {
     index: u64,
+    source: Cut,
+    destination: Cut,
+}
+
+/// A part of a list.
+#[derive(Debug, PartialEq, Eq)]
+struct Cut {
+    list: Vec<Extent>,
+    /// Index of its first range in the command.
+    first_index: usize,
+}
+
+impl Chunk {
     /// Its part of the source.
-    pub source: Vec<Extent>,
+    pub fn source(&self) -> Part<'_> {
+        self.source.part()
+    }
+
     /// Its part of the destination.
-    pub destination: Vec<Extent>,
+    pub fn destination(&self) -> Part<'_> {
+        self.destination.part()
+    }
+}
+
+impl Cut {
+    fn part(&self) -> Part<'_> {
+        Part {
+            list: &self.list,
+            first_index: self.first_index,
+        }
+    }
 }
 
 impl Task {
     /// A command of which nothing is done yet.
-    pub fn new(command: ParsedCommand, state: DriverState, visit: Visit) -> Self {
+    pub fn new(
+        command: ParsedCommand,
+        state: DriverState,
+        bound: BTreeMap<Pasid, Space>,
+        visit: Visit,
+    ) -> Self {
         let num_chunks = match is_cut(&command) {
             true => command.bytes().div_ceil(CHUNK_BYTES),
             false => 1,
@@ -66,6 +106,7 @@ impl Task {
         Self {
             command,
             state,
+            bound,
             num_chunks,
             taken: AtomicU64::new(0),
             end: AtomicU64::new(num_chunks),
@@ -90,6 +131,11 @@ impl Task {
         &self.state
     }
 
+    /// What its PASIDs were the names of.
+    pub fn bound(&self) -> &BTreeMap<Pasid, Space> {
+        &self.bound
+    }
+
     /// What it did to memory so far.
     pub fn visit(&self) -> &Mutex<Visit> {
         &self.visit
@@ -107,15 +153,24 @@ impl Task {
             .taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         let index = taken.ok()?;
-        let cut = |list: &[Extent]| match is_cut(&self.command) {
-            true => cut(list, index * CHUNK_BYTES, CHUNK_BYTES),
-            false => list.to_vec(),
+        let cut = |list: &[Extent], first_index| {
+            let (skipped, list) = match is_cut(&self.command) {
+                true => cut(list, index * CHUNK_BYTES, CHUNK_BYTES),
+                false => (0, list.to_vec()),
+            };
+            let first_index = first_index + skipped;
+            Cut { list, first_index }
         };
         Some(Chunk {
             index,
-            source: cut(&self.command.source),
-            destination: cut(&self.command.destination),
+            source: cut(&self.command.source, 0),
+            destination: cut(&self.command.destination, self.command.source.len()),
         })
+    }
+
+    /// Whether a chunk that was taken cannot change the outcome any more.
+    pub fn is_in_vain(&self, chunk: &Chunk) -> bool {
+        chunk.index >= self.end.load(Ordering::Relaxed)
     }
 
     /// Has nobody take a chunk any more.
@@ -131,6 +186,19 @@ impl Task {
 
     /// Notes the outcome of a chunk.
     pub fn note(&self, chunk: &Chunk, progress: Progress) {
+        if is_cut(&self.command) && progress.status != Status::OK {
+            self.end.fetch_min(chunk.index, Ordering::Relaxed);
+            let stopped = Progress {
+                bytes_done: chunk.index * CHUNK_BYTES + progress.bytes_done,
+                ..progress
+            };
+            let mut found = self.found();
+            let first = found
+                .stopped
+                .filter(|old| old.bytes_done <= stopped.bytes_done);
+            found.stopped = first.or(Some(stopped));
+            return;
+        }
         match self.command.operation {
             Operation::Checksum { .. } => {
                 // A CRC has 32 bits.
@@ -154,9 +222,14 @@ impl Task {
         if let Some(outcome) = found.whole.take() {
             return outcome;
         }
-        // Every chunk before the one with the difference was taken earlier, and is done.
-        if let Some(difference) = found.difference {
+        // Every chunk before the one with the difference was taken earlier, and is done; so it is
+        // with one that ended early.
+        let stopped_at = found.stopped.map_or(u64::MAX, |stopped| stopped.bytes_done);
+        if let Some(difference) = found.difference.filter(|&place| place < stopped_at) {
             return Ok(Progress::finished(difference, difference));
+        }
+        if let Some(stopped) = found.stopped {
+            return Ok(stopped);
         }
         let taken = self.taken.load(Ordering::Relaxed);
         let total = self.command.bytes();
@@ -191,15 +264,17 @@ fn is_cut(command: &ParsedCommand) -> bool {
     )
 }
 
-/// The part of a list from the byte `from` on, at most `bytes` long.
-fn cut(list: &[Extent], mut from: u64, mut bytes: u64) -> Vec<Extent> {
-    let mut part = Vec::new();
+/// The part of a list from the byte `from` on, at most `bytes` long, and how many ranges come
+/// before it.
+fn cut(list: &[Extent], mut from: u64, mut bytes: u64) -> (usize, Vec<Extent>) {
+    let (mut skipped, mut part) = (0, Vec::new());
     for extent in list {
         if bytes == 0 {
             break;
         }
         if from >= extent.bytes {
             from -= extent.bytes;
+            skipped += 1;
             continue;
         }
         let piece = Extent {
@@ -210,7 +285,7 @@ fn cut(list: &[Extent], mut from: u64, mut bytes: u64) -> Vec<Extent> {
         from = 0;
         part.push(piece);
     }
-    part
+    (skipped, part)
 }
 
 #[cfg(test)]
@@ -247,7 +322,12 @@ mod tests {
                 .collect();
             let expected: Vec<Place> =
                 bytes(&list).into_iter().skip(from as usize).take(count as usize).collect();
-            let part = cut(&list, from, count);
+            let (skipped, part) = cut(&list, from, count);
+            if let Some(first) = part.first() {
+                let whole = list[skipped];
+                let inside = first.place.address() - whole.place.address();
+                prop_assert!(inside < whole.bytes);
+            }
             prop_assert!(part.iter().all(|extent| extent.bytes > 0));
             prop_assert_eq!(bytes(&part), expected);
         }

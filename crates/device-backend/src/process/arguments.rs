@@ -3,7 +3,7 @@
 //! The command line.
 
 use super::metrics;
-use crate::model::{Link, LinkSpeed, MemorySize, Shape, Timing, TimingError};
+use crate::model::{Capacity, Link, LinkSpeed, MemorySize, Shape, Timing, TimingError};
 use crate::sandbox::Level;
 use cdm_control_protocol::Fault;
 use cdm_protocol::COMMAND_QUEUES_MAX;
@@ -66,6 +66,16 @@ pub struct Arguments {
     #[arg(long, value_name = "NUM",
           value_parser = clap::value_parser!(u16).range(1..=i64::from(ENGINES_MAX)))]
     pub engines: Option<u16>,
+
+    /// Pages of 4 KiB of processes whose translation the device remembers
+    #[arg(long, value_name = "NUM", default_value_t = Capacity::default().small,
+          value_parser = pages(Capacity::SMALL_MIN))]
+    pub translations_small: usize,
+
+    /// The same for pages of 2 MiB; 0 remembers them as small ones
+    #[arg(long, value_name = "NUM", default_value_t = Capacity::default().large,
+          value_parser = pages(0))]
+    pub translations_large: usize,
 
     /// Gigatransfers per second of each lane
     #[arg(long, value_name = "GT", default_value = "16")]
@@ -148,6 +158,10 @@ impl Arguments {
             memory: self.memory_size,
             command_queues: self.command_queues,
             engines: self.engines.unwrap_or_else(engines_of_machine),
+            translations: Capacity {
+                small: self.translations_small,
+                large: self.translations_large,
+            },
             link: Link {
                 speed: match self.link_speed {
                     SpeedArgument::Gt16 => LinkSpeed::Gt16,
@@ -158,6 +172,14 @@ impl Arguments {
             },
         }
     }
+}
+
+/// A number of pages that can be remembered.
+fn pages(min: usize) -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u64)
+        .range(min as u64..=Capacity::MAX as u64)
+        // No more than the maximum, so it fits.
+        .map(|pages| pages as usize)
 }
 
 /// One engine for each CPU that this process may run on.

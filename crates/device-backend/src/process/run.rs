@@ -169,9 +169,9 @@ fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
         "the device is ready"
     );
     let parts = Parts {
+        telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), trace)),
         device,
         faults,
-        telemetry: Arc::new(Telemetry::new(num_queues, trace)),
         sandbox,
     };
     let telemetry = parts.telemetry.clone();

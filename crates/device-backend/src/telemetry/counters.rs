@@ -2,8 +2,9 @@
 
 //! Counters, in Prometheus' terms.
 
+use super::translations::Translations;
 use super::{Ended, status_name};
-use crate::model::{Access, Accesses, Flow, Side, Traffic};
+use crate::model::{Access, Accesses, Device, Flow, Side, Traffic};
 use cdm_control_protocol::FaultKind;
 use cdm_protocol::Status;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -13,6 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::Arc;
 
 /// Least time that is told apart, in seconds; each of the buckets is four times the one before.
 const SHORTEST: f64 = 1e-6;
@@ -160,9 +162,10 @@ fn access_name(access: Access) -> &'static str {
 }
 
 impl Counters {
-    /// All zero, for so many virtqueues.
-    pub fn new(num_queues: u16) -> Self {
+    /// All zero, for so many virtqueues; and what the device counts itself.
+    pub fn new(num_queues: u16, device: Arc<Device>) -> Self {
         let mut registry = Registry::with_prefix("cdm");
+        registry.register_collector(Box::new(Translations(device)));
         let requests = Family::<QueueLabel, Counter>::default();
         let errors = Family::<QueueLabel, Counter>::default();
         let bytes = Family::<QueueLabel, Counter>::default();
@@ -310,7 +313,8 @@ impl Counters {
         }
     }
 
-    fn hit(&self, kind: FaultKind) {
+    /// Counts something that a fault has hit.
+    pub fn hit(&self, kind: FaultKind) {
         let kind = kind.name();
         self.faults.get_or_create(&FaultLabel { kind }).inc();
     }
@@ -327,13 +331,25 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Capacity, Link, LinkSpeed, Shape};
     use cdm_protocol::Completion;
     use std::time::Instant;
     use zerocopy::FromZeros;
 
     #[test]
     fn requests_are_counted_by_queue_operation_and_status() {
-        let counters = Counters::new(3);
+        let device = Device::new(&Shape {
+            memory: "256M".parse().unwrap(),
+            command_queues: 1,
+            engines: 0,
+            translations: Capacity::default(),
+            link: Link {
+                speed: LinkSpeed::Gt16,
+                width_lanes: 16,
+                timing: None,
+            },
+        });
+        let counters = Counters::new(3, Arc::new(device.unwrap()));
         let mut traffic = Traffic::default();
         traffic.add_stream(Side::Link, Access::Read, Flow::lines(0, 100));
         for (status, bytes) in [
@@ -369,6 +385,8 @@ mod tests {
             "cdm_access_bytes_total{queue=\"2\",memory=\"link\",access=\"read\"} 300",
             "cdm_access_bytes_total{queue=\"2\",memory=\"own\",access=\"read\"} 0",
             "cdm_simulated_picoseconds_total{queue=\"2\"} 4500",
+            "cdm_translation_hits_total 0",
+            "cdm_page_requests_total 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");

@@ -4,13 +4,15 @@
 
 mod counters;
 mod trace;
+mod translations;
 
 pub use counters::{Counters, QueueCounters};
 pub use trace::{Trace, TraceFile};
 
-use crate::model::{Picoseconds, Traffic};
+use crate::model::{Device, Picoseconds, Traffic};
 use cdm_control_protocol::FaultKind;
 use cdm_protocol::Completion;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Counters and trace of a device.
@@ -44,9 +46,9 @@ pub struct Ended<'a> {
 pub const UNKNOWN: &str = "unknown";
 
 impl Telemetry {
-    /// Counters for so many queues, and a trace if there is one.
-    pub fn new(num_queues: u16, trace: Option<Trace>) -> Self {
-        let counters = Counters::new(num_queues);
+    /// Counters for a device with so many queues, and a trace if there is one.
+    pub fn new(num_queues: u16, device: Arc<Device>, trace: Option<Trace>) -> Self {
+        let counters = Counters::new(num_queues, device);
         Self { counters, trace }
     }
 

@@ -46,7 +46,8 @@ pub struct Shared {
     /// The device, which outlives the connection.
     pub device: Arc<Device>,
     /// One turn for each queue, by queue number: held from taking a chain to giving it back or
-    /// handing it to an engine.
+    /// handing it to an engine. That of the event queue is held for one event, so that none is
+    /// written after the queue was stopped.
     pub turns: Vec<Turn>,
     /// Threads that work on commands beside the workers.
     pub engines: Engines,
@@ -80,6 +81,7 @@ impl Shared {
     pub fn queue_error(&self, queue: u16, event: &Vring, guest: &GuestView) {
         let counters = &self.telemetry.counters;
         counters.queue(queue).queue_errors.inc();
+        let _turn = self.turns[usize::from(QUEUE_EVENT)].take();
         if !self.events.queue_error(queue, event, guest) {
             counters.events_lost.inc();
         }
@@ -422,13 +424,14 @@ impl VhostUserBackend for Adapter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Link, LinkSpeed, Shape};
+    use crate::model::{Capacity, Link, LinkSpeed, Shape};
 
     fn adapter(command_queues: u16) -> Adapter {
         let shape = Shape {
             memory: "256M".parse().unwrap(),
             command_queues,
             engines: 2,
+            translations: Capacity::default(),
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
@@ -436,10 +439,11 @@ mod tests {
             },
         };
         let num_queues = QUEUE_FIRST_COMMAND + command_queues;
+        let device = Arc::new(Device::new(&shape).unwrap());
         Adapter::new(&Parts {
-            device: Arc::new(Device::new(&shape).unwrap()),
+            telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), None)),
+            device,
             faults: Arc::new(Faults::new(num_queues)),
-            telemetry: Arc::new(Telemetry::new(num_queues, None)),
             sandbox: Sandbox::none(),
         })
     }

@@ -11,13 +11,14 @@
 //! [`Taken::give_back`].
 
 use super::adapter::Shared;
+use super::asker::Asker;
 use super::chain::{Chain, Malformed};
 use super::engines::Crew;
 use super::guest_view::GuestView;
 use super::passage::{Passage, Served};
 use super::ring::{Broken, Ring};
 use super::vring::Vring;
-use crate::model::{Command, CommandQueue, Device, Request, Task, Ticket};
+use crate::model::{Command, CommandQueue, Device, Means, Request, Task, Ticket};
 use cdm_protocol::{Completion, Opcode, QUEUE_FIRST_COMMAND, Status};
 use std::sync::Arc;
 use zerocopy::little_endian::U16;
@@ -47,11 +48,38 @@ struct Taken {
     chain: Chain,
     /// What is counted of it, and what goes wrong with it.
     passage: Passage,
-    ticket: Ticket,
+    ticket: Arc<Ticket>,
     /// None if the chain is malformed.
     command: Option<Command>,
     /// Whether it runs beside the thread that serves the queue.
     is_beside: bool,
+}
+
+/// A command that was begun, for all threads that work on it.
+struct Work {
+    task: Task,
+    asker: Asker,
+    index: u16,
+    guest: Arc<GuestView>,
+    ticket: Arc<Ticket>,
+    /// Whether it has to end when the guest stands still.
+    waits_for_guest: bool,
+}
+
+impl Work {
+    /// Works on it until there is nothing left to take.
+    fn take_part(&self) {
+        let device = &self.asker.shared.device;
+        let queue = &device.queues()[usize::from(self.index)];
+        let cancelled =
+            || queue.is_cancelled(&self.ticket) || (self.waits_for_guest && queue.is_stopping());
+        let means = Means {
+            guest: &*self.guest,
+            asker: &self.asker,
+            cancelled: &cancelled,
+        };
+        device.work(&self.task, &means);
+    }
 }
 
 /// Takes one command of queue number `index` among the command queues, and carries it out
@@ -100,7 +128,7 @@ pub fn serve_one(
         guest,
         chain,
         passage,
-        ticket,
+        ticket: Arc::new(ticket),
         command,
         is_beside: is_unordered,
     };
@@ -149,31 +177,40 @@ impl Taken {
         }
         let waits_for_guest = command.waits_for_guest();
         let task = match self.device().begin(command, &*self.guest) {
-            Ok(task) => Arc::new(task),
+            Ok(task) => task,
             Err(completion) => return completion,
         };
-        let crew = Arc::new(Crew::default());
-        self.call_helpers(&task, &crew);
-        self.device().work(&task, &*self.guest, &|| {
-            self.is_cancelled() || (waits_for_guest && self.queue().is_stopping())
+        let work = Arc::new(Work {
+            task,
+            asker: Asker {
+                shared: self.shared.clone(),
+                event: self.event.clone(),
+                queue: QUEUE_FIRST_COMMAND + self.index,
+            },
+            index: self.index,
+            guest: self.guest.clone(),
+            ticket: self.ticket.clone(),
+            waits_for_guest,
         });
+        let crew = Arc::new(Crew::default());
+        self.call_helpers(&work, &crew);
+        work.take_part();
         crew.dismiss();
-        self.device().settle(&task, &|| self.is_cancelled());
-        let (traffic, simulated) = self.device().account(&task);
+        self.device().settle(&work.task, &|| self.is_cancelled());
+        let (traffic, simulated) = self.device().account(&work.task);
         self.passage.did(&traffic, simulated);
-        self.device().finish(&task)
+        self.device().finish(&work.task)
     }
 
     /// Asks engines to take part. They stop when the task has nothing left to take.
-    fn call_helpers(&self, task: &Arc<Task>, crew: &Arc<Crew>) {
+    fn call_helpers(&self, work: &Arc<Work>, crew: &Arc<Crew>) {
         let engines = &self.shared.engines;
-        let helpers = task.helpers().min(engines.count() as u64);
+        let helpers = work.task.helpers().min(engines.count() as u64);
         for _ in 0..helpers {
-            let (task, crew) = (task.clone(), crew.clone());
-            let (device, guest) = (self.shared.device.clone(), self.guest.clone());
+            let (work, crew) = (work.clone(), crew.clone());
             let help = move || {
                 if let Some(_member) = crew.join() {
-                    device.work(&task, &*guest, &|| false);
+                    work.take_part();
                 }
             };
             if engines.hand_over(Box::new(help)).is_err() {

@@ -40,6 +40,7 @@ pub fn serve_one(shared: &Arc<Shared>, vrings: &[Vring]) -> Result<Served, Broke
     let Some(completion) = carry_out(shared, &chain, &guest, vrings, &mut passage) else {
         return Ok(Served::Nothing);
     };
+    passage.wait_if_late(shared, &ring);
     passage.give_back(shared, &ring, chain, &completion, &guest)?;
     Ok(Served::One)
 }
@@ -56,7 +57,11 @@ fn carry_out(
         Ok(request) => request,
         Err(Malformed) => return Some(with_status(Status::MALFORMED)),
     };
-    passage.is_for(command::opcode(&request.bytes).and_then(|n| ControlOpcode(n).name()));
+    let opcode = command::opcode(&request.bytes).map(ControlOpcode);
+    passage.is_for(opcode.and_then(ControlOpcode::name));
+    if opcode == Some(ControlOpcode::INVALIDATE) {
+        passage.is_invalidation(shared);
+    }
     if let Some(refusal) = passage.refusal() {
         return Some(refusal);
     }

@@ -1,30 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The event queue: what the driver did not ask about.
+//! The event queue: what the driver did not ask about, and what the device asks the driver.
 
 use super::chain::Chain;
 use super::guest_view::GuestView;
 use super::ring::{Broken, Ring};
 use super::vring::Vring;
-use cdm_protocol::{Event, EventKind, QUEUE_SIZE};
+use cdm_protocol::{Event, EventKind, PageRequest, QUEUE_SIZE};
 use std::sync::{Mutex, PoisonError};
 use zerocopy::IntoBytes;
 
-/// Events that found no buffer.
+/// Events on their way.
 #[derive(Debug, Default)]
 pub struct Events {
+    /// Queue errors that found no buffer.
     lost: Mutex<u64>,
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The driver has it.
+    Told,
+    /// The driver has put no buffer there that is large enough.
+    NoBuffer,
+    /// The event queue is not in use.
+    Stopped,
 }
 
 impl Events {
     /// Reports that something is wrong with queue number `queue`, or counts the report as
-    /// lost if the driver has no buffer for it.
+    /// lost if the driver has no buffer for it. The caller has the event queue's turn.
     ///
-    /// Any worker may call this; the lock keeps events in order.
     /// True if the driver was told.
     pub fn queue_error(&self, queue: u16, vring: &Vring, guest: &GuestView) -> bool {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        let ring = Ring::new(vring, guest);
         let event = Event {
             kind: EventKind::QUEUE_ERROR,
             queue: queue.into(),
@@ -32,29 +42,46 @@ impl Events {
             lost: (*lost).into(),
         };
         // No event for a broken event queue: it would be the first victim.
-        let is_told = Self::deliver(&ring, &event, guest).unwrap_or(false);
+        let is_told = deliver(vring, event.as_bytes(), guest) == Delivery::Told;
         *lost = if is_told { 0 } else { lost.saturating_add(1) };
-        ring.notify();
         is_told
     }
+}
 
-    /// Writes the event into the first buffer that is large enough; false if there is none.
-    fn deliver(ring: &Ring<'_>, event: &Event, guest: &GuestView) -> Result<bool, Broken> {
-        // No more than a ring holds: rings laid over each other refill themselves for ever.
-        for _ in 0..QUEUE_SIZE {
-            let Some((chain, ())) = ring.pop(|| ())? else {
-                break;
-            };
-            let fits = Chain::has_room(&chain, size_of::<Event>(), guest);
-            if fits {
-                chain.answer(event.as_bytes(), guest);
-            }
-            let bytes = if fits { size_of::<Event>() as u32 } else { 0 };
-            ring.push_used(&chain, bytes)?;
-            if fits {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+/// Asks the driver for pages. A request that finds no buffer is not counted as lost: the command
+/// that made it tells. The caller has the event queue's turn.
+pub fn request_pages(request: &PageRequest, vring: &Vring, guest: &GuestView) -> Delivery {
+    deliver(vring, request.as_bytes(), guest)
+}
+
+fn deliver(vring: &Vring, event: &[u8], guest: &GuestView) -> Delivery {
+    let ring = Ring::new(vring, guest);
+    let is_told = place(&ring, event, guest).unwrap_or(false);
+    ring.notify();
+    match is_told {
+        true => Delivery::Told,
+        false if ring.is_running() => Delivery::NoBuffer,
+        false => Delivery::Stopped,
     }
+}
+
+/// Writes an event into the first buffer that is large enough; false if there is none.
+fn place(ring: &Ring<'_>, event: &[u8], guest: &GuestView) -> Result<bool, Broken> {
+    // No more than a ring holds: rings laid over each other refill themselves for ever.
+    for _ in 0..QUEUE_SIZE {
+        let Some((chain, ())) = ring.pop(|| ())? else {
+            break;
+        };
+        let fits = Chain::has_room(&chain, event.len(), guest);
+        if fits {
+            chain.answer(event, guest);
+        }
+        // An event is no longer than a page.
+        let bytes = if fits { event.len() as u32 } else { 0 };
+        ring.push_used(&chain, bytes)?;
+        if fits {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

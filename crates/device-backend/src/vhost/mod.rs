@@ -10,11 +10,18 @@
 //! another thread is waited for, except where it says so:
 //!
 //! - a turn per queue, held from taking a chain to completing it, or to handing it to an
-//!   engine; engines never take one, so whoever has a turn may wait for them;
+//!   engine; engines never take one but the event queue's, so whoever has another one may wait
+//!   for them;
 //! - the vring's own lock, held for one operation on the ring;
+//! - the event queue's turn, the last of the turns to be taken, held for the delivery of one
+//!   event;
 //! - the model's state, held for a look or a change.
+//!
+//! A command that waits for the driver's pages may have its queue's turn meanwhile. Whoever
+//! needs that turn has the command stop first: a RESET, a stop of the ring, the guest's end.
 
 mod adapter;
+mod asker;
 mod chain;
 mod command;
 mod connection;

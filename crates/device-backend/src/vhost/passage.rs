@@ -11,9 +11,10 @@ use super::ring::{Broken, Ring};
 use crate::fault::{Effects, Leave};
 use crate::model::{Picoseconds, Traffic};
 use crate::telemetry::{Ended, UNKNOWN};
+use cdm_control_protocol::FaultKind;
 use cdm_protocol::Completion;
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
 /// What a worker did at a ring.
@@ -37,6 +38,8 @@ pub struct Passage {
     effects: Effects,
     traffic: Traffic,
     simulated: Option<Picoseconds>,
+    /// How long it waits after it was carried out.
+    late: Duration,
 }
 
 /// A chain that is given back after the next one of its queue.
@@ -61,6 +64,7 @@ impl Passage {
             effects: shared.faults.take(queue),
             traffic: Traffic::default(),
             simulated: None,
+            late: Duration::ZERO,
         }
     }
 
@@ -73,6 +77,23 @@ impl Passage {
     pub fn did(&mut self, traffic: &Traffic, simulated: Option<Picoseconds>) {
         self.traffic = *traffic;
         self.simulated = simulated;
+    }
+
+    /// Says that it is an INVALIDATE, which has a fault of its own.
+    pub fn is_invalidation(&mut self, shared: &Shared) {
+        if let Some(late) = shared.faults.delay_invalidation(self.queue) {
+            self.effects.hits.push(FaultKind::LateInvalidation);
+            self.late = late;
+        }
+    }
+
+    /// Waits as long as a fault wants it, though it is carried out. Not longer than the faults
+    /// are there and the ring is running: whoever stops it waits for this.
+    pub fn wait_if_late(&self, shared: &Shared, ring: &Ring<'_>) {
+        let end = Instant::now() + self.late;
+        while Instant::now() < end && shared.faults.are_any() && ring.is_running() {
+            shared.faults.wait();
+        }
     }
 
     /// What it ends with instead of being carried out.

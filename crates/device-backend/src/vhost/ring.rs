@@ -49,6 +49,12 @@ impl<'a> Ring<'a> {
         Ok(Some((Chain::collect(descriptors), taken)))
     }
 
+    /// Whether the driver uses the queue: it is set up, and neither paused nor reset.
+    pub fn is_running(&self) -> bool {
+        let state = self.vring.get_ref();
+        state.is_enabled() && state.get_queue().ready()
+    }
+
     /// Runs `f` with the number of chains that wait in the ring, while none is taken.
     pub fn with_waiting<T>(&self, f: impl FnOnce(u16) -> T) -> T {
         let state = self.vring.get_ref();

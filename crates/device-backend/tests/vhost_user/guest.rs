@@ -414,10 +414,15 @@ impl Guest {
 
 /// A control request in bytes.
 pub fn control(opcode: ControlOpcode, arg0: u64, arg1: u64) -> Vec<u8> {
+    control_of(opcode, 0, arg0, arg1)
+}
+
+/// A control request about an address space in bytes.
+pub fn control_of(opcode: ControlOpcode, pasid: u32, arg0: u64, arg1: u64) -> Vec<u8> {
     let request = ControlRequest {
         opcode,
         flags: 0.into(),
-        reserved: 0.into(),
+        pasid: pasid.into(),
         arg0: arg0.into(),
         arg1: arg1.into(),
     };
@@ -465,10 +470,19 @@ pub fn guest(address: u64, bytes: u64) -> Range {
     range(Space::GUEST, address, bytes)
 }
 
+/// A range of a process.
+pub fn process(pasid: u32, address: u64, bytes: u64) -> Range {
+    Range {
+        pasid: pasid.into(),
+        ..range(Space::PROCESS, address, bytes)
+    }
+}
+
 fn range(space: Space, address: u64, bytes: u64) -> Range {
     Range {
         space,
-        reserved: [0.into(); 3],
+        reserved: 0.into(),
+        pasid: 0.into(),
         address: address.into(),
         bytes: bytes.into(),
     }

@@ -5,9 +5,11 @@
 //! atomic towards ours.
 
 use super::Progress;
-use crate::model::link::{Access, Flow, Side, Traffic};
+use crate::model::access::{Stop, Uses, WordAccess};
+use crate::model::link::{Access, Side, Traffic};
 use crate::model::operand::Operand;
 use crate::model::request::AtomicWidth;
+use cdm_protocol::Status;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vm_memory::VolatileSlice;
@@ -16,8 +18,9 @@ use vm_memory::VolatileSlice;
 #[cfg(target_endian = "big")]
 compile_error!("the device's atomics are written for little-endian hosts");
 
-/// Additions between two looks at the cancellation: some 20 us.
-const PIECE_ADDITIONS: u32 = 4096;
+/// Additions between two looks at the cancellation, with one lease: some 5 us, or tens of them if
+/// others use the word, too.
+const PIECE_ADDITIONS: u32 = 1024;
 
 /// A word of shared memory, ready for atomic access. Narrow values are zero-extended, and
 /// the high bits of what is stored do not count.
@@ -47,14 +50,6 @@ impl<'m> Word<'m> {
             // SAFETY: as above, with eight bytes and u64.
             AtomicWidth::Eight => Self::Eight(unsafe { AtomicU64::from_ptr(pointer.cast()) }),
         })
-    }
-
-    /// Its size in bytes.
-    fn bytes(self) -> u64 {
-        match self {
-            Self::Four(_) => 4,
-            Self::Eight(_) => 8,
-        }
     }
 
     /// What is there.
@@ -121,12 +116,12 @@ pub struct Words<'o, 'm> {
     starts: Vec<u64>,
     bytes: u64,
     /// What was made of them.
-    traffic: Cell<Traffic>,
+    traffic: &'o Cell<Traffic>,
 }
 
 impl<'o, 'm> Words<'o, 'm> {
-    /// Checks lengths and alignment in this process.
-    pub fn new(operand: &'o Operand<'m>) -> Option<Self> {
+    /// Checks lengths and alignment in this process. Accesses are counted in `traffic`.
+    pub fn new(operand: &'o Operand<'m>, traffic: &'o Cell<Traffic>) -> Option<Self> {
         let slices = operand.slices();
         let mut bytes = 0;
         let mut starts = Vec::with_capacity(slices.len());
@@ -144,13 +139,12 @@ impl<'o, 'm> Words<'o, 'm> {
             sides: operand.sides(),
             starts,
             bytes,
-            traffic: Cell::default(),
+            traffic,
         })
     }
 
-    /// The word at `offset`, if it is a multiple of `width` inside the operand; for one access,
-    /// which is counted.
-    pub fn at(&self, offset: u64, width: AtomicWidth, access: Access) -> Option<Word<'m>> {
+    /// The word at `offset`, if it is a multiple of `width` inside the operand, and where it is.
+    fn at(&self, offset: u64, width: AtomicWidth) -> Option<(Word<'m>, Side)> {
         if offset >= self.bytes || !offset.is_multiple_of(width.bytes()) {
             return None;
         }
@@ -158,38 +152,96 @@ impl<'o, 'm> Words<'o, 'm> {
         let inside = usize::try_from(offset - self.starts[index]).ok()?;
         let bytes = width.bytes() as usize;
         let word = Word::new(self.slices[index].subslice(inside, bytes).ok()?, width)?;
-        let mut traffic = self.traffic.get();
-        traffic.add_singles(self.sides[index], access, Flow::words(1, width.bytes()));
-        self.traffic.set(traffic);
-        Some(word)
-    }
-
-    /// The accesses so far, each of which was waited for.
-    pub fn traffic(&self) -> Traffic {
-        self.traffic.get()
+        Some((word, self.sides[index]))
     }
 }
 
-/// Adds `addend` to the word, `repeat` times.
+impl WordAccess for Words<'_, '_> {
+    fn with<T>(
+        &self,
+        offset: u64,
+        width: AtomicWidth,
+        uses: Uses,
+        action: impl FnOnce(Word<'_>) -> T,
+    ) -> Result<T, Stop> {
+        let found = self.at(offset, width);
+        let (word, side) = found.ok_or(Stop::from(Status::BAD_POINTER))?;
+        uses.count(self.traffic, side, width);
+        Ok(action(word))
+    }
+
+    fn prepare(&self, _: u64, _: AtomicWidth, _: Access) -> Result<(), Stop> {
+        Ok(())
+    }
+}
+
+/// An operand that is one word, at offset zero.
+#[derive(Clone, Copy, Debug)]
+pub struct OneWord<'o, 'm> {
+    /// The word.
+    pub word: Word<'m>,
+    /// Where it is.
+    pub side: Side,
+    /// Where accesses are counted.
+    pub traffic: &'o Cell<Traffic>,
+}
+
+impl WordAccess for OneWord<'_, '_> {
+    fn with<T>(
+        &self,
+        offset: u64,
+        width: AtomicWidth,
+        uses: Uses,
+        action: impl FnOnce(Word<'_>) -> T,
+    ) -> Result<T, Stop> {
+        if offset != 0 {
+            return Err(Status::BAD_POINTER.into());
+        }
+        uses.count(self.traffic, self.side, width);
+        Ok(action(self.word))
+    }
+
+    fn prepare(&self, _: u64, _: AtomicWidth, _: Access) -> Result<(), Stop> {
+        Ok(())
+    }
+}
+
+/// Adds `addend` to the operand's first word, `repeat` times.
 pub fn fetch_add(
-    word: Word<'_>,
+    words: &impl WordAccess,
+    width: AtomicWidth,
     addend: u64,
     repeat: u32,
     cancelled: &dyn Fn() -> bool,
 ) -> Progress {
-    let mut before_last = 0;
-    for addition in 0..repeat {
-        if addition.is_multiple_of(PIECE_ADDITIONS) && cancelled() {
-            return Progress::cancelled(u64::from(addition) * word.bytes());
+    let (mut before_last, mut additions) = (0, 0);
+    while additions < repeat {
+        let done = u64::from(additions) * width.bytes();
+        if cancelled() {
+            return Progress::cancelled(done);
         }
-        before_last = word.fetch_add(addend, Ordering::SeqCst);
+        let count = PIECE_ADDITIONS.min(repeat - additions);
+        let uses = Uses {
+            access: Access::Atomic,
+            times: count.into(),
+        };
+        let added = words.with(0, width, uses, |word| {
+            for _ in 0..count {
+                before_last = word.fetch_add(addend, Ordering::SeqCst);
+            }
+        });
+        if let Err(stop) = added {
+            return Progress::stopped(stop, done);
+        }
+        additions += count;
     }
-    Progress::finished(before_last, u64::from(repeat) * word.bytes())
+    Progress::finished(before_last, u64::from(repeat) * width.bytes())
 }
 
-/// Stores `new` in the word if it holds `expected`.
+/// Stores `new` in the operand's first word if it holds `expected`.
 pub fn compare_swap(
-    word: Word<'_>,
+    words: &impl WordAccess,
+    width: AtomicWidth,
     expected: u64,
     new: u64,
     cancelled: &dyn Fn() -> bool,
@@ -197,8 +249,12 @@ pub fn compare_swap(
     if cancelled() {
         return Progress::cancelled(0);
     }
-    match word.compare_swap(expected, new, Ordering::SeqCst) {
-        Ok(found) => Progress::finished(found, word.bytes()),
-        Err(found) => Progress::finished(found, 0),
+    let swapped = words.with(0, width, Uses::ATOMIC, |word| {
+        word.compare_swap(expected, new, Ordering::SeqCst)
+    });
+    match swapped {
+        Ok(Ok(found)) => Progress::finished(found, width.bytes()),
+        Ok(Err(found)) => Progress::finished(found, 0),
+        Err(stop) => Progress::stopped(stop, 0),
     }
 }

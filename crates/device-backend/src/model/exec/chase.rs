@@ -3,10 +3,9 @@
 //! POINTER_CHASE: each word tells where the next one is, so that no load can begin
 //! before the one before it has ended.
 
-use super::{Progress, Words};
-use crate::model::link::Access;
+use super::Progress;
+use crate::model::access::{Uses, WordAccess};
 use crate::model::request::AtomicWidth;
-use cdm_protocol::Status;
 use std::sync::atomic::Ordering;
 
 /// Hops between two looks at the cancellation: less than a millisecond, even if each of
@@ -18,7 +17,7 @@ const POINTER_BYTES: u64 = 8;
 /// Follows pointers, `hops` times, from `first` on. A pointer's value is `base` more than
 /// the offset of the word it points to.
 pub fn chase(
-    words: &Words<'_, '_>,
+    words: &impl WordAccess,
     first: u64,
     base: u64,
     hops: u32,
@@ -31,9 +30,12 @@ pub fn chase(
             return Progress::cancelled(done);
         }
         let offset = pointer.wrapping_sub(base);
-        match words.at(offset, AtomicWidth::Eight, Access::Read) {
-            Some(word) => pointer = word.load(Ordering::Relaxed),
-            None => return Progress::stopped(Status::BAD_POINTER, done),
+        let loaded = words.with(offset, AtomicWidth::Eight, Uses::READ, |word| {
+            word.load(Ordering::Relaxed)
+        });
+        match loaded {
+            Ok(next) => pointer = next,
+            Err(stop) => return Progress::stopped(stop, done),
         }
     }
     Progress::finished(pointer, u64::from(hops) * POINTER_BYTES)

@@ -13,18 +13,17 @@ mod atomic;
 mod chase;
 mod histogram;
 mod program;
-mod traffic;
 mod transfer;
 mod vector;
 
-pub use atomic::{Word, Words, compare_swap, fetch_add};
+pub use atomic::{OneWord, Word, Words, compare_swap, fetch_add};
 pub use chase::chase;
 pub use histogram::histogram;
 pub use program::program;
-pub use traffic::traffic;
-pub use transfer::{checksum, compare, copy, fill};
-pub use vector::{axpy, sum};
+pub use transfer::{checksum, compare, copy, copy_through_buffer, fill};
+pub use vector::{AxpyStreams, axpy, sum};
 
+use super::access::Stop;
 use cdm_protocol::{Completion, Status};
 use zerocopy::FromZeros;
 
@@ -39,6 +38,8 @@ pub struct Progress {
     pub status: Status,
     /// Bytes of each operand that were looked at: `bytes_done`, unless it is said otherwise.
     pub touched: u64,
+    /// The range that a bad status speaks of.
+    pub range_index: u32,
 }
 
 impl Progress {
@@ -48,12 +49,17 @@ impl Progress {
     }
 
     /// Came upon something that it cannot go on with.
-    pub fn stopped(status: Status, bytes_done: u64) -> Self {
+    pub fn stopped(stop: impl Into<Stop>, bytes_done: u64) -> Self {
+        let Stop {
+            status,
+            range_index,
+        } = stop.into();
         Self {
             result: 0,
             bytes_done,
             status,
             touched: bytes_done,
+            range_index,
         }
     }
 
@@ -64,6 +70,7 @@ impl Progress {
             bytes_done,
             status: Status::OK,
             touched: bytes_done,
+            range_index: 0,
         }
     }
 
@@ -77,6 +84,7 @@ impl From<Progress> for Completion {
     fn from(progress: Progress) -> Self {
         Self {
             status: progress.status,
+            range_index: progress.range_index.into(),
             result: progress.result.into(),
             bytes_done: progress.bytes_done.into(),
             ..Self::new_zeroed()

@@ -5,9 +5,9 @@
 //! Each access is one access of the host's, with the order that the instruction asks for,
 //! so what the guest's CPUs may see of it is what the host's memory model allows.
 
-use super::{Progress, Words};
-use crate::model::link::Access;
-use crate::model::request::{Action, Code};
+use super::{Progress, Word};
+use crate::model::access::{Stop, Uses, WordAccess};
+use crate::model::request::{Action, AtomicWidth, Code};
 use cdm_protocol::{PROGRAM_REGISTERS, Status};
 use std::hint;
 use std::sync::atomic::fence;
@@ -20,7 +20,7 @@ const PIECE_STEPS: u64 = 4096;
 /// with `argument`, the others with zero.
 pub fn program(
     code: &Code,
-    words: &Words<'_, '_>,
+    words: &impl WordAccess,
     argument: u64,
     limit: u64,
     cancelled: &dyn Fn() -> bool,
@@ -38,7 +38,7 @@ pub fn program(
         next += 1;
         let (a, b) = (registers[instruction.a], registers[instruction.b]);
         let number = instruction.immediate;
-        let word = |width, access| words.at(a.wrapping_add(number), width, access);
+        let place = a.wrapping_add(number);
         let outcome = match instruction.action {
             Action::End => return Progress::finished(registers[0], step + 1),
             Action::Set => number,
@@ -48,33 +48,38 @@ pub fn program(
             Action::And => a & b,
             // Less than 64: checked when the program was read.
             Action::ShiftLeft => a << number,
-            Action::Load { width, order } => match word(width, Access::Read) {
-                Some(word) => word.load(order),
-                None => return Progress::stopped(Status::BAD_POINTER, step),
-            },
-            Action::Store { width, order } => match word(width, Access::Write) {
-                Some(word) => {
-                    word.store(b, order);
-                    continue;
+            Action::Load { width, order } => {
+                match words.with(place, width, Uses::READ, |word| word.load(order)) {
+                    Ok(value) => value,
+                    Err(stop) => return Progress::stopped(stop, step),
                 }
-                None => return Progress::stopped(Status::BAD_POINTER, step),
-            },
-            Action::AtomicAdd { width, order } => match word(width, Access::Atomic) {
-                Some(word) => word.fetch_add(b, order),
-                None => return Progress::stopped(Status::BAD_POINTER, step),
-            },
-            Action::AtomicSwap { width, order } => match word(width, Access::Atomic) {
-                Some(word) => word.swap(b, order),
-                None => return Progress::stopped(Status::BAD_POINTER, step),
-            },
-            Action::AtomicCompareSwap { width, order } => match word(width, Access::Atomic) {
-                Some(word) => {
-                    let expected = registers[instruction.d];
-                    let (Ok(found) | Err(found)) = word.compare_swap(expected, b, order);
-                    found
+            }
+            Action::Store { width, order } => {
+                match words.with(place, width, Uses::WRITE, |word| word.store(b, order)) {
+                    Ok(()) => continue,
+                    Err(stop) => return Progress::stopped(stop, step),
                 }
-                None => return Progress::stopped(Status::BAD_POINTER, step),
-            },
+            }
+            Action::AtomicAdd { width, order } => {
+                match change(words, place, width, |word| word.fetch_add(b, order)) {
+                    Ok(found) => found,
+                    Err(stop) => return Progress::stopped(stop, step),
+                }
+            }
+            Action::AtomicSwap { width, order } => {
+                match change(words, place, width, |word| word.swap(b, order)) {
+                    Ok(found) => found,
+                    Err(stop) => return Progress::stopped(stop, step),
+                }
+            }
+            Action::AtomicCompareSwap { width, order } => {
+                let expected = registers[instruction.d];
+                let swap = |word: Word<'_>| word.compare_swap(expected, b, order);
+                match change(words, place, width, swap) {
+                    Ok(Ok(found) | Err(found)) => found,
+                    Err(stop) => return Progress::stopped(stop, step),
+                }
+            }
             Action::Barrier { order } => {
                 fence(order);
                 continue;
@@ -101,4 +106,14 @@ pub fn program(
         return Progress::finished(registers[0], limit);
     }
     Progress::stopped(Status::STEP_LIMIT, limit)
+}
+
+/// Does something to a word that loads and stores in one.
+fn change<T>(
+    words: &impl WordAccess,
+    place: u64,
+    width: AtomicWidth,
+    action: impl FnOnce(Word<'_>) -> T,
+) -> Result<T, Stop> {
+    words.with(place, width, Uses::ATOMIC, action)
 }

@@ -4,28 +4,32 @@
 //! at a time.
 
 use super::Progress;
+use crate::model::access::ByteStream;
 use crate::model::operand::Operand;
 use crate::model::request::FillPattern;
 use cdm_protocol::COMPARE_EQUAL;
 
-/// Size of a bounce buffer: stays in the second-level cache, two of them too.
+/// Size of a bounce buffer: stays in the second-level cache, two of them too. A multiple of
+/// every element that FILL has.
 const BOUNCE_BYTES: usize = 64 << 10;
 
 /// Stores the pattern all over the destination; it runs on across borders of ranges.
-pub fn fill(destination: &Operand<'_>, pattern: &FillPattern) -> Progress {
+pub fn fill(destination: &mut impl ByteStream, pattern: &FillPattern) -> Progress {
     let element = pattern.element();
-    // One element longer than a piece, so that a piece can begin at any phase of the pattern.
-    let mut bounce = vec![0u8; BOUNCE_BYTES + element.len()];
+    let mut bounce = vec![0u8; BOUNCE_BYTES];
     for chunk in bounce.chunks_mut(element.len()) {
-        chunk.copy_from_slice(&element[..chunk.len()]);
+        chunk.copy_from_slice(element);
     }
     let mut done = 0u64;
-    for piece in destination.pieces(BOUNCE_BYTES) {
-        let phase = (done % element.len() as u64) as usize;
-        piece.copy_from(&bounce[phase..phase + piece.len()]);
-        done += piece.len() as u64;
+    loop {
+        let (count, stop) = destination.write_all(&bounce);
+        done += count as u64;
+        match stop {
+            Some(stop) => return Progress::stopped(stop, done),
+            None if count < bounce.len() => return Progress::finished(0, done),
+            None => {}
+        }
     }
-    Progress::finished(0, done)
 }
 
 /// Copies source to destination, first bytes first.
@@ -38,41 +42,67 @@ pub fn copy(source: &Operand<'_>, destination: &Operand<'_>) -> Progress {
     Progress::finished(0, done)
 }
 
+/// As [`copy`], where only one of both can be had at a time.
+pub fn copy_through_buffer(
+    source: &mut impl ByteStream,
+    destination: &mut impl ByteStream,
+) -> Progress {
+    let mut bounce = vec![0u8; BOUNCE_BYTES];
+    let mut done = 0u64;
+    loop {
+        let bytes = match source.read(&mut bounce) {
+            Ok(0) => return Progress::finished(0, done),
+            Ok(count) => &bounce[..count],
+            Err(stop) => return Progress::stopped(stop, done),
+        };
+        let (count, stop) = destination.write_all(bytes);
+        done += count as u64;
+        if let Some(stop) = stop {
+            return Progress::stopped(stop, done);
+        }
+    }
+}
+
 /// CRC-32C of the source.
-pub fn checksum(source: &Operand<'_>) -> Progress {
+pub fn checksum(source: &mut impl ByteStream) -> Progress {
     let mut bounce = vec![0u8; BOUNCE_BYTES];
     let mut crc = 0;
     let mut done = 0u64;
-    for piece in source.pieces(BOUNCE_BYTES) {
-        let bytes = &mut bounce[..piece.len()];
-        piece.copy_to(bytes);
-        crc = crc32c::crc32c_append(crc, bytes);
-        done += piece.len() as u64;
+    loop {
+        match source.read(&mut bounce) {
+            Ok(0) => return Progress::finished(crc.into(), done),
+            Ok(count) => {
+                crc = crc32c::crc32c_append(crc, &bounce[..count]);
+                done += count as u64;
+            }
+            Err(stop) => return Progress::stopped(stop, done),
+        }
     }
-    Progress::finished(crc.into(), done)
 }
 
 /// Offset of the first byte in which the operands differ.
-pub fn compare(source: &Operand<'_>, destination: &Operand<'_>) -> Progress {
-    let mut left_bounce = vec![0u8; BOUNCE_BYTES];
-    let mut right_bounce = vec![0u8; BOUNCE_BYTES];
+pub fn compare(source: &mut impl ByteStream, destination: &mut impl ByteStream) -> Progress {
+    let mut left = vec![0u8; BOUNCE_BYTES];
+    let mut right = vec![0u8; BOUNCE_BYTES];
     let mut done = 0u64;
-    for (left, right) in source.pairs(destination, BOUNCE_BYTES) {
-        let left_bytes = &mut left_bounce[..left.len()];
-        let right_bytes = &mut right_bounce[..right.len()];
-        left.copy_to(left_bytes);
-        right.copy_to(right_bytes);
-        if left_bytes != right_bytes {
-            let equal = left_bytes
-                .iter()
-                .zip(&*right_bytes)
-                .take_while(|(l, r)| l == r);
+    loop {
+        let left = match source.read(&mut left) {
+            Ok(0) => return Progress::finished(COMPARE_EQUAL, done),
+            Ok(count) => &left[..count],
+            Err(stop) => return Progress::stopped(stop, done),
+        };
+        let (count, stop) = destination.read_all(&mut right[..left.len()]);
+        let (left, right) = (&left[..count], &right[..count]);
+        if left != right {
+            let equal = left.iter().zip(right).take_while(|(l, r)| l == r);
             let first_difference = done + equal.count() as u64;
             // The byte that differs was looked at too.
             return Progress::finished(first_difference, first_difference)
                 .touching(first_difference + 1);
         }
-        done += left.len() as u64;
+        done += count as u64;
+        if let Some(stop) = stop {
+            return Progress::stopped(stop, done);
+        }
     }
-    Progress::finished(COMPARE_EQUAL, done)
 }

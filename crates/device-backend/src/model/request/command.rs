@@ -3,7 +3,8 @@
 //! Commands of the command queues.
 
 use super::range::{parse_list, total_bytes};
-use super::{Bins, Elements, Extent, Place, Refusal, Request};
+use super::{Bins, Elements, Extent, Refusal, Request};
+use crate::model::operands::Part;
 use cdm_protocol::{
     BINS_MAX, CommandHeader, CommandTag, FLAG_FLOAT, FLAG_TAGGED, FLAG_UNORDERED, Instruction,
     Opcode, PROGRAM_INSTRUCTIONS_MAX, PROGRAM_STEPS_MAX, RANGES_MAX, REPEAT_MAX, Range, Status,
@@ -236,9 +237,36 @@ impl ParsedCommand {
         }
     }
 
-    /// Whether it may wait for what the guest's CPUs do.
+    /// Whether it may wait for what the guest's CPUs do: its program for what they store, or
+    /// the command for pages that the driver makes available.
     pub fn waits_for_guest(&self) -> bool {
-        matches!(self.operation, Operation::Program { .. })
+        matches!(self.operation, Operation::Program { .. }) || self.is_of_process()
+    }
+
+    /// Whether it names memory of a process.
+    pub fn is_of_process(&self) -> bool {
+        self.ranges().any(|extent| extent.place.pasid().is_some())
+    }
+
+    /// The source list.
+    pub fn source_part(&self) -> Part<'_> {
+        Part {
+            list: &self.source,
+            first_index: 0,
+        }
+    }
+
+    /// The destination list.
+    pub fn destination_part(&self) -> Part<'_> {
+        Part {
+            list: &self.destination,
+            first_index: self.source.len(),
+        }
+    }
+
+    /// All ranges, sources first.
+    pub fn ranges(&self) -> impl Iterator<Item = &Extent> {
+        self.source.iter().chain(&self.destination)
     }
 
     fn check_lengths(&self) -> Result<(), Refusal> {
@@ -263,7 +291,7 @@ impl ParsedCommand {
             }
             Operation::FetchAdd { width, .. } | Operation::CompareSwap { width, .. } => {
                 let operand = self.destination[0];
-                let is_aligned = address(&operand).is_multiple_of(width.bytes());
+                let is_aligned = operand.place.address().is_multiple_of(width.bytes());
                 if operand.bytes == width.bytes() && is_aligned {
                     Ok(())
                 } else {
@@ -292,16 +320,10 @@ impl ParsedCommand {
     }
 }
 
-/// Where a range begins, whatever in.
-fn address(extent: &Extent) -> u64 {
-    match extent.place {
-        Place::Device(address) | Place::Guest(address) => address,
-    }
-}
-
 /// Checks that a list, whose first range has index `first_index`, consists of aligned words.
 fn expect_words(list: &[Extent], first_index: usize) -> Result<(), Refusal> {
-    let is_odd = |extent: &Extent| !(address(extent) | extent.bytes).is_multiple_of(WORD_BYTES);
+    let is_odd =
+        |extent: &Extent| !(extent.place.address() | extent.bytes).is_multiple_of(WORD_BYTES);
     match list.iter().position(is_odd) {
         Some(index) => Err(Refusal::of_range(Status::MISALIGNED, first_index + index)),
         None => Ok(()),

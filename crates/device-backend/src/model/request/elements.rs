@@ -2,7 +2,7 @@
 
 //! Vectors: what their elements are and where they lie.
 
-use cdm_protocol::{FLAG_FLOAT, Status, TRANSFER_BYTES_MAX};
+use cdm_protocol::{FLAG_FLOAT, PAGE_BYTES_SMALL, Status, TRANSFER_BYTES_MAX};
 
 /// What an element is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +86,20 @@ impl Elements {
         (count, count * bytes - before - behind)
     }
 
+    /// Whether there may be pages between two elements that none is in.
+    pub fn are_sparse(self) -> bool {
+        self.stride > PAGE_BYTES_SMALL
+    }
+
     /// Cuts `total` bytes into pieces of which at most `max` bytes are read; `max` is at
-    /// least one element.
+    /// least one element. Of elements that are far apart each is a piece.
     pub fn pieces(self, total: u64, max: u64) -> impl Iterator<Item = Piece> {
         // Many strides at a time, or one element and the gap after it.
-        let (read, step) = match max / self.stride {
+        let strides = match self.are_sparse() {
+            true => 0,
+            false => max / self.stride,
+        };
+        let (read, step) = match strides {
             0 => (self.number.bytes() as u64, self.stride),
             strides => (strides * self.stride, strides * self.stride),
         };

@@ -11,6 +11,7 @@ mod code;
 mod command;
 mod control;
 mod elements;
+mod page_entry;
 mod range;
 
 use cdm_protocol::{CommandHeader, CommandTag, Completion, RANGES_MAX, Range, Status};
@@ -20,7 +21,7 @@ pub use code::{Action, Code};
 pub use command::{AtomicWidth, FillPattern, Operation, ParsedCommand};
 pub use control::ControlOperation;
 pub use elements::{Bins, Elements, Number};
-pub use range::{Extent, Place};
+pub use range::{Extent, Place, total_bytes};
 
 /// Longest request that the device takes; the rest of a longer one is not looked at.
 pub const MAX_REQUEST_BYTES: usize =

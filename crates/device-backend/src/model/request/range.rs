@@ -3,6 +3,7 @@
 //! Lists of ranges.
 
 use super::Refusal;
+use crate::model::translation::Pasid;
 use cdm_protocol::{Range, Space, Status, TRANSFER_BYTES_MAX};
 
 /// Where a piece of an operand begins.
@@ -12,6 +13,8 @@ pub enum Place {
     Device(u64),
     /// Guest-physical address.
     Guest(u64),
+    /// Virtual address of a process.
+    Process(Pasid, u64),
 }
 
 impl Place {
@@ -20,6 +23,22 @@ impl Place {
         match self {
             Self::Device(address) => Self::Device(address.wrapping_add(bytes)),
             Self::Guest(address) => Self::Guest(address.wrapping_add(bytes)),
+            Self::Process(pasid, address) => Self::Process(pasid, address.wrapping_add(bytes)),
+        }
+    }
+
+    /// Where it is in its space.
+    pub fn address(self) -> u64 {
+        match self {
+            Self::Device(address) | Self::Guest(address) | Self::Process(_, address) => address,
+        }
+    }
+
+    /// The address space of a process that it is in.
+    pub fn pasid(self) -> Option<Pasid> {
+        match self {
+            Self::Process(pasid, _) => Some(pasid),
+            Self::Device(_) | Self::Guest(_) => None,
         }
     }
 }
@@ -51,13 +70,16 @@ pub fn parse_list(list: &[Range], first_index: usize) -> Result<Vec<Extent>, Ref
 }
 
 fn parse(range: &Range) -> Result<Extent, Status> {
-    if range.reserved.iter().any(|field| field.get() != 0) {
+    let pasid = range.pasid.get();
+    let has_pasid = range.space == Space::PROCESS;
+    if range.reserved.get() != 0 || (pasid != 0 && !has_pasid) {
         return Err(Status::RESERVED_FIELD);
     }
     let address = range.address.get();
     let place = match range.space {
         Space::DEVICE => Place::Device(address),
         Space::GUEST => Place::Guest(address),
+        Space::PROCESS => Place::Process(Pasid(pasid), address),
         _ => return Err(Status::BAD_SPACE),
     };
     match range.bytes.get() {

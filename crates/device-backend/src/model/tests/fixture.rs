@@ -3,10 +3,12 @@
 //! A device, some guest memory, and requests in bytes.
 
 use crate::model::{
-    Command, ControlStep, Device, GuestMemory, Link, LinkSpeed, Request, Shape, Timing,
+    Asking, Capacity, Command, ControlStep, Device, GuestMemory, Link, LinkSpeed, Means, PageAsker,
+    Request, Shape, Timing,
 };
 use cdm_protocol::{
-    CommandHeader, Completion, ControlOpcode, ControlRequest, Opcode, Range, Space, Status,
+    CommandHeader, Completion, ControlOpcode, ControlRequest, Opcode, PageRequest, Range, Space,
+    Status,
 };
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -35,6 +37,15 @@ impl GuestMemory for TestGuest {
     }
 }
 
+/// A driver that has put no buffers on the event queue.
+pub struct NoBuffers;
+
+impl PageAsker for NoBuffers {
+    fn ask(&self, _: PageRequest) -> Asking {
+        Asking::NoBuffer
+    }
+}
+
 /// A device whose memory is mapped, and a guest.
 pub struct Fixture {
     pub device: Device,
@@ -44,15 +55,16 @@ pub struct Fixture {
 impl Fixture {
     /// A device that no driver has asked anything of.
     pub fn unmapped() -> Self {
-        Self::unmapped_on(None)
+        Self::unmapped_with(Capacity::default(), None)
     }
 
-    /// The same on a link that takes time, or none.
-    fn unmapped_on(timing: Option<Timing>) -> Self {
+    /// The same that remembers so many translations, on a link that takes time, or none.
+    fn unmapped_with(translations: Capacity, timing: Option<Timing>) -> Self {
         let device = Device::new(&Shape {
             memory: "256M".parse().unwrap(),
             command_queues: 2,
             engines: 1,
+            translations,
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
@@ -71,12 +83,21 @@ impl Fixture {
 
     /// A device that a driver has brought up.
     pub fn new() -> Self {
-        Self::on(None)
+        Self::with(Capacity::default(), None)
     }
 
     /// The same on a link that takes time, or none.
     pub fn on(timing: Option<Timing>) -> Self {
-        let fixture = Self::unmapped_on(timing);
+        Self::with(Capacity::default(), timing)
+    }
+
+    /// The same that remembers so many translations.
+    pub fn with_translations(translations: Capacity) -> Self {
+        Self::with(translations, None)
+    }
+
+    fn with(translations: Capacity, timing: Option<Timing>) -> Self {
+        let fixture = Self::unmapped_with(translations, timing);
         let step = fixture.control(ControlOpcode::MAP_MEMORY, 0, 0);
         assert_eq!(step, ControlStep::MapMemory);
         assert_eq!(fixture.device.finish_map(true).status, Status::OK);
@@ -100,11 +121,25 @@ impl Fixture {
 
     /// As [`Self::run_until`], from a request.
     pub fn carry_out(&self, request: &Request<'_>, cancelled: &dyn Fn() -> bool) -> Completion {
+        self.carry_out_with(request, &self.means(cancelled))
+    }
+
+    /// Means of a command that asks for no page.
+    pub fn means<'a>(&'a self, cancelled: &'a dyn Fn() -> bool) -> Means<'a> {
+        Means {
+            guest: &self.guest,
+            asker: &NoBuffers,
+            cancelled,
+        }
+    }
+
+    /// As [`Self::carry_out`], with other means.
+    pub fn carry_out_with(&self, request: &Request<'_>, means: &Means<'_>) -> Completion {
         let command = Command::parse(request);
-        match self.device.begin(command, &self.guest) {
+        match self.device.begin(command, means.guest) {
             Err(completion) => completion,
             Ok(task) => {
-                self.device.work(&task, &self.guest, cancelled);
+                self.device.work(&task, means);
                 self.device.finish(&task)
             }
         }
@@ -115,7 +150,7 @@ impl Fixture {
         self.control_raw(&ControlRequest {
             opcode,
             flags: 0.into(),
-            reserved: 0.into(),
+            pasid: 0.into(),
             arg0: arg0.into(),
             arg1: arg1.into(),
         })
@@ -192,11 +227,20 @@ pub fn guest(address: u64, bytes: u64) -> Range {
     range(Space::GUEST, address, bytes)
 }
 
+/// A range of a process.
+pub fn process(pasid: u32, address: u64, bytes: u64) -> Range {
+    Range {
+        pasid: pasid.into(),
+        ..range(Space::PROCESS, address, bytes)
+    }
+}
+
 /// A range of any space.
 pub fn range(space: Space, address: u64, bytes: u64) -> Range {
     Range {
         space,
-        reserved: [0.into(); 3],
+        reserved: 0.into(),
+        pasid: 0.into(),
         address: address.into(),
         bytes: bytes.into(),
     }

@@ -6,6 +6,7 @@ mod compute;
 mod fixture;
 mod operations;
 mod parallel;
+mod process;
 mod program;
 mod reference;
 mod refusals;

@@ -3,7 +3,7 @@
 //! One command in several threads: the same outcome as in one.
 
 use super::fixture::*;
-use crate::model::{Command, GuestMemory, Request};
+use crate::model::{Command, GuestMemory, Means, Request};
 use cdm_protocol::{COMPARE_EQUAL, CommandHeader, Completion, Opcode, Range, Status};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -14,6 +14,14 @@ const MIB: u64 = 1 << 20;
 const BYTES: u64 = 9 * MIB + 4321;
 /// Where the other operand is.
 const OTHER: u64 = 32 * MIB;
+
+fn means<'a>(guest: &'a dyn GuestMemory, cancelled: &'a dyn Fn() -> bool) -> Means<'a> {
+    Means {
+        guest,
+        asker: &NoBuffers,
+        cancelled,
+    }
+}
 
 /// Carries a command out in four threads, the first of which is told when to stop.
 fn run(
@@ -29,9 +37,15 @@ fn run(
     assert!(task.helpers() > 1);
     thread::scope(|scope| {
         for _ in 0..3 {
-            scope.spawn(|| fixture.device.work(&task, &fixture.guest, &|| false));
+            scope.spawn(|| {
+                fixture
+                    .device
+                    .work(&task, &means(&fixture.guest, &|| false))
+            });
         }
-        fixture.device.work(&task, &fixture.guest, &cancelled);
+        fixture
+            .device
+            .work(&task, &means(&fixture.guest, &cancelled));
     });
     fixture.device.finish(&task)
 }
@@ -158,7 +172,11 @@ fn many_threads_carry_a_command_that_is_not_cut_out_once() {
     assert_eq!(task.helpers(), 0);
     thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| fixture.device.work(&task, &fixture.guest, &|| false));
+            scope.spawn(|| {
+                fixture
+                    .device
+                    .work(&task, &means(&fixture.guest, &|| false))
+            });
         }
     });
     assert_eq!(ok(fixture.device.finish(&task)), (999, 8000));
@@ -181,7 +199,7 @@ fn memory_that_is_gone_when_its_turn_comes_ends_the_command() {
     let bytes = command(header(Opcode::COPY), &src, &dst);
     let parsed = Command::parse(&Request::new(&bytes, bytes.len() as u64));
     let task = fixture.device.begin(parsed, &fixture.guest).unwrap();
-    fixture.device.work(&task, &Gone, &|| false);
+    fixture.device.work(&task, &means(&Gone, &|| false));
     let completion = fixture.device.finish(&task);
     assert_eq!(completion.status, Status::BAD_ADDRESS);
     assert_eq!(fixture.peek(0, 8), [0; 8]);

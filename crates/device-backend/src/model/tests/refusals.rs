@@ -158,7 +158,7 @@ fn an_argument_that_the_operation_does_not_take_is_refused() {
 #[test]
 fn a_reserved_field_of_a_range_is_refused_with_its_index() {
     let mut second = device(8, 8);
-    second.reserved[2] = 1.into();
+    second.reserved = 1.into();
     let ranges = [device(0, 8), second];
     assert_eq!(
         refusal(header(Opcode::CHECKSUM), &ranges, &[]),
@@ -201,7 +201,7 @@ fn the_largest_number_of_ranges_is_taken_and_one_more_refused() {
 
 #[test]
 fn an_unknown_space_is_refused_with_its_index() {
-    for number in [0u16, 3, 0x100] {
+    for number in [0u16, 4, 0x100] {
         let ranges = [device(0, 4), range(Space(number.into()), 0, 4)];
         assert_eq!(refusal(fill(4), &[], &ranges), (Status::BAD_SPACE, 1));
     }
@@ -446,7 +446,7 @@ fn control_requests_are_checked_like_commands() {
             ..map
         },
         ControlRequest {
-            reserved: 1.into(),
+            pasid: 1.into(),
             ..map
         },
         ControlRequest {

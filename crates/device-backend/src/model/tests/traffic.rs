@@ -56,7 +56,7 @@ fn run_until(
     let parsed = Command::parse(&Request::new(bytes, bytes.len() as u64));
     let device = &fixture.device;
     let task = device.begin(parsed, &fixture.guest).unwrap();
-    device.work(&task, &fixture.guest, cancelled);
+    device.work(&task, &fixture.means(cancelled));
     device.settle(&task, &|| false);
     let (traffic, simulated) = device.account(&task);
     (device.finish(&task), traffic, simulated)
@@ -363,7 +363,7 @@ fn sums_are_the_same_in_any_number_of_threads() {
         let task = fixture.device.begin(parsed, &fixture.guest).unwrap();
         thread::scope(|scope| {
             for _ in 0..threads {
-                scope.spawn(|| fixture.device.work(&task, &fixture.guest, &|| false));
+                scope.spawn(|| fixture.device.work(&task, &fixture.means(&|| false)));
             }
         });
         fixture.device.account(&task)

@@ -2,7 +2,10 @@
 
 //! Pages of an address space.
 
-/// Name of an address space.
+use crate::model::link::{self, Side};
+use cdm_protocol::{PAGE_BYTES_LARGE, PAGE_BYTES_SMALL, Status};
+
+/// Name of an address space, as the driver gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pasid(pub u32);
 
@@ -16,14 +19,11 @@ pub enum PageSize {
 }
 
 impl PageSize {
-    /// Both, the larger one first.
-    pub const ALL: [Self; 2] = [Self::Large, Self::Small];
-
     /// Bytes of a page.
     pub const fn bytes(self) -> u64 {
         match self {
-            Self::Small => 4 << 10,
-            Self::Large => 2 << 20,
+            Self::Small => PAGE_BYTES_SMALL,
+            Self::Large => PAGE_BYTES_LARGE,
         }
     }
 
@@ -44,6 +44,16 @@ pub enum Access {
     Read,
     /// Stores, and loads as well.
     Write,
+}
+
+impl From<link::Access> for Access {
+    /// What somebody needs to be allowed for it.
+    fn from(access: link::Access) -> Self {
+        match access {
+            link::Access::Read => Self::Read,
+            link::Access::Write | link::Access::Atomic => Self::Write,
+        }
+    }
 }
 
 /// Addresses of a process, never none. Both ends belong to it, so that it can reach up to the
@@ -69,11 +79,38 @@ impl VirtualRange {
     }
 }
 
+/// A place on the other side of the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Offset into the device memory.
+    Device(u64),
+    /// Guest-physical address.
+    Guest(u64),
+}
+
+impl Frame {
+    /// Which side of the link it is on.
+    pub const fn side(self) -> Side {
+        match self {
+            Self::Device(_) => Side::Own,
+            Self::Guest(_) => Side::Link,
+        }
+    }
+
+    /// The place so many bytes further.
+    pub const fn plus(self, bytes: u64) -> Self {
+        match self {
+            Self::Device(address) => Self::Device(address.wrapping_add(bytes)),
+            Self::Guest(address) => Self::Guest(address.wrapping_add(bytes)),
+        }
+    }
+}
+
 /// Where a page is, and what may be done to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
-    /// Where its first byte is, on the other side of the bus.
-    pub address: u64,
+    /// Where its first byte is.
+    pub frame: Frame,
     /// Whether stores are allowed.
     pub is_writable: bool,
 }
@@ -83,4 +120,21 @@ impl Translation {
     pub const fn allows(self, access: Access) -> bool {
         self.is_writable || matches!(access, Access::Read)
     }
+
+    /// The same of a place so many bytes further.
+    pub const fn plus(self, bytes: u64) -> Self {
+        Self {
+            frame: self.frame.plus(bytes),
+            is_writable: self.is_writable,
+        }
+    }
+}
+
+/// What the driver says of one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// A page of that size is there; the translation is of its first byte.
+    Page(PageSize, Translation),
+    /// The device does not get it.
+    Refused(Status),
 }

@@ -13,14 +13,17 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::Result;
-use cdm_backend::model::{Command, Device, GuestMemory, Link, LinkSpeed, Request, Shape};
+use cdm_backend::model::{
+    Asking, Capacity, Command, Device, GuestMemory, Link, LinkSpeed, Means, PageAsker, Request,
+    Shape,
+};
 use cdm_guest_tools::accelerator::Code;
 use cdm_guest_tools::device::Answer;
 use cdm_guest_tools::memory::Mapping;
 use cdm_guest_tools::random::Random;
 use cdm_guest_tools::range::AddressRange;
 use cdm_protocol::{
-    CommandHeader, Instruction, MemoryOrder, Opcode, Operator, Range, Space, Status,
+    CommandHeader, Instruction, MemoryOrder, Opcode, Operator, PageRequest, Range, Space, Status,
 };
 use vm_memory::VolatileSlice;
 use zerocopy::{FromZeros, IntoBytes};
@@ -74,12 +77,22 @@ impl GuestMemory for Guest<'_> {
     }
 }
 
+/// Nobody has bound a process, so nobody is asked.
+struct NoPages;
+
+impl PageAsker for NoPages {
+    fn ask(&self, _: PageRequest) -> Asking {
+        Asking::NoBuffer
+    }
+}
+
 /// The device as its process makes it.
 fn model() -> Device {
     Device::new(&Shape {
         memory: "256M".parse().unwrap(),
         command_queues: 4,
         engines: 0,
+        translations: Capacity::default(),
         link: Link {
             speed: LinkSpeed::Gt16,
             width_lanes: 16,
@@ -112,11 +125,16 @@ fn run_on_model(model: &Device, code: &Code, memory: &Mapping, limit: u64) -> io
     let ranges = [range(&home, bytes.len()), range(memory, memory.bytes())];
     let request = [header.as_bytes(), ranges.as_bytes()].concat();
     let guest = Guest([&home, memory]);
+    let means = Means {
+        guest: &guest,
+        asker: &NoPages,
+        cancelled: &|| false,
+    };
     let command = Command::parse(&Request::new(&request, request.len() as u64));
     let completion = match model.begin(command, &guest) {
         Err(completion) => completion,
         Ok(task) => {
-            model.work(&task, &guest, &|| false);
+            model.work(&task, &means);
             model.finish(&task)
         }
     };

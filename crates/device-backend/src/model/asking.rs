@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What the model needs to ask the driver for pages.
+
+use cdm_protocol::{PageRequest, Status};
+
+/// The way of a page request to the driver.
+pub trait PageAsker {
+    /// Sends a page request, whose queue is filled in here. The answer comes as a request of the
+    /// control queue.
+    fn ask(&self, request: PageRequest) -> Asking;
+}
+
+/// What became of a page request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asking {
+    /// The driver has it.
+    Sent,
+    /// The driver has no buffer for it on the event queue.
+    NoBuffer,
+    /// It is refused without asking the driver.
+    Refused(Status),
+    /// The event queue is at rest, and the driver with it.
+    Stopped,
+}

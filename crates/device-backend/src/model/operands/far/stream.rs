@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The bytes of an operand that is memory of processes.
+
+use super::{Ahead, Far, Part, Stretch, Way};
+use crate::model::access::{ByteStream, Stop};
+use crate::model::operand::Operand;
+use crate::model::translation::Access;
+
+/// See [`ByteStream`].
+pub struct FarStream<'f, 'a> {
+    far: &'f Far<'a>,
+    part: Part<'a>,
+    access: Access,
+    ahead: Ahead,
+    /// The range that comes next, counted in the part.
+    index: usize,
+    /// Bytes of it that are behind us; less than its length.
+    offset: u64,
+    /// Bytes of the operand that are behind us.
+    place: u64,
+    /// What it is to read, and what to write.
+    ways: [Way; 2],
+    /// Why the last transfer was short.
+    stop: Option<Stop>,
+}
+
+impl<'f, 'a> FarStream<'f, 'a> {
+    /// Begins with the first byte.
+    pub fn new(
+        far: &'f Far<'a>,
+        part: Part<'a>,
+        access: Access,
+        ahead: Ahead,
+        ways: [Way; 2],
+    ) -> Self {
+        Self {
+            far,
+            part,
+            access,
+            ahead,
+            index: 0,
+            offset: 0,
+            place: 0,
+            ways,
+            stop: None,
+        }
+    }
+
+    /// Hands the next `bytes` bytes to `each`, as operands, with the count of those before.
+    fn advance(
+        &mut self,
+        bytes: u64,
+        way: Way,
+        mut each: impl FnMut(&Operand<'_>, usize),
+    ) -> Result<usize, Stop> {
+        if let Some(stop) = self.stop {
+            return Err(stop);
+        }
+        let mut done = 0;
+        while done < bytes {
+            let Some(extent) = self.part.list.get(self.index) else {
+                break;
+            };
+            let left = extent.bytes - self.offset;
+            let needed = left.min(bytes - done);
+            let stretch = Stretch {
+                place: extent.place.plus(self.offset),
+                bytes: needed,
+                ahead: match self.ahead {
+                    Ahead::Nothing => needed,
+                    Ahead::All => left,
+                },
+                access: self.access,
+            };
+            // Less than `bytes`, which is the length of a slice.
+            let before = done as usize;
+            let (place, begins_range) = (self.place, self.offset == 0);
+            let trail = self.far.walked.trail(way);
+            let moved = self.far.with_memory(stretch, &mut |operand| {
+                each(operand, before);
+                trail.borrow_mut().push(operand, place, begins_range);
+            });
+            match moved {
+                Ok(count) => {
+                    done += count;
+                    self.skip(count);
+                }
+                Err(status) => {
+                    let index = self.part.first_index + self.index;
+                    let stop = Stop::of_range(status, index);
+                    self.stop = Some(stop);
+                    return if done == 0 { Err(stop) } else { Ok(before) };
+                }
+            }
+        }
+        Ok(done as usize)
+    }
+}
+
+impl ByteStream for FarStream<'_, '_> {
+    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Stop> {
+        self.advance(bytes.len() as u64, self.ways[0], |operand, done| {
+            operand.stream().read(&mut bytes[done..]);
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Stop> {
+        self.advance(bytes.len() as u64, self.ways[1], |operand, done| {
+            operand.stream().write(&bytes[done..]);
+        })
+    }
+
+    fn skip(&mut self, mut bytes: u64) {
+        while let Some(extent) = self.part.list.get(self.index) {
+            let left = extent.bytes - self.offset;
+            let step = bytes.min(left);
+            self.place += step;
+            if bytes < left {
+                self.offset += bytes;
+                return;
+            }
+            bytes -= left;
+            self.offset = 0;
+            self.index += 1;
+        }
+    }
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A driver with page tables, which answers page requests as they are made.
+
+use crate::model::tests::fixture::*;
+use crate::model::{Asking, Capacity, ControlStep, Means, PageAsker, Request};
+use cdm_protocol::*;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use zerocopy::IntoBytes;
+
+/// Bytes of a page.
+pub const PAGE: u64 = PAGE_BYTES_SMALL;
+/// The process, unless there are two.
+pub const PASID: u32 = 7;
+/// Where its memory begins.
+pub const VIRTUAL: u64 = 0x7f12_3450_0000;
+
+/// Entries of pages, by PASID and address.
+type Table = BTreeMap<(u32, u64), u64>;
+
+/// A driver, and the device that it drives.
+pub struct Driver {
+    pub fixture: Fixture,
+    /// Held while the driver says what is true, or makes it untrue.
+    table: Mutex<Table>,
+    asked: Mutex<Vec<PageRequest>>,
+}
+
+impl Driver {
+    /// One that has bound [`PASID`].
+    pub fn new() -> Self {
+        Self::of(Fixture::new())
+    }
+
+    /// The same with a device that remembers so many translations.
+    pub fn with_translations(translations: Capacity) -> Self {
+        Self::of(Fixture::with_translations(translations))
+    }
+
+    fn of(fixture: Fixture) -> Self {
+        let driver = Self {
+            fixture,
+            table: Mutex::default(),
+            asked: Mutex::default(),
+        };
+        driver.bind(PASID);
+        driver
+    }
+
+    pub fn bind(&self, pasid: u32) {
+        assert_eq!(
+            self.control(ControlOpcode::BIND, pasid, 0, 0),
+            (Status::OK, 0)
+        );
+    }
+
+    /// Maps a page of the process, number `number` from [`VIRTUAL`] on.
+    pub fn map(&self, number: u64, entry: u64) {
+        self.table().insert((PASID, VIRTUAL + number * PAGE), entry);
+    }
+
+    /// What the driver says; others wait.
+    pub fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap()
+    }
+
+    /// Page requests so far, as (first address, pages, stores).
+    pub fn asked(&self) -> Vec<(u64, u16, bool)> {
+        let asked = self.asked.lock().unwrap();
+        let seen = |request: &PageRequest| {
+            let flags = request.flags.get();
+            assert_eq!(flags & !PAGE_REQUEST_WRITE, 0);
+            (request.address.get(), request.pages.get(), flags != 0)
+        };
+        asked.iter().map(seen).collect()
+    }
+
+    /// How many page requests there were.
+    pub fn num_asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+
+    /// Name of the request for the pages from `address` on.
+    pub fn id_of(&self, address: u64) -> u64 {
+        let asked = self.asked.lock().unwrap();
+        let mut requests = asked.iter();
+        let request = requests.find(|request| request.address.get() == address);
+        request.expect("it was asked for").id.get().into()
+    }
+
+    /// Sends a control request; status and result.
+    pub fn control(
+        &self,
+        opcode: ControlOpcode,
+        pasid: u32,
+        arg0: u64,
+        arg1: u64,
+    ) -> (Status, u64) {
+        self.control_bytes(control(opcode, pasid, arg0, arg1).as_bytes())
+    }
+
+    /// The same in bytes.
+    pub fn control_bytes(&self, bytes: &[u8]) -> (Status, u64) {
+        let request = Request::new(bytes, bytes.len() as u64);
+        match self.fixture.device.control(&request) {
+            ControlStep::Complete(done) => (done.status, done.result.get()),
+            step => panic!("expected an answer, found {step:?}"),
+        }
+    }
+
+    /// Answers a page request.
+    pub fn respond(&self, pasid: u32, id: u64, entries: &[u64]) -> (Status, u64) {
+        let count = entries.len() as u64;
+        let header = control(ControlOpcode::PAGE_RESPONSE, pasid, id, count);
+        let entries: Vec<u8> = entries.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        self.control_bytes(&[header.as_bytes(), &entries].concat())
+    }
+
+    /// Takes a page back, as before it is unmapped or moved. The caller has the table.
+    pub fn invalidate(&self, first: u64, last: u64) {
+        let done = self.control(ControlOpcode::INVALIDATE, PASID, first, last);
+        assert_eq!(done.0, Status::OK);
+    }
+
+    /// Carries a command out, with this driver to ask.
+    pub fn run(&self, header: CommandHeader, src: &[Range], dst: &[Range]) -> Completion {
+        self.run_with(header, src, dst, self, &|| false)
+    }
+
+    /// The same with anybody to ask, and a reason to stop.
+    pub fn run_with(
+        &self,
+        header: CommandHeader,
+        src: &[Range],
+        dst: &[Range],
+        asker: &dyn PageAsker,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Completion {
+        let bytes = command(header, src, dst);
+        let means = Means {
+            guest: &self.fixture.guest,
+            asker,
+            cancelled,
+        };
+        let request = Request::new(&bytes, bytes.len() as u64);
+        self.fixture.carry_out_with(&request, &means)
+    }
+
+    /// Writes memory that an entry leads to.
+    pub fn poke(&self, entry: u64, offset: u64, bytes: &[u8]) {
+        let address = (entry & PageEntry::ADDRESS_MASK) + offset;
+        match entry & PageEntry::DEVICE {
+            0 => self.fixture.poke_guest(address, bytes),
+            _ => self.fixture.poke(address, bytes),
+        }
+    }
+
+    /// Reads memory that an entry leads to.
+    pub fn peek(&self, entry: u64, offset: u64, count: usize) -> Vec<u8> {
+        let address = (entry & PageEntry::ADDRESS_MASK) + offset;
+        match entry & PageEntry::DEVICE {
+            0 => self.fixture.peek_guest(address, count),
+            _ => self.fixture.peek(address, count),
+        }
+    }
+}
+
+impl PageAsker for Driver {
+    fn ask(&self, request: PageRequest) -> Asking {
+        // Whoever has the table knows which requests it has answered.
+        let table = self.table();
+        self.asked.lock().unwrap().push(request);
+        let (pasid, first) = (request.pasid.get(), request.address.get());
+        assert_eq!(first % PAGE, 0);
+        assert!((1..=PAGE_REQUEST_PAGES_MAX).contains(&request.pages.get()));
+        let is_write = request.flags.get() & PAGE_REQUEST_WRITE != 0;
+        let mut entries = Vec::new();
+        for number in 0..u64::from(request.pages.get()) {
+            let found = table.get(&(pasid, first + number * PAGE));
+            let entry = match found {
+                None => refused(Status::UNMAPPED),
+                Some(entry) if is_write && entry & PageEntry::WRITABLE == 0 => {
+                    refused(Status::NO_ACCESS)
+                }
+                Some(&entry) => entry,
+            };
+            entries.push(entry);
+            if entry & PageEntry::REFUSED != 0 {
+                break;
+            }
+        }
+        let answered = self.respond(pasid, request.id.get().into(), &entries);
+        // Zero if the command was ended meanwhile by somebody else.
+        assert_eq!(answered.0, Status::OK);
+        Asking::Sent
+    }
+}
+
+/// A driver that never answers.
+pub struct Silent<'a>(pub &'a Driver);
+
+impl PageAsker for Silent<'_> {
+    fn ask(&self, request: PageRequest) -> Asking {
+        self.0.asked.lock().unwrap().push(request);
+        Asking::Sent
+    }
+}
+
+fn control(opcode: ControlOpcode, pasid: u32, arg0: u64, arg1: u64) -> ControlRequest {
+    ControlRequest {
+        opcode,
+        flags: 0.into(),
+        pasid: pasid.into(),
+        arg0: arg0.into(),
+        arg1: arg1.into(),
+    }
+}
+
+/// The entry of a page of device memory.
+pub fn on_device(address: u64) -> u64 {
+    address | PageEntry::DEVICE | PageEntry::WRITABLE
+}
+
+/// The entry of a page of guest memory.
+pub fn on_guest(address: u64) -> u64 {
+    address | PageEntry::WRITABLE
+}
+
+/// The entry of no page.
+pub fn refused(status: Status) -> u64 {
+    u64::from(status.get()) << PageEntry::STATUS_SHIFT | PageEntry::REFUSED
+}
+
+/// A FILL with bytes.
+pub fn fill(byte: u8) -> CommandHeader {
+    CommandHeader {
+        width: 1.into(),
+        arg0: u64::from(byte).into(),
+        ..header(Opcode::FILL)
+    }
+}
+
+/// So many additions of one.
+pub fn add(repeat: u32) -> CommandHeader {
+    CommandHeader {
+        width: 8.into(),
+        repeat: repeat.into(),
+        arg0: 1.into(),
+        ..header(Opcode::FETCH_ADD)
+    }
+}

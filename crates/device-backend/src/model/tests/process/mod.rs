@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Commands on memory of processes.
+
+mod driver;
+mod ends;
+mod invalidation;
+mod same;
+mod statuses;

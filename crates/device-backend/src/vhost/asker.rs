@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The way of page requests to the driver: over the event queue, unless a fault is in it.
+
+use super::adapter::Shared;
+use super::events::{Delivery, request_pages};
+use super::vring::Vring;
+use crate::model::{Asking, PageAsker};
+use cdm_control_protocol::FaultKind;
+use cdm_protocol::{PageRequest, QUEUE_EVENT};
+use std::sync::Arc;
+
+/// Asks on behalf of the commands of one queue.
+pub struct Asker {
+    /// The device.
+    pub shared: Arc<Shared>,
+    /// The event queue.
+    pub event: Vring,
+    /// Number of the commands' queue.
+    pub queue: u16,
+}
+
+impl PageAsker for Asker {
+    fn ask(&self, request: PageRequest) -> Asking {
+        let Shared {
+            faults,
+            telemetry,
+            turns,
+            ..
+        } = &*self.shared;
+        if let Some(status) = faults.refuse_page(self.queue) {
+            telemetry.counters.hit(FaultKind::RefusePage);
+            return Asking::Refused(status);
+        }
+        let request = PageRequest {
+            queue: self.queue.into(),
+            ..request
+        };
+        let _turn = turns[usize::from(QUEUE_EVENT)].take();
+        match request_pages(&request, &self.event, &self.shared.guest()) {
+            Delivery::Told => {
+                telemetry.happened("PAGE_REQUEST", self.queue);
+                Asking::Sent
+            }
+            Delivery::NoBuffer => Asking::NoBuffer,
+            Delivery::Stopped => Asking::Stopped,
+        }
+    }
+}
