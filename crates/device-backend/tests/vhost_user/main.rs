@@ -17,4 +17,5 @@ mod reset;
 mod sandbox;
 mod serving;
 mod telemetry;
+mod translation;
 mod unordered;
