@@ -14,11 +14,13 @@ const REQUEST: usize = 0xa000;
 const COMPLETION: usize = 0x9100;
 
 /// How a command ends that was not refused.
-const HAVE_BEGUN: [Status; 4] = [
+const HAVE_BEGUN: [Status; 5] = [
     Status::OK,
     Status::CANCELLED,
     Status::BAD_POINTER,
     Status::STEP_LIMIT,
+    // There is no event queue with a buffer.
+    Status::PAGE_QUEUE_FULL,
 ];
 
 fn descriptor(address: usize, bytes: usize, flags: u16, next: u16) -> Vec<u8> {

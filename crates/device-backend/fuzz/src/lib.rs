@@ -3,7 +3,7 @@
 //! A device without a process around it, and a guest whose memory is whatever the fuzzer says.
 
 use cdm_backend::fault::Faults;
-use cdm_backend::model::{Device, Link, LinkSpeed, Shape};
+use cdm_backend::model::{Capacity, Device, Link, LinkSpeed, Shape};
 use cdm_backend::sandbox::Sandbox;
 use cdm_backend::telemetry::Telemetry;
 use cdm_backend::vhost::{Adapter, Parts};
@@ -17,6 +17,9 @@ use vmm_sys_util::epoll::EventSet;
 
 /// Bytes of guest memory, from address 0 on: the rings of three queues, and room.
 pub const GUEST_BYTES: usize = 64 << 10;
+
+/// The address space that is bound.
+pub const PASID: u32 = 1;
 
 /// The guest may make the device work for this long; then it goes. Rings that refill
 /// themselves have no other end.
@@ -33,16 +36,18 @@ pub fn parts() -> &'static Parts {
             command_queues,
             // An input is at its end when its kick is: what an engine could do is done in place.
             engines: 0,
+            translations: Capacity::default(),
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
                 timing: None,
             },
         };
+        let device = Arc::new(Device::new(&shape).expect("memory"));
         Parts {
-            device: Arc::new(Device::new(&shape).expect("memory")),
+            telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), None)),
+            device,
             faults: Arc::new(Faults::new(num_queues)),
-            telemetry: Arc::new(Telemetry::new(num_queues, None)),
             sandbox: Sandbox::none(),
         }
     })
@@ -135,21 +140,26 @@ fn ring(memory: &GuestMemoryAtomic<GuestMemoryMmap>, queue: u16) -> Vring {
     vring
 }
 
-/// Has the device believe that the guest sees its memory, as a frontend's answer does.
+/// Has the device believe that the guest sees its memory, as a frontend's answer does, and
+/// binds an address space.
 fn map(device: &Device) {
     use cdm_backend::model::Request;
     use cdm_protocol::{ControlOpcode, ControlRequest};
     use zerocopy::IntoBytes;
-    let request = ControlRequest {
-        opcode: ControlOpcode::MAP_MEMORY,
-        flags: 0.into(),
-        reserved: 0.into(),
-        arg0: 0.into(),
-        arg1: 0.into(),
+    let ask = |opcode, pasid: u32| {
+        let request = ControlRequest {
+            opcode,
+            flags: 0.into(),
+            pasid: pasid.into(),
+            arg0: 0.into(),
+            arg1: 0.into(),
+        };
+        let bytes = request.as_bytes();
+        let _ = device.control(&Request::new(bytes, bytes.len() as u64));
     };
-    let bytes = request.as_bytes();
-    let _ = device.control(&Request::new(bytes, bytes.len() as u64));
+    ask(ControlOpcode::MAP_MEMORY, 0);
     let _ = device.finish_map(true);
+    ask(ControlOpcode::BIND, PASID);
 }
 
 /// Hangs a guest up that takes too long.
