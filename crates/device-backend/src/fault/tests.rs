@@ -117,6 +117,47 @@ fn parameters_that_are_given_are_taken() {
 }
 
 #[test]
+fn page_requests_and_invalidations_are_counted_apart_from_requests() {
+    let faults = faults(&[
+        "refuse-page,nth=2,status=24",
+        "late-invalidation,nth=3,ms=7",
+    ]);
+    assert!(hit(&faults, COMMAND, 10).is_empty());
+    assert!(hit(&faults, QUEUE_CONTROL, 10).is_empty());
+    let refused: Vec<_> = (0..4).map(|_| faults.refuse_page(COMMAND)).collect();
+    assert_eq!(refused, [None, Some(Status::NO_ACCESS), None, None]);
+    // Each queue counts for itself.
+    assert_eq!(faults.refuse_page(COMMAND + 1), None);
+    assert_eq!(faults.refuse_page(COMMAND + 1), Some(Status::NO_ACCESS));
+    let late: Vec<_> = (0..4)
+        .map(|_| faults.delay_invalidation(QUEUE_CONTROL))
+        .collect();
+    assert_eq!(late, [None, None, Some(Duration::from_millis(7)), None]);
+    let hits: Vec<_> = faults.list().iter().map(|state| state.hits).collect();
+    assert_eq!(hits, [2, 1]);
+}
+
+#[test]
+fn page_that_is_refused_for_no_reason_is_an_error_of_the_page() {
+    let faults = faults(&["refuse-page"]);
+    assert_eq!(faults.refuse_page(COMMAND), Some(Status::PAGE_ERROR));
+    assert_eq!(faults.refuse_page(COMMAND), None);
+}
+
+#[test]
+fn fault_of_what_a_queue_does_not_have_is_refused() {
+    let faults = Faults::new(4);
+    for (spec, queue) in [
+        ("refuse-page,queue=0", QUEUE_CONTROL),
+        ("late-invalidation,ms=1,queue=2", COMMAND),
+    ] {
+        let error = faults.set(spec.parse().unwrap()).unwrap_err();
+        assert!(matches!(error, SetError::Elsewhere { queue: found, .. } if found == queue));
+        assert!(error.to_string().contains("queue"), "{error}");
+    }
+}
+
+#[test]
 fn a_hang_holds_its_queue_until_the_request_is_taken_all_the_same() {
     let faults = faults(&["hang,nth=2"]);
     assert!(!faults.look(COMMAND));

@@ -125,7 +125,7 @@ fn engines_ask_each_for_its_part_of_a_large_command() {
     let (_backend, mut guest) = start(0, &["--translations-small=128"]);
     let mut buffers: Vec<u64> = (0..8).map(|_| guest.post_event_buffer(32)).collect();
     let bytes = PAGES * PAGE;
-    let noise: Vec<u8> = (0..bytes).map(|place| (place * 31 >> 7) as u8).collect();
+    let noise: Vec<u8> = (0..bytes).map(|place| ((place * 31) >> 7) as u8).collect();
     guest.bar_write(0, &noise);
     let dst = [process(PASID, VIRTUAL, bytes)];
     let copy = command(header(Opcode::COPY), &[device(0, bytes)], &dst);

@@ -15,7 +15,7 @@ const FRAMES: [u64; 2] = [64 << 20, 65 << 20];
 /// What nobody but the driver writes.
 const POISON: u8 = 0xee;
 /// How often a page is moved.
-const MOVES: u64 = 400;
+const MOVES: u64 = 100;
 /// What the device needs to come by, if it comes by at all.
 const TURNS: u32 = 3;
 
