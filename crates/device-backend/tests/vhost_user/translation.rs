@@ -6,6 +6,7 @@ use super::control::Client;
 use super::guest::*;
 use super::process::{Backend, wait_until};
 use cdm_protocol::*;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -296,36 +297,37 @@ fn guest_that_goes_while_its_commands_wait_leaves_nothing_to_the_next() {
 #[test]
 fn waits_of_all_threads_keep_no_control_request_from_being_answered() {
     let (_backend, mut guest) = start(0, &[]);
-    // More than there are engines and workers.
-    let mut waiting = Vec::new();
+    // More than there are engines and workers; buffers are used in their order, whoever asks.
+    let mut buffers: VecDeque<u64> = (0..20).map(|_| guest.post_event_buffer(32)).collect();
+    let mut posted = Vec::new();
     for number in 0..10 {
-        let buffer = guest.post_event_buffer(32);
         let mut bytes = fill(number * PAGE, 8, number as u8 + 1);
         bytes[2..4].copy_from_slice(&FLAG_UNORDERED.to_le_bytes());
-        let queue = COMMAND + number as u16 % 2;
-        waiting.push((queue, buffer, guest.post(queue, &bytes)));
+        posted.push(guest.post(COMMAND + number as u16 % 2, &bytes));
     }
-    // Buffers are used in their order, whoever asks.
-    let mut answered = 0;
-    let mut requests = Vec::new();
-    while answered < waiting.len() {
-        while requests.len() < 3.min(waiting.len() - answered) {
-            let buffer = waiting[answered + requests.len()].1;
-            requests.push(wait_request(&mut guest, buffer));
-        }
-        invalidate(&mut guest, 0, u64::MAX);
-        // The last one first.
-        for request in requests.drain(..).rev() {
+    // All engines wait.
+    let waiting: Vec<_> = (0..3)
+        .map(|_| wait_request(&mut guest, buffers.pop_front().unwrap()))
+        .collect();
+    invalidate(&mut guest, 0, u64::MAX);
+    for request in waiting.iter().rev() {
+        answer(&mut guest, request);
+    }
+    let mut ended = 0;
+    while ended < posted.len() {
+        if let Some((_, used)) = guest.queues[usize::from(QUEUE_EVENT)].poll_used() {
+            let request = read_request(&guest, buffers.pop_front().unwrap(), used);
+            buffers.push_back(guest.post_event_buffer(32));
+            // Some that have their answer and have not looked yet ask once more.
+            invalidate(&mut guest, 0, u64::MAX);
             answer(&mut guest, &request);
-            answered += 1;
+        }
+        for queue in [COMMAND, COMMAND + 1] {
+            let used = guest.queues[usize::from(queue)].poll_used();
+            ended += usize::from(used.is_some());
         }
     }
-    for queue in [COMMAND, COMMAND + 1] {
-        for _ in 0..5 {
-            guest.queues[usize::from(queue)].wait_used();
-        }
-    }
-    for (number, (_, _, pending)) in (0u64..).zip(&waiting) {
+    for (number, pending) in (0u64..).zip(&posted) {
         assert_eq!(guest.completion(pending).status, Status::OK);
         let byte = number as u8 + 1;
         assert_eq!(guest.read(SCRATCH + number * PAGE, 8), [byte; 8]);
