@@ -5,6 +5,7 @@
 use super::control::Client;
 use super::guest::*;
 use super::process::{Backend, wait_until};
+use cdm_control_protocol::Ask;
 use cdm_protocol::*;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -354,6 +355,15 @@ fn fault_refuses_the_page_requests_that_it_names() {
     assert_eq!(refused.status, Status::PAGE_ERROR);
 }
 
+/// Waits until so many invalidations were carried out, acknowledged or not.
+fn wait_for_invalidations(client: &mut Client, count: u32) {
+    let line = format!("cdm_invalidations_total {count}\n");
+    wait_until("the invalidation is carried out", || {
+        let metrics = client.ask(Ask::Metrics).metrics.unwrap();
+        metrics.contains(&line)
+    });
+}
+
 #[test]
 fn fault_has_an_invalidation_acknowledged_late_and_nobody_uses_the_page_meanwhile() {
     let faults = ["--fault=late-invalidation,ms=300,nth=2"];
@@ -368,13 +378,7 @@ fn fault_has_an_invalidation_acknowledged_late_and_nobody_uses_the_page_meanwhil
         &control_of(ControlOpcode::INVALIDATE, PASID, VIRTUAL, VIRTUAL),
     );
     let mut client = Client::connect(&backend);
-    wait_until("the invalidation is carried out", || {
-        let metrics = client
-            .ask(cdm_control_protocol::Ask::Metrics)
-            .metrics
-            .unwrap();
-        metrics.contains("cdm_invalidations_total 2")
-    });
+    wait_for_invalidations(&mut client, 2);
     let gone = guest.request(COMMAND, &fill(0, 8, 1));
     assert_eq!(gone.status, Status::PAGE_QUEUE_FULL);
     assert_eq!(guest.wait(QUEUE_CONTROL, &late).status, Status::OK);
@@ -383,9 +387,10 @@ fn fault_has_an_invalidation_acknowledged_late_and_nobody_uses_the_page_meanwhil
 
 #[test]
 fn invalidation_that_a_fault_holds_up_holds_up_no_pause() {
-    let (_backend, mut guest) = start(0, &["--fault=late-invalidation,ms=60000"]);
+    let (backend, mut guest) = start(0, &["--fault=late-invalidation,ms=60000"]);
     let bytes = control_of(ControlOpcode::INVALIDATE, PASID, 0, 0);
     let late = guest.post(QUEUE_CONTROL, &bytes);
+    wait_for_invalidations(&mut Client::connect(&backend), 1);
     let begin = Instant::now();
     guest.pause_and_go_on();
     assert!(
