@@ -21,6 +21,15 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Addresses of a process; `None` for the address zero, which is no operand.
+    fn of_addresses(address: u64, bytes: u64) -> Option<Self> {
+        (address != 0).then_some(Self {
+            space: Space::PROCESS,
+            address,
+            bytes,
+        })
+    }
+
     /// Appends `next` to the segment if it follows it directly; says whether it did.
     pub fn absorb(&mut self, next: &Segment) -> bool {
         let follows =
@@ -85,6 +94,16 @@ impl Request {
             Shape::Histogram => self.bytes_of(wire::BINS_MAX, size_of::<u64>()),
             _ => self.length,
         }
+    }
+
+    /// The source as a piece of the caller's own address space; empty if there is none.
+    pub fn source_addresses(&self) -> Option<Segment> {
+        Segment::of_addresses(self.source, self.source_bytes())
+    }
+
+    /// The destination as a piece of the caller's own address space; empty if there is none.
+    pub fn destination_addresses(&self) -> Option<Segment> {
+        Segment::of_addresses(self.destination, self.destination_bytes())
     }
 
     /// Bytes of `repeat` elements; of one if the device refuses that many, whatever they are.
@@ -197,6 +216,7 @@ impl Cursor {
         &mut self,
         list: &[Segment],
         mut bytes: u64,
+        pasid: u32,
         sink: &mut impl FnMut(Range) -> Result<(), E>,
     ) -> Result<u16, E> {
         let mut count = 0;
@@ -208,7 +228,7 @@ impl Cursor {
             sink(Range {
                 space: segment.space,
                 reserved: 0.into(),
-                pasid: 0.into(),
+                pasid: pasid.into(),
                 address: (segment.address + self.offset).into(),
                 bytes: piece.into(),
             })?;
@@ -261,6 +281,8 @@ pub struct Job {
     destination: Cursor,
     done: u64,
     answer: Option<Answer>,
+    /// Address space of the segments; zero if they are in none.
+    pasid: u32,
 }
 
 impl Job {
@@ -294,7 +316,21 @@ impl Job {
             destination: Cursor::default(),
             done: 0,
             answer: refusal.map(Answer::refusal),
+            pasid: 0,
         }
+    }
+
+    /// The same for operands whose segments are addresses of the process with that PASID.
+    pub fn on_addresses(request: &Request, pasid: u32) -> Self {
+        Self {
+            pasid,
+            ..Self::new(request)
+        }
+    }
+
+    /// Whether its operands are addresses of a process.
+    pub fn is_on_addresses(&self) -> bool {
+        self.pasid != 0
     }
 
     /// The answer, if there is one already.
@@ -323,8 +359,10 @@ impl Job {
                     return Ok(Next::Done(self.refuse(Status::MISALIGNED)));
                 };
                 bytes = found;
-                num_src = self.source.emit(source, bytes, &mut sink)?;
-                num_dst = self.destination.emit(destination, bytes, &mut sink)?;
+                num_src = self.source.emit(source, bytes, self.pasid, &mut sink)?;
+                num_dst = self
+                    .destination
+                    .emit(destination, bytes, self.pasid, &mut sink)?;
             }
             Shape::Histogram => {
                 // At most 129 pages, so there is room for the source.
@@ -333,16 +371,18 @@ impl Job {
                     return Ok(Next::Done(self.refuse(Status::MISALIGNED)));
                 };
                 bytes = found;
-                num_src = self.source.emit(source, bytes, &mut sink)?;
-                num_dst = Cursor::default().emit(destination, u64::MAX, &mut sink)?;
+                num_src = self.source.emit(source, bytes, self.pasid, &mut sink)?;
+                num_dst = Cursor::default().emit(destination, u64::MAX, self.pasid, &mut sink)?;
             }
             Shape::Chase | Shape::Program if whole > wire::RANGES_MAX => {
                 return Ok(Next::Done(self.refuse(Status::BAD_RANGE_COUNT)));
             }
             Shape::Chase | Shape::Program => {
                 bytes = self.length;
-                num_src = self.source.emit(source, u64::MAX, &mut sink)?;
-                num_dst = self.destination.emit(destination, u64::MAX, &mut sink)?;
+                num_src = self.source.emit(source, u64::MAX, self.pasid, &mut sink)?;
+                num_dst = self
+                    .destination
+                    .emit(destination, u64::MAX, self.pasid, &mut sink)?;
             }
         }
         let header = CommandHeader {
@@ -819,6 +859,49 @@ mod tests {
             .collect();
         assert_eq!(counts, [(511, 1, 512), (489, 1, 490)]);
         assert_eq!((answer.result, answer.bytes_done), (6, 1000 * 4096));
+    }
+
+    #[test]
+    fn addresses_of_a_process_are_one_range_for_each_operand() {
+        let request = Request {
+            source: 0x1003,
+            destination: 0x7f00_0000_0000,
+            length: 700 * 4096,
+            ..request(Opcode::COPY)
+        };
+        let source = request.source_addresses();
+        let destination = request.destination_addresses();
+        let mut job = Job::on_addresses(&request, 77);
+        let mut ranges = Vec::new();
+        let next = job.next(source.as_slice(), destination.as_slice(), |range| {
+            ranges.push(range);
+            Ok::<(), ()>(())
+        });
+        let Ok(Next::Submit(step)) = next else {
+            panic!("no command: {next:?}");
+        };
+        assert_eq!(step.bytes, request.length);
+        let found: Vec<_> = ranges
+            .iter()
+            .map(|range| (range.space, range.pasid.get(), range.address.get()))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (Space::PROCESS, 77, request.source),
+                (Space::PROCESS, 77, request.destination)
+            ]
+        );
+        let is_whole = |range: &Range| range.bytes.get() == request.length;
+        assert!(ranges.iter().all(is_whole));
+        assert_eq!(
+            Request {
+                source: 0,
+                ..request
+            }
+            .source_addresses(),
+            None
+        );
     }
 
     #[test]

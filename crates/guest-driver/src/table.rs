@@ -120,6 +120,15 @@ impl Leaf {
         self.slots[pages].fill(Slot::NONE);
     }
 
+    /// The pages from the first to the last that the device may access, of some pages; `None` if
+    /// it may access none of them.
+    pub fn hull(&self, pages: Range<usize>) -> Option<Range<usize>> {
+        let slots = &self.slots[pages.clone()];
+        let first = slots.iter().position(|slot| *slot != Slot::NONE)?;
+        let last = slots.iter().rposition(|slot| *slot != Slot::NONE)?;
+        Some(pages.start + first..pages.start + last + 1)
+    }
+
     /// Whether the device may access nothing.
     pub fn is_empty(&self) -> bool {
         self.slots.iter().all(|slot| *slot == Slot::NONE)
@@ -198,7 +207,14 @@ mod tests {
                     2 => Access::Exclusive,
                     _ => {
                         let pages = from..(from + length).min(LEAF_PAGES);
+                        let mut inside = map.keys().filter(|index| pages.contains(*index));
+                        let expected = inside.next().map(|first| {
+                            let last = inside.next_back().unwrap_or(first);
+                            *first..*last + 1
+                        });
+                        prop_assert_eq!(leaf.hull(pages.clone()), expected);
                         leaf.forget(pages.clone());
+                        prop_assert_eq!(leaf.hull(pages.clone()), None);
                         map.retain(|index, _| !pages.contains(index));
                         continue;
                     }
