@@ -8,9 +8,9 @@
 //! order of the driver; docs/reference-driver.md describes it from outside.
 //!
 //! Each file is about one facility of the kernel, says so in its first lines, and
-//! keeps the unsafe code that the facility needs. `ages.rs`, `alloc.rs`, `batch.rs`,
-//! `identity.rs`, `plan.rs`, `stash.rs`, `table.rs` and `tally.rs` need no kernel:
-//! `lib.rs` takes them in for `cargo test`.
+//! keeps the unsafe code that the facility needs. `ages.rs`, `alloc.rs`, `answer.rs`,
+//! `batch.rs`, `identity.rs`, `plan.rs`, `stash.rs`, `table.rs` and `tally.rs` need no
+//! kernel: `lib.rs` takes them in for `cargo test`.
 
 // The derives that `wire.rs` uses; the kernel's zerocopy does not re-export them.
 #[macro_use]
@@ -22,6 +22,8 @@ use kernel::prelude::*;
 mod ages;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod alloc;
+#[allow(unreachable_pub)] // shared with lib.rs
+mod answer;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod batch;
 mod chardev;
@@ -56,6 +58,7 @@ mod residency;
 #[allow(dead_code, unreachable_pub)] // shared with lib.rs
 mod stash;
 mod stats;
+mod sva;
 mod sys;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod table;

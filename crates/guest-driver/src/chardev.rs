@@ -4,10 +4,10 @@
 //!
 //! Facility: `miscdevice`. C headers: `linux/miscdevice.h`, `uapi/cdm.h`.
 //!
-//! Contexts: process context throughout. Lock order: the gate of the device first;
-//! user memory is touched under no driver lock. Invariant: an open file keeps the
+//! Contexts: process context throughout. Lock order: the gate of the device first, then
+//! `Client::binding`; user memory is touched under no driver lock. Invariant: an open file keeps the
 //! [`Device`] value alive, not the device: once that is unbound every ioctl is ENODEV.
-//! Closing the file returns all it held, which is that reference.
+//! Closing the file returns all it held: that reference, and an address space that was bound.
 //!
 //! An ioctl writes its structure back before it does anything, so that one that cannot
 //! be written to is EFAULT while nothing has changed yet.
@@ -15,7 +15,7 @@
 use kernel::ffi::c_long;
 use kernel::prelude::*;
 use kernel::str::CString;
-use kernel::sync::{Arc, ArcBorrow};
+use kernel::sync::{new_mutex, Arc, Mutex};
 use kernel::transmute::{AsBytes, FromBytes};
 use kernel::types::ForeignOwnable;
 use kernel::uaccess::{UserPtr, UserSlice};
@@ -25,6 +25,7 @@ use crate::device::Device;
 use crate::misc::{Node, Operations, Shape};
 use crate::mover::{self, Direction, Options};
 use crate::plan::Request;
+use crate::sva::Binding;
 use crate::{command, process, residency, sys, wire, CdmModule};
 
 /// File operations of every node.
@@ -82,17 +83,46 @@ unsafe extern "C" fn cdm_attribute(misc: *mut sys::miscdevice, id: u32) -> i64 {
     figure as i64
 }
 
+/// An open file.
+#[pin_data]
+struct Client {
+    device: Arc<Device>,
+    /// The address space that was bound through it; the device forgets it when this goes.
+    #[pin]
+    binding: Mutex<Option<Arc<Binding>>>,
+}
+
+impl Client {
+    /// The address space that is bound, if it is the current process's.
+    ///
+    /// ENXIO if none is bound, EPERM if it is another one.
+    fn binding(&self) -> Result<Arc<Binding>> {
+        let binding = self.binding.lock().clone().ok_or(ENXIO)?;
+        if !binding.is_current() {
+            return Err(EPERM);
+        }
+        Ok(binding)
+    }
+}
+
 /// `misc_open()` found the node. It holds the lock that deregistering takes.
 ///
 /// # Safety
 ///
 /// The kernel calls it as `open` of a node of this driver.
 unsafe extern "C" fn open(_inode: *mut sys::inode, file: *mut sys::file) -> c_int {
-    // SAFETY: `misc_open()` left the miscdevice in `private_data`, and keeps it registered.
-    let device = unsafe { Node::device_of((*file).private_data.cast()) };
-    // SAFETY: The file is being opened, so its private data is the driver's to set.
-    unsafe { (*file).private_data = device.clone().into_foreign() };
-    0
+    kernel::error::from_result(|| {
+        // SAFETY: `misc_open()` left the miscdevice in `private_data`, and keeps it registered.
+        let device = unsafe { Node::device_of((*file).private_data.cast()) }.clone();
+        let client = pin_init!(Client {
+            device,
+            binding <- new_mutex!(None, "cdm::Client::binding"),
+        });
+        let client = KBox::pin_init(client, GFP_KERNEL)?;
+        // SAFETY: The file is being opened, so its private data is the driver's to set.
+        unsafe { (*file).private_data = client.into_foreign() };
+        Ok(0)
+    })
 }
 
 /// The last reference to an open file is gone.
@@ -101,8 +131,12 @@ unsafe extern "C" fn open(_inode: *mut sys::inode, file: *mut sys::file) -> c_in
 ///
 /// The kernel calls it as `release` of a file that `open` opened.
 unsafe extern "C" fn release(_inode: *mut sys::inode, file: *mut sys::file) -> c_int {
-    // SAFETY: `open` put the reference there, and no operation on the file follows.
-    drop(unsafe { Arc::<Device>::from_foreign((*file).private_data) });
+    // SAFETY: `open` put the client there, and no operation on the file follows.
+    let client = unsafe { Pin::<KBox<Client>>::from_foreign((*file).private_data) };
+    let binding = client.binding.lock().take();
+    if let Some(binding) = binding {
+        client.device.spaces().unbind(&binding);
+    }
     0
 }
 
@@ -112,23 +146,26 @@ unsafe extern "C" fn release(_inode: *mut sys::inode, file: *mut sys::file) -> c
 ///
 /// The kernel calls it as `unlocked_ioctl` of a file that `open` opened.
 unsafe extern "C" fn ioctl(file: *mut sys::file, cmd: c_uint, arg: c_ulong) -> c_long {
-    // SAFETY: `open` put the reference there; it stays until `release`.
-    let device = unsafe { Arc::<Device>::borrow((*file).private_data) };
-    match dispatch(device, cmd, arg) {
+    // SAFETY: `open` put the client there; it stays until `release`.
+    let client = unsafe { Pin::<KBox<Client>>::borrow((*file).private_data) };
+    match dispatch(client.get_ref(), cmd, arg) {
         Ok(()) => 0,
         Err(err) => err.to_errno() as c_long,
     }
 }
 
-fn dispatch(device: ArcBorrow<'_, Device>, cmd: u32, arg: usize) -> Result {
+fn dispatch(client: &Client, cmd: u32, arg: usize) -> Result {
+    let device = &*client.device;
     let _inside = device.gate().enter()?;
     match cmd {
-        sys::CDM_IOCTL_QUERY => exchange(arg, |query| self::query(&device, query)),
-        sys::CDM_IOCTL_MIGRATE => exchange(arg, |migrate| self::migrate(&device, migrate)),
-        sys::CDM_IOCTL_RESIDENCY => exchange(arg, |query| self::residency(&device, query)),
-        sys::CDM_IOCTL_COMMAND => exchange(arg, |request| self::command(&device, request)),
-        sys::CDM_IOCTL_RESET => reset(&device),
-        sys::CDM_IOCTL_EVICT => exchange(arg, |request| self::evict(&device, request)),
+        sys::CDM_IOCTL_QUERY => exchange(arg, |query| self::query(device, query)),
+        sys::CDM_IOCTL_MIGRATE => exchange(arg, |migrate| self::migrate(device, migrate)),
+        sys::CDM_IOCTL_RESIDENCY => exchange(arg, |query| self::residency(device, query)),
+        sys::CDM_IOCTL_COMMAND => exchange(arg, |request| self::command(client, request)),
+        sys::CDM_IOCTL_RESET => reset(device),
+        sys::CDM_IOCTL_EVICT => exchange(arg, |request| self::evict(device, request)),
+        sys::CDM_IOCTL_BIND => exchange(arg, |request| self::bind(client, request)),
+        sys::CDM_IOCTL_UNBIND => unbind(client),
         _ => Err(ENOTTY),
     }
 }
@@ -166,7 +203,12 @@ fn query(device: &Device, query: &mut sys::cdm_query) -> Result {
         num_request_agents: identity.num_request_agents,
         num_slave_agents: identity.num_slave_agents,
         num_pools: identity.num_pools,
-        capabilities: layout.memory_type.capabilities(),
+        capabilities: layout.memory_type.capabilities()
+            | if device.engine().process_queue().is_some() {
+                sys::CDM_CAN_BIND
+            } else {
+                0
+            },
         pages_evicted: device.pages_evicted(),
         pages_poisoned: device.region().poisoned_pages().into(),
     };
@@ -272,7 +314,8 @@ fn residency(device: &Device, residency: &mut sys::cdm_residency) -> Result {
     Ok(())
 }
 
-fn command(device: &Device, command: &mut sys::cdm_command) -> Result {
+fn command(client: &Client, command: &mut sys::cdm_command) -> Result {
+    let device = &*client.device;
     let is_float = command.flags & sys::CDM_COMMAND_FLOAT != 0;
     let request = Request {
         opcode: command.opcode,
@@ -285,14 +328,52 @@ fn command(device: &Device, command: &mut sys::cdm_command) -> Result {
         arg0: command.arg0,
         arg1: command.arg1,
     };
-    let unknown = command.flags & !sys::CDM_COMMAND_FLOAT;
+    let unknown = command.flags & !(sys::CDM_COMMAND_FLOAT | sys::CDM_COMMAND_SVA);
     if unknown != 0 || command.reserved != 0 || !request.is_valid() {
         return Err(EINVAL);
     }
-    let answer = command::run(device, &request)?;
+    let answer = if command.flags & sys::CDM_COMMAND_SVA != 0 {
+        let binding = client.binding()?;
+        command::run_on_addresses(device, &binding, &request)?
+    } else {
+        command::run(device, &request)?
+    };
     command.status = answer.status.get().into();
     command.result = answer.result;
     command.bytes_done = answer.bytes_done;
+    Ok(())
+}
+
+fn bind(client: &Client, bind: &mut sys::cdm_bind) -> Result {
+    if bind.flags != 0 || bind.reserved != 0 {
+        return Err(EINVAL);
+    }
+    let current = kernel::current!();
+    let mm = current.mm().ok_or(ESRCH)?;
+    // Held to the end, so that a file never has two.
+    let mut bound = client.binding.lock();
+    if bound.is_some() {
+        return Err(EBUSY);
+    }
+    let device = &*client.device;
+    let binding = device.spaces().bind(device, mm)?;
+    bind.pasid = binding.pasid();
+    bind.reserved_out = 0;
+    *bound = Some(binding);
+    Ok(())
+}
+
+fn unbind(client: &Client) -> Result {
+    let binding = client.binding()?;
+    client.device.spaces().unbind(&binding);
+    let mut bound = client.binding.lock();
+    // Unless somebody was faster, and maybe bound it again.
+    if bound
+        .as_ref()
+        .is_some_and(|known| Arc::ptr_eq(known, &binding))
+    {
+        *bound = None;
+    }
     Ok(())
 }
 

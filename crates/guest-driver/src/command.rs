@@ -17,12 +17,13 @@ use crate::engine::Engine;
 use crate::in_place;
 use crate::pins::Operands;
 use crate::plan::{Answer, Job, Next, Request, Segment, Step};
-use crate::recovery::Patience;
+use crate::recovery::{Patience, Recovery};
+use crate::sva::Binding;
 use crate::sys;
-use crate::virtio::{self, Draft, Signals, Transport, FULL_MS};
+use crate::virtio::{self, Draft, Signals, Standing, Transport, Unanswered, FULL_MS};
 use crate::wire::{
     CommandHeader, CommandTag, Completion, ControlOpcode, ControlRequest, Range, Status,
-    FLAG_TAGGED, QUEUE_CONTROL, QUEUE_FIRST_COMMAND, RANGES_MAX,
+    FLAG_TAGGED, FLAG_UNORDERED, QUEUE_CONTROL, RANGES_MAX,
 };
 
 /// How long the device may take for a control request. It maps memory in less than a
@@ -51,35 +52,96 @@ impl Control {
     /// ETIMEDOUT if there is no answer in time. The device may still work on the
     /// request then, and its buffers stay with the queue.
     pub(crate) fn call(&self, opcode: ControlOpcode, arg0: u64, arg1: u64) -> Result<u64> {
-        self.call_within(CONTROL_MS, opcode, arg0, arg1)
-    }
-
-    /// CANCEL of the command with that tag on a queue.
-    fn cancel(&self, tag: u64, queue: usize) -> Result {
-        self.call_within(CANCEL_MS, ControlOpcode::CANCEL, tag, queue as u64)?;
-        Ok(())
-    }
-
-    fn call_within(&self, ms: u32, opcode: ControlOpcode, arg0: u64, arg1: u64) -> Result<u64> {
-        let header = ControlRequest {
-            opcode,
-            flags: 0.into(),
-            pasid: 0.into(),
-            arg0: arg0.into(),
-            arg1: arg1.into(),
-        };
-        let mut output = KVec::new();
-        output.extend_from_slice(header.as_bytes(), GFP_KERNEL)?;
-        let request = virtio::Request::new(output)?;
-        let limit = self.transport.answer_ms().min(ms);
-        let queue = self.transport.queue(QUEUE_CONTROL.into())?;
-        queue.submit_within(&request, limit)?;
-        request.wait(limit)?;
-        let completion: Completion = request.answer().ok_or(EIO)?;
+        let completion = self.send_within(CONTROL_MS, &head(opcode, 0, arg0, arg1))?;
         if completion.status != Status::OK {
             return Err(EIO);
         }
         Ok(completion.result.get())
+    }
+
+    /// CANCEL of the command with that tag on a queue.
+    fn cancel(&self, tag: u64, queue: usize) -> Result {
+        let header = head(ControlOpcode::CANCEL, 0, tag, queue as u64);
+        if self.send_within(CANCEL_MS, &header)?.status != Status::OK {
+            return Err(EIO);
+        }
+        Ok(())
+    }
+
+    /// BIND of an address space; the status of the answer. Errors as for [`Control::demand`].
+    pub(crate) fn bind(&self, recovery: &Arc<Recovery>, pasid: u32) -> Result<Status> {
+        let request = request(&head(ControlOpcode::BIND, pasid, 0, 0))?;
+        self.lend(&request)?;
+        self.wait(recovery, &request)?;
+        let completion: Completion = request.answer().ok_or(EIO)?;
+        Ok(completion.status)
+    }
+
+    /// Sends a request that was made before, so that nothing is allocated, and waits for its
+    /// answer as somebody waits for a command: a device that gives none is reset, or gone.
+    ///
+    /// ECANCELED if it was reset instead of answering; ETIMEDOUT if it does not answer any more,
+    /// ENODEV if it is not asked any more.
+    pub(crate) fn demand(
+        &self,
+        recovery: &Arc<Recovery>,
+        standing: &mut Standing,
+        header: &ControlRequest,
+    ) -> Result<Status> {
+        let completion: Completion = standing.send(header.as_bytes(), |request| {
+            self.lend(request).map_err(Unanswered::NotLent)?;
+            self.wait(recovery, request).map_err(Unanswered::Lost)
+        })?;
+        Ok(completion.status)
+    }
+
+    /// Gives the device the answer to a page request, if the queue has room for it now; EBUSY if
+    /// not. Nobody waits for what the device says to that.
+    pub(crate) fn respond(&self, response: &Arc<virtio::Request>) -> Result {
+        self.transport
+            .queue(QUEUE_CONTROL.into())?
+            .try_submit(response)
+    }
+
+    fn send_within(&self, ms: u32, header: &ControlRequest) -> Result<Completion> {
+        let request = request(header)?;
+        let limit = self.transport.answer_ms().min(ms);
+        let queue = self.transport.queue(QUEUE_CONTROL.into())?;
+        queue.submit_within(&request, limit)?;
+        request.wait(limit)?;
+        request.answer().ok_or(EIO)
+    }
+
+    /// Gives the device a request, when the queue has room for it.
+    fn lend(&self, request: &Arc<virtio::Request>) -> Result {
+        let queue = self.transport.queue(QUEUE_CONTROL.into())?;
+        // A RESET would find no room either.
+        queue.submit_within(request, self.transport.answer_ms().min(CONTROL_MS))
+    }
+
+    /// Waits until the device answered a request that it has; errors as for [`wait`].
+    fn wait(&self, recovery: &Arc<Recovery>, request: &virtio::Request) -> Result {
+        let queue = self.transport.queue(QUEUE_CONTROL.into())?;
+        let mut patience = Patience::new(recovery, queue).of_at_most(CONTROL_MS);
+        wait(request, &mut patience, Signals::Ignored)
+    }
+}
+
+/// A control request for the device.
+fn request(header: &ControlRequest) -> Result<Arc<virtio::Request>> {
+    let mut output = KVec::new();
+    output.extend_from_slice(header.as_bytes(), GFP_KERNEL)?;
+    virtio::Request::new(output)
+}
+
+/// A control request for the address space `pasid`, or for none.
+pub(crate) fn head(opcode: ControlOpcode, pasid: u32, arg0: u64, arg1: u64) -> ControlRequest {
+    ControlRequest {
+        opcode,
+        flags: 0.into(),
+        pasid: pasid.into(),
+        arg0: arg0.into(),
+        arg1: arg1.into(),
     }
 }
 
@@ -112,8 +174,9 @@ fn run_pinned(device: &Device, request: &Request, job: &mut Job) -> Result<Answe
         if device.gate().is_shut() {
             return Err(ENODEV);
         }
-        let mut lent = submit(device.engine(), &request, step, Signals::Heard)?;
-        match wait(&request, &mut lent, Signals::Heard) {
+        let queue = device.engine().queue_of_cpu();
+        let mut lent = submit(device.engine(), &request, step, queue, Signals::Heard)?;
+        match wait(&request, &mut lent.patience, Signals::Heard) {
             Ok(()) => finish(device.engine(), &request, &lent),
             // The device is done with it, whether it came back or not.
             Err(err) if err == ECANCELED => Err(ECANCELED),
@@ -131,6 +194,56 @@ fn run_pinned(device: &Device, request: &Request, job: &mut Job) -> Result<Answe
     let (source, destination) = (operands.source(), operands.destination());
     let room = || draft(source.len() + destination.len());
     match carry_out(device.engine(), job, source, destination, room, give) {
+        Err(err) if err == ECANCELED || err == ETIME => Err(was_reset(device)),
+        done => done,
+    }
+}
+
+/// Carries out a valid request of the current process on addresses of its own, which are bound.
+///
+/// EINTR, ENOMEM, ENODEV as the interface says; EIO if the device was reset.
+pub(crate) fn run_on_addresses(
+    device: &Device,
+    binding: &Binding,
+    request: &Request,
+) -> Result<Answer> {
+    let done = run_bound(device, binding, request);
+    match &done {
+        Ok(answer) => device.counters().answered(answer.status == Status::OK),
+        Err(err) if *err == EIO => device.counters().answered(false),
+        Err(_) => {}
+    }
+    done
+}
+
+/// The same without the counters. Nothing is kept for the device: what it may access, it is
+/// told and told to forget, whoever waits or not.
+fn run_bound(device: &Device, binding: &Binding, request: &Request) -> Result<Answer> {
+    let queue = device.engine().process_queue().ok_or(EOPNOTSUPP)?;
+    let _command = binding.begin_command();
+    let mut job = Job::on_addresses(request, binding.pasid());
+    let source = request.source_addresses();
+    let destination = request.destination_addresses();
+    let (source, destination) = (source.as_slice(), destination.as_slice());
+    let give = |request: Arc<virtio::Request>, step: &Step| {
+        if device.gate().is_shut() {
+            return Err(ENODEV);
+        }
+        let mut lent = submit(device.engine(), &request, step, queue, Signals::Heard)?;
+        match wait(&request, &mut lent.patience, Signals::Heard) {
+            Ok(()) => finish(device.engine(), &request, &lent),
+            Err(err) if err == ECANCELED => Err(ECANCELED),
+            Err(err) => {
+                device.counters().abandoned();
+                if err == EINTR {
+                    cancel(device, &request, queue);
+                }
+                Err(if err == ETIMEDOUT { ENODEV } else { err })
+            }
+        }
+    };
+    let room = || draft(source.len() + destination.len());
+    match carry_out(device.engine(), &mut job, source, destination, room, give) {
         Err(err) if err == ECANCELED || err == ETIME => Err(was_reset(device)),
         done => done,
     }
@@ -207,8 +320,9 @@ pub(crate) fn once(
     room: impl FnMut() -> Result<Draft>,
 ) -> Result<Answer> {
     let give = |request: Arc<virtio::Request>, step: &Step| {
-        let mut lent = submit(engine, &request, step, Signals::Ignored)?;
-        match wait(&request, &mut lent, Signals::Ignored) {
+        let queue = engine.queue_of_cpu();
+        let mut lent = submit(engine, &request, step, queue, Signals::Ignored)?;
+        match wait(&request, &mut lent.patience, Signals::Ignored) {
             Ok(()) => finish(engine, &request, &lent),
             Err(err) if err == ECANCELED && lent.patience.is_worn() => Err(ETIME),
             Err(err) => Err(err),
@@ -258,10 +372,15 @@ fn carry_out(
             Next::Done(answer) => return Ok(answer),
             Next::Submit(step) => step,
         };
+        let mut flags = step.header.flags.get();
         if tag.is_some() {
-            let flags = step.header.flags.get() | FLAG_TAGGED;
-            step.header.flags = flags.into();
+            flags |= FLAG_TAGGED;
         }
+        if job.is_on_addresses() {
+            // Pages are waited for, and nobody else shall wait for that.
+            flags |= FLAG_UNORDERED;
+        }
+        step.header.flags = flags.into();
         output[..size_of::<CommandHeader>()].copy_from_slice(step.header.as_bytes());
         let completion = give(draft.finish(), &step)?;
         job.complete(&step, &completion);
@@ -274,16 +393,16 @@ struct Lent<'a> {
     patience: Patience<'a>,
 }
 
-/// Gives the device one command; waits for room on the queue of this CPU.
+/// Gives the device one command; waits for room on the queue.
 ///
 /// EINTR after a signal, if they are heard; EIO if not even a RESET makes room; ENODEV.
 fn submit<'a>(
     engine: &'a Engine,
     request: &Arc<virtio::Request>,
     step: &Step,
+    queue: usize,
     signals: Signals,
 ) -> Result<Lent<'a>> {
-    let queue = queue_of_cpu(engine.transport());
     let ranges = u32::from(step.header.num_src.get()) + u32::from(step.header.num_dst.get());
     // SAFETY: Takes values only.
     unsafe {
@@ -297,7 +416,15 @@ fn submit<'a>(
         )
     };
     let lender = engine.transport().queue(queue)?;
-    let mut patience = Patience::new(engine.recovery(), lender);
+    let patience = || {
+        let patience = Patience::new(engine.recovery(), lender);
+        if engine.process_queue() == Some(queue) {
+            patience.with_pages()
+        } else {
+            patience
+        }
+    };
+    let mut for_room = patience();
     let mut is_last = false;
     loop {
         match lender.try_submit(request) {
@@ -311,27 +438,27 @@ fn submit<'a>(
         }
         // SAFETY: Process context, no lock held that an interrupt takes.
         unsafe { sys::msleep(FULL_MS) };
-        match patience.wear(FULL_MS) {
+        match for_room.wear(FULL_MS) {
             Err(err) if err == ETIMEDOUT => return Err(ENODEV),
             waited => is_last = waited.is_err(),
         }
     }
     Ok(Lent {
         queue,
-        patience: Patience::new(engine.recovery(), lender),
+        patience: patience(),
     })
 }
 
-/// Waits until the device answered a command.
+/// Waits until the device answered a command, or a control request.
 ///
-/// EINTR after a signal, if they are heard, and ETIMEDOUT if the device is past answering: the
-/// command stays with the device then. ECANCELED if a RESET did not bring it back either.
-fn wait(request: &virtio::Request, lent: &mut Lent<'_>, signals: Signals) -> Result {
+/// EINTR after a signal, if they are heard, and ETIMEDOUT if the device is past answering: what
+/// it was given stays with it then. ECANCELED if a RESET did not bring that back either.
+fn wait(request: &virtio::Request, patience: &mut Patience<'_>, signals: Signals) -> Result {
     loop {
         match request.look(LOOK_MS, signals) {
             Wait::Done => return Ok(()),
             Wait::Interrupted => return Err(EINTR),
-            Wait::TimedOut => match lent.patience.wear(LOOK_MS) {
+            Wait::TimedOut => match patience.wear(LOOK_MS) {
                 // What a RESET brings back is there before it is done.
                 Err(_) if request.is_done() => {}
                 waited => waited?,
@@ -367,15 +494,6 @@ fn finish(engine: &Engine, request: &virtio::Request, lent: &Lent<'_>) -> Result
         Status::CANCELLED => Err(ECANCELED),
         _ => Ok(completion),
     }
-}
-
-/// Index of the command queue for this CPU.
-fn queue_of_cpu(transport: &Transport) -> usize {
-    // SAFETY: Returns a number; which CPU this is may change at any time, and need not
-    // be exact.
-    let cpu = unsafe { sys::cdm_cpu() } as usize;
-    let first = usize::from(QUEUE_FIRST_COMMAND);
-    first + cpu.checked_rem(transport.num_queues() - first).unwrap_or(0)
 }
 
 // A command with the most ranges is one slab object, so it is contiguous for the device.

@@ -4,7 +4,8 @@
 //!
 //! Facility: `struct completion`. C header: `linux/completion.h`.
 //! Contexts: [`Done::signal`] anywhere, waits in process context. Lock order: the
-//! completion's own lock is innermost. Invariant: once signalled, always signalled.
+//! completion's own lock is innermost. Invariant: once signalled, always signalled, until its
+//! one user rearms it.
 //!
 //! `kernel::sync::Completion` has neither of these waits.
 
@@ -24,7 +25,7 @@ pub(crate) enum Wait {
     Interrupted,
 }
 
-/// An event that happens once.
+/// An event that happens once, or once after each [`Done::rearm`].
 ///
 /// # Invariants
 ///
@@ -49,6 +50,12 @@ impl Done {
                 unsafe { sys::init_completion(slot) }
             }),
         })
+    }
+
+    /// The event has yet to come again. Nobody waits for it, or signals it, meanwhile.
+    pub(crate) fn rearm(&self) {
+        // SAFETY: By the type invariant.
+        unsafe { sys::cdm_completion_rearm(self.inner.get()) }
     }
 
     /// The event has come; wakes everybody who waits.

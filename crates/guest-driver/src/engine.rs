@@ -9,12 +9,13 @@
 use kernel::sync::Arc;
 
 use crate::batch::PAGE_BYTES;
+use crate::command::Control;
 use crate::plan::Segment;
 use crate::recovery::Recovery;
 use crate::stats::Counters;
 use crate::sys;
 use crate::virtio::Transport;
-use crate::wire::{Space, FEATURE_CANCEL};
+use crate::wire::{Space, FEATURE_CANCEL, FEATURE_SVA, FEATURE_UNORDERED, QUEUE_FIRST_COMMAND};
 
 /// A device as a worker.
 pub(crate) struct Engine {
@@ -23,6 +24,9 @@ pub(crate) struct Engine {
     recovery: Arc<Recovery>,
     /// The device knows commands by tags, and cancels them.
     has_tags: bool,
+    /// Queue for commands on addresses of processes, and for nothing else; none if the device
+    /// cannot have them.
+    process_queue: Option<usize>,
     counters: Counters,
 }
 
@@ -35,6 +39,7 @@ impl Engine {
     ) -> Self {
         Self {
             number,
+            process_queue: process_queue(features, transport.num_queues()),
             transport,
             recovery,
             has_tags: features & FEATURE_CANCEL != 0,
@@ -61,6 +66,29 @@ impl Engine {
         self.has_tags
     }
 
+    /// Index of the queue for commands on addresses of processes.
+    ///
+    /// They wait for pages, which may take for ever, and the driver's own commands may be what
+    /// brings such a page. So these must not stand in a queue behind those.
+    pub(crate) fn process_queue(&self) -> Option<usize> {
+        self.process_queue
+    }
+
+    /// Index of the queue for other commands from this CPU.
+    pub(crate) fn queue_of_cpu(&self) -> usize {
+        // SAFETY: Returns a number; which CPU this is may change at any time, and need not
+        // be exact.
+        let cpu = unsafe { sys::cdm_cpu() } as usize;
+        let first = usize::from(QUEUE_FIRST_COMMAND);
+        let end = self.process_queue.unwrap_or(self.transport.num_queues());
+        first + cpu.checked_rem(end - first).unwrap_or(0)
+    }
+
+    /// A way to the control queue.
+    pub(crate) fn control(&self) -> Control {
+        Control::new(self.transport.clone())
+    }
+
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -82,4 +110,14 @@ impl Engine {
             self.counters.forsaken(end - first);
         }
     }
+}
+
+/// What commands on addresses of processes need of a device: translations, an order of their
+/// own, and an end on request.
+pub(crate) const PROCESS_FEATURES: u64 = FEATURE_SVA | FEATURE_UNORDERED | FEATURE_CANCEL;
+
+/// The last queue, if the device has the features and another one.
+fn process_queue(features: u64, num_queues: usize) -> Option<usize> {
+    let has_two = num_queues >= usize::from(QUEUE_FIRST_COMMAND) + 2;
+    (features & PROCESS_FEATURES == PROCESS_FEATURES && has_two).then(|| num_queues - 1)
 }

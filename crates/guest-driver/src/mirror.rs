@@ -19,7 +19,8 @@ use crate::fault::{Entry, Snapshot, Want};
 use crate::notifier::{Follower, Mirror};
 use crate::pagemap::Region;
 use crate::plan::Segment;
-use crate::table::{pages_of, Access, Leaf};
+use crate::sys;
+use crate::table::{pages_of, Access, Leaf, LEAF_BYTES};
 
 /// The whole of an address space: what `mmu_interval_notifier` can watch.
 const EVERYTHING: (u64, u64) = (0, !0xfff);
@@ -45,6 +46,60 @@ impl Room {
 }
 
 impl PageTable {
+    /// A page table without pages.
+    pub(crate) fn new() -> Self {
+        Self {
+            leaves: RBTree::new(),
+        }
+    }
+
+    /// Number of the first leaf from `number` on.
+    fn next_leaf(&self, number: u64) -> Option<u64> {
+        let found = self.leaves.cursor_lower_bound(&number)?;
+        Some(*found.current().0)
+    }
+
+    /// The addresses from the first to the last page that the device may access, of those that
+    /// lie in `addresses`; `None` if it may access none of them.
+    pub(crate) fn hull(&self, addresses: &Range<u64>) -> Option<Range<u64>> {
+        let mut hull: Option<Range<u64>> = None;
+        self.each_leaf(addresses, |number, leaf| {
+            if let Some(pages) = leaf.hull(pages_of(number, addresses)) {
+                let address = |page| number * LEAF_BYTES + page as u64 * PAGE_BYTES;
+                let start = address(pages.start);
+                let start = hull.as_ref().map_or(start, |hull| hull.start);
+                hull = Some(start..address(pages.end));
+            }
+        });
+        hull
+    }
+
+    /// Calls `with` for where the device finds each page that it may access in `addresses`.
+    pub(crate) fn each_page(&self, addresses: &Range<u64>, mut with: impl FnMut(Segment)) {
+        self.each_leaf(addresses, |number, leaf| {
+            pages_of(number, addresses)
+                .filter_map(|index| leaf.get(index, Access::Read))
+                .for_each(&mut with);
+        });
+    }
+
+    fn each_leaf(&self, addresses: &Range<u64>, mut with: impl FnMut(u64, &Leaf)) {
+        if addresses.is_empty() {
+            return;
+        }
+        let last = Leaf::number_of(addresses.end - 1);
+        let mut next = self.next_leaf(Leaf::number_of(addresses.start));
+        while let Some(number) = next {
+            if number > last {
+                return;
+            }
+            if let Some(leaf) = self.leaves.get(&number) {
+                with(number, leaf);
+            }
+            next = self.next_leaf(number + 1);
+        }
+    }
+
     /// Where the device finds the page at `address`, if it may access it in that way.
     pub(crate) fn get(&self, address: u64, access: Access) -> Option<Segment> {
         let leaf = self.leaves.get(&Leaf::number_of(address))?;
@@ -119,6 +174,15 @@ impl Follower for PageTable {
     }
 }
 
+/// Keeps `follower` true about all of `mm`. Not under the mmap lock.
+pub(crate) fn follow_all<T: Follower>(
+    mm: &MmWithUser,
+    follower: T,
+) -> Result<Pin<KBox<Mirror<T>>>> {
+    let everything = PageRange::new(EVERYTHING.0, EVERYTHING.1).ok_or(EINVAL)?;
+    Mirror::follow(mm, everything, follower)
+}
+
 /// An address space with the page table of a device for it.
 pub(crate) struct AddressSpace {
     mirror: Pin<KBox<Mirror<PageTable>>>,
@@ -128,13 +192,10 @@ pub(crate) struct AddressSpace {
 impl AddressSpace {
     /// Mirrors all of `mm`, with nothing accessible yet.
     pub(crate) fn new(mm: &MmWithUser) -> Result<Self> {
-        let table = PageTable {
-            leaves: RBTree::new(),
-        };
-        let everything = PageRange::new(EVERYTHING.0, EVERYTHING.1).ok_or(EINVAL)?;
+        let table = PageTable::new();
         let mm_of: &Mm = mm;
         Ok(Self {
-            mirror: Mirror::follow(mm, everything, table)?,
+            mirror: follow_all(mm, table)?,
             mm: mm_of.into(),
         })
     }
@@ -203,14 +264,28 @@ fn store(
     };
     let first = Leaf::index_of(batch.start());
     for (index, entry) in entries.enumerate() {
-        let Some(page) = entry.page() else { continue };
-        let access = if entry.is_writable() {
-            Access::Write
-        } else {
-            Access::Read
-        };
-        // SAFETY: The ticket holds, so the page is mapped until the lock is dropped.
-        let segment = unsafe { region.segment_of(page, 0, PAGE_BYTES) };
-        leaf.set(first + index, &segment, access);
+        // SAFETY: The ticket holds, so what was seen is true until the lock is dropped.
+        if let Some((segment, access)) = unsafe { page_of(region, entry) } {
+            leaf.set(first + index, &segment, access);
+        }
     }
+}
+
+/// Where the device finds the page of an entry, if there is one, and what it may do with it.
+///
+/// # Safety
+///
+/// The ticket for the entry holds, and does so until the device is kept away from the page.
+pub(crate) unsafe fn page_of(region: &Region, entry: Entry) -> Option<(Segment, Access)> {
+    let page = entry.page()?;
+    let access = if entry.is_writable() {
+        // SAFETY: By the function's contract the page is mapped.
+        unsafe { sys::cdm_page_mark_dirty(page) };
+        Access::Write
+    } else {
+        Access::Read
+    };
+    // SAFETY: As above.
+    let segment = unsafe { region.segment_of(page, 0, PAGE_BYTES) };
+    Some((segment, access))
 }

@@ -6,7 +6,7 @@
 //!
 //! Contexts: the callback runs wherever the kernel changes page tables, under the mmap
 //! lock or under rmap and folio locks, and may sleep; where the kernel says that it may
-//! not, it only tries the lock. Inserting and removing sleep.
+//! not, it only tries the lock, and a follower that would have to wait is not asked. Inserting and removing sleep.
 //!
 //! Lock order: mmap lock, folio and page table locks, then `Mirror::follower`. Under that
 //! one a device may be waited for, but no memory be allocated by waiting for reclaim,
@@ -29,6 +29,11 @@ use crate::sys;
 
 /// What somebody knows about a watched range, kept true by the [`Mirror`] that it is in.
 pub(crate) trait Follower: Send + Unpin + 'static {
+    /// Whether it takes no wait to forget these addresses.
+    fn forgets_at_once(&self, _addresses: &Range<u64>) -> bool {
+        true
+    }
+
     /// Mappings of these addresses are about to change: forget them. Must not wait for
     /// memory.
     fn forget(&mut self, addresses: Range<u64>);
@@ -163,6 +168,11 @@ impl<T: Follower> Mirror<T> {
         let Some(mut follower) = follower else {
             return false;
         };
+        // The kernel comes again where it must: this is a process that is being killed, and
+        // its end forgets everything.
+        if !may_wait && !follower.forgets_at_once(&addresses) {
+            return false;
+        }
         // SAFETY: The notifier is valid, and the lock that guards the sequence is held.
         unsafe { sys::cdm_notifier_set_seq(sub, sequence) };
         follower.forget(addresses);

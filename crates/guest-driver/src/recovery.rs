@@ -15,16 +15,16 @@
 use kernel::device::Device;
 use kernel::prelude::*;
 use kernel::sync::aref::ARef;
-use kernel::sync::atomic::{Atomic, Relaxed};
+use kernel::sync::atomic::{Acquire, Atomic, Full, Relaxed};
 use kernel::sync::{
     new_condvar, new_mutex, new_spinlock, Arc, CondVar, CondVarTimeoutResult, Mutex, SpinLock,
 };
 use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 use zerocopy::IntoBytes;
 
-use crate::command::CONTROL_MS;
+use crate::command::{head, CONTROL_MS};
 use crate::virtio::{Draft, Queue, Request, Transport, UNLIMITED_MS};
-use crate::wire::{Completion, ControlOpcode, ControlRequest, Status, QUEUE_CONTROL};
+use crate::wire::{Completion, ControlOpcode, Status, QUEUE_CONTROL};
 use crate::{sys, work};
 
 /// Shortest time that the device has for a RESET, whatever the parameter says.
@@ -61,6 +61,10 @@ pub(crate) struct Recovery {
     transport: Arc<Transport>,
     /// RESETs because of a command without an answer.
     timeouts: Atomic<u64>,
+    /// Page requests of the device that the driver is at.
+    pages_asked: Atomic<u64>,
+    /// Those that it is done with.
+    pages_answered: Atomic<u64>,
     /// One RESET at a time; holds one that was made in advance.
     #[pin]
     turn: Mutex<KVec<Draft>>,
@@ -101,6 +105,8 @@ impl Recovery {
                 number,
                 transport,
                 timeouts: Atomic::new(0),
+                pages_asked: Atomic::new(0),
+                pages_answered: Atomic::new(0),
                 turn <- new_mutex!(spare, "cdm::Recovery::turn"),
                 state <- new_spinlock!(
                     State { begun: 0, done: 0, wanted: 0, late_ms: 0 },
@@ -117,6 +123,12 @@ impl Recovery {
     /// RESETs because of a command without an answer.
     pub(crate) fn timeouts(&self) -> u64 {
         self.timeouts.load(Relaxed)
+    }
+
+    /// The driver is at a page request of the device, as long as the value lives.
+    pub(crate) fn serve_page(&self) -> Serving<'_> {
+        self.pages_asked.fetch_add(1, Full);
+        Serving(self)
     }
 
     /// Milliseconds after which a command without an answer is a reason to reset the device.
@@ -296,22 +308,28 @@ impl Recovery {
 
 /// A RESET.
 fn draft(flags: kernel::alloc::Flags) -> Result<Draft> {
-    let header = ControlRequest {
-        opcode: ControlOpcode::RESET,
-        flags: 0.into(),
-        reserved: 0.into(),
-        arg0: 0.into(),
-        arg1: 0.into(),
-    };
+    let header = head(ControlOpcode::RESET, 0, 0, 0);
     let mut output = KVec::new();
     output.extend_from_slice(header.as_bytes(), flags)?;
     Draft::new(output, flags)
 }
 
+/// A page request that the driver is at.
+pub(crate) struct Serving<'a>(&'a Recovery);
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        // Counted first, so that whoever sees it end sees this.
+        self.0.pages_answered.fetch_add(1, Full);
+        self.0.pages_asked.fetch_sub(1, Full);
+    }
+}
+
 /// What is left of a waiter's patience with a queue.
 ///
 /// It begins anew with each answer to what was on the queue before: a device that gets on is
-/// not stuck, however long the queue is.
+/// not stuck, however long the queue is. Nor is one that waits for a page that the driver has
+/// yet to bring, which may be some process's to give.
 pub(crate) struct Patience<'a> {
     recovery: &'a Arc<Recovery>,
     queue: &'a Queue,
@@ -321,6 +339,11 @@ pub(crate) struct Patience<'a> {
     /// Requests that may be answered first.
     ahead: u64,
     waited_ms: u32,
+    /// What it is, however much the parameter allows.
+    most_ms: u32,
+    /// Page requests that the driver had answered when somebody last looked, if what is on the
+    /// queue may wait for pages.
+    pages_seen: Option<u64>,
     is_worn: bool,
 }
 
@@ -335,8 +358,33 @@ impl<'a> Patience<'a> {
             seen,
             ahead,
             waited_ms: 0,
+            most_ms: UNLIMITED_MS,
+            pages_seen: None,
             is_worn: false,
         }
+    }
+
+    /// The same, and no more than so many milliseconds of it.
+    pub(crate) fn of_at_most(self, most_ms: u32) -> Self {
+        Self { most_ms, ..self }
+    }
+
+    /// The same with what may wait for pages. It does not wear while any page request is served:
+    /// which command needs the page, the device does not tell, nor who stands behind that one.
+    pub(crate) fn with_pages(self) -> Self {
+        let pages_seen = Some(self.recovery.pages_answered.load(Acquire));
+        Self { pages_seen, ..self }
+    }
+
+    /// Whether the driver is at a page request, or was since somebody last looked.
+    fn is_for_driver(&mut self) -> bool {
+        let Some(seen) = &mut self.pages_seen else {
+            return false;
+        };
+        let is_asked = self.recovery.pages_asked.load(Acquire) != 0;
+        let answered = self.recovery.pages_answered.load(Acquire);
+        let is_answered = core::mem::replace(seen, answered) != answered;
+        is_asked || is_answered
     }
 
     /// Another `ms` milliseconds went by without what is waited for.
@@ -357,9 +405,14 @@ impl<'a> Patience<'a> {
             self.waited_ms = 0;
         }
         self.ahead = self.ahead.saturating_sub(answers);
+        if self.is_for_driver() {
+            self.waited_ms = 0;
+            return Ok(());
+        }
         self.waited_ms = self.waited_ms.saturating_add(ms);
-        let limit = self.recovery.limit_ms();
-        if limit.is_some_and(|limit| self.waited_ms >= limit) {
+        let limit = self.recovery.limit_ms().unwrap_or(UNLIMITED_MS);
+        let limit = limit.min(self.most_ms);
+        if limit != UNLIMITED_MS && self.waited_ms >= limit {
             self.is_worn = true;
             self.recovery.ask(self.mark, self.waited_ms);
         }

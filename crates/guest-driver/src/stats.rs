@@ -44,6 +44,9 @@ pub(crate) struct Counters {
     commands_refused: Atomic<u64>,
     commands_abandoned: Atomic<u64>,
     resets: Atomic<u64>,
+    page_requests: Atomic<u64>,
+    page_requests_refused: Atomic<u64>,
+    invalidations: Atomic<u64>,
 }
 
 impl Counters {
@@ -63,6 +66,9 @@ impl Counters {
             commands_refused: Atomic::new(0),
             commands_abandoned: Atomic::new(0),
             resets: Atomic::new(0),
+            page_requests: Atomic::new(0),
+            page_requests_refused: Atomic::new(0),
+            invalidations: Atomic::new(0),
         }
     }
 
@@ -126,6 +132,19 @@ impl Counters {
     /// The device was reset on request.
     pub(crate) fn reset(&self) {
         self.resets.add(1, Relaxed);
+    }
+
+    /// The device asked for pages of a process, and got some or not.
+    pub(crate) fn page_requested(&self, is_ok: bool) {
+        self.page_requests.add(1, Relaxed);
+        if !is_ok {
+            self.page_requests_refused.add(1, Relaxed);
+        }
+    }
+
+    /// The device had to forget pages of a process.
+    pub(crate) fn invalidated(&self) {
+        self.invalidations.add(1, Relaxed);
     }
 
     /// Pages of system memory that are never used again.
@@ -201,6 +220,10 @@ figures! {
     c"commands_abandoned" => |device| device.counters().commands_abandoned.load(Relaxed);
     c"resets" => |device| device.counters().resets.load(Relaxed);
     c"timeouts" => |device| device.engine().recovery().timeouts();
+    c"address_spaces" => |device| device.spaces().count();
+    c"page_requests" => |device| device.counters().page_requests.load(Relaxed);
+    c"page_requests_refused" => |device| device.counters().page_requests_refused.load(Relaxed);
+    c"invalidations" => |device| device.counters().invalidations.load(Relaxed);
     c"queue_errors" => |device| device.events().queue_errors();
     c"pages_total" => |device| device.region().pages();
     c"pages_poisoned" => |device| device.region().poisoned_pages();

@@ -63,6 +63,10 @@ unsafe impl kernel::transmute::AsBytes for cdm_evict {}
 unsafe impl kernel::transmute::FromBytes for cdm_command {}
 // SAFETY: As above.
 unsafe impl kernel::transmute::AsBytes for cdm_command {}
+// SAFETY: `struct cdm_bind` is made of integers without padding; every bit pattern is valid.
+unsafe impl kernel::transmute::FromBytes for cdm_bind {}
+// SAFETY: As above.
+unsafe impl kernel::transmute::AsBytes for cdm_bind {}
 // SAFETY: `struct hmm_dmirror_cmd` is made of integers without padding; every bit pattern is valid.
 unsafe impl kernel::transmute::FromBytes for hmm_dmirror_cmd {}
 // SAFETY: As above.

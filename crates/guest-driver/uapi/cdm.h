@@ -21,7 +21,7 @@
 #include <linux/types.h>
 
 /* Version of this interface; grows with every addition. */
-#define CDM_UAPI_VERSION	3
+#define CDM_UAPI_VERSION	4
 
 #define CDM_IOC_MAGIC		0xCD
 
@@ -96,6 +96,8 @@ struct cdm_query {
 #define CDM_CAN_RELIEVE		(1u << 2)
 /* The CPU loads and stores device memory in place. */
 #define CDM_CAN_CPU_ACCESS	(1u << 3)
+/* The device works on addresses of a process: CDM_IOC_BIND. */
+#define CDM_CAN_BIND		(1u << 4)
 
 /* Where a migration goes. */
 enum cdm_direction {
@@ -271,8 +273,40 @@ struct cdm_residency {
 	__u64 reserved_out;
 };
 
+/**
+ * struct cdm_bind - let the device use the caller's address space
+ * @flags: [in] zero
+ * @reserved: [in] zero
+ * @pasid: [out] number of the address space on the device, as traces show it; not zero
+ * @reserved_out: [out] zero
+ *
+ * Commands with CDM_COMMAND_SVA then name memory by the caller's own addresses. Nothing is
+ * pinned: what a command touches is faulted in as if the process had touched it, and pages
+ * move, are unmapped and swapped out as ever. Before a page that the device knows is taken
+ * away, the device stops using it, so what a process unmaps no command reaches any more.
+ *
+ * An open file has one binding at a time. It is of the address space that made this call,
+ * also when a child inherits the file: for every other process, and for this one after an
+ * execve(), its commands are EPERM, as is CDM_IOC_UNBIND. Such a process opens a file of its
+ * own. The binding ends with CDM_IOC_UNBIND or when the file is closed; commands that are
+ * under way then end with the status UNBOUND. When the process ends before, the device has
+ * nothing of its memory any more.
+ *
+ * Errors: EINVAL unknown flag or reserved value; EBUSY the file has a binding; EOPNOTSUPP
+ * the device cannot do it (CDM_CAN_BIND); ENOSPC too many address spaces are bound; EIO the
+ * device refused, or was reset instead of answering; ENODEV; ENOMEM; EFAULT.
+ */
+struct cdm_bind {
+	__u32 flags;
+	__u32 reserved;
+	__u32 pasid;
+	__u32 reserved_out;
+};
+
 /* SUM and AXPY: elements are IEEE 754 binary32 numbers. */
 #define CDM_COMMAND_FLOAT	(1u << 0)
+/* Operands are addresses of the process that is bound, and are not pinned. */
+#define CDM_COMMAND_SVA		(1u << 1)
 
 /**
  * struct cdm_command - let the device work on the caller's memory
@@ -297,10 +331,19 @@ struct cdm_residency {
  * until the device has answered. A signal, or kernel work for the task, ends the wait
  * with EINTR; the command itself goes on and may still write to the destination.
  *
+ * With CDM_COMMAND_SVA nothing is pinned, see struct cdm_bind, and @status says what became
+ * of a page that the device could not get: UNMAPPED, NO_ACCESS, PAGE_ERROR, PAGE_QUEUE_FULL,
+ * UNBOUND. What the command did before that stays done, and @bytes_done says how far it
+ * came. A signal ends the wait and the command, also while it waits for a page. Operands of
+ * such commands may change while the device works on them; what it then finds is what was
+ * mapped at that moment.
+ *
  * Errors: EINVAL zero or wrapping range, unknown flag or reserved value; EFAULT
  * an operand is not mapped, or not writable; EINTR; ENODEV the device is going
  * away, or does not answer any more; ENOMEM; EIO the device was reset before it
- * answered, on request or because it gave no answer for too long.
+ * answered, on request or because it gave no answer for too long; with CDM_COMMAND_SVA
+ * also EIO the machine was paused meanwhile, ENXIO nothing is bound, and EPERM it is
+ * another process's.
  */
 struct cdm_command {
 	__u32 opcode;
@@ -328,5 +371,8 @@ struct cdm_command {
  */
 #define CDM_IOC_RESET		_IO(CDM_IOC_MAGIC, 0x04)
 #define CDM_IOC_EVICT		_IOWR(CDM_IOC_MAGIC, 0x05, struct cdm_evict)
+#define CDM_IOC_BIND		_IOWR(CDM_IOC_MAGIC, 0x06, struct cdm_bind)
+/* Ends the binding of the file. Errors: ENXIO nothing is bound; EPERM another process's. */
+#define CDM_IOC_UNBIND		_IO(CDM_IOC_MAGIC, 0x07)
 
 #endif /* _UAPI_CDM_H */

@@ -16,6 +16,8 @@ static const u32 CDM_IOCTL_RESIDENCY = CDM_IOC_RESIDENCY;
 static const u32 CDM_IOCTL_COMMAND = CDM_IOC_COMMAND;
 static const u32 CDM_IOCTL_RESET = CDM_IOC_RESET;
 static const u32 CDM_IOCTL_EVICT = CDM_IOC_EVICT;
+static const u32 CDM_IOCTL_BIND = CDM_IOC_BIND;
+static const u32 CDM_IOCTL_UNBIND = CDM_IOC_UNBIND;
 
 /* The suite's interface, from the header that it is built with. */
 static const u32 CDM_DMIRROR_READ = HMM_DMIRROR_READ;

@@ -64,6 +64,20 @@ bool cdm_frame_partly_mapped(unsigned long pfn)
 	return is_partly_mapped;
 }
 
+/*
+ * A device may write to a page that is mapped for writing. The page table entry need not
+ * say that it was written to, and the kernel drops a clean page of anonymous or shared
+ * memory whose copy is in swap. Page cache of a file is no matter: what is mapped for
+ * writing there is dirty. The page is mapped, and stays so during the call.
+ */
+void cdm_page_mark_dirty(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	if (folio_test_anon(folio) || folio_test_swapbacked(folio))
+		folio_set_dirty(folio);
+}
+
 /* Takes a reference to a folio of the device that will never be dropped, and stamps it. */
 bool cdm_frame_hold(unsigned long pfn, u64 stamp)
 {

@@ -84,11 +84,21 @@ static const u32 CDM_TRAIT_LARGE = 1 << 1;
 static const u32 CDM_TRAIT_COMPOUND = 1 << 2;
 static const u32 CDM_TRAIT_PINNED = 1 << 3;
 
+/* What a device may be given of an area: see cdm_vma_rights(). */
+static const u32 CDM_AREA_READ = 1 << 0;
+static const u32 CDM_AREA_WRITE = 1 << 1;
+/* No memory with struct pages. */
+static const u32 CDM_AREA_SPECIAL = 1 << 2;
+/* User space may serve its faults. */
+static const u32 CDM_AREA_SERVED = 1 << 3;
+
 static const u32 CDM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
 static const u32 CDM_FAULT_OOM = VM_FAULT_OOM;
 
 struct miscdevice;
 struct workqueue_struct;
+struct completion;
+struct task_struct;
 
 /* What cdm_param_memory_type() says of a device that the parameter does not name. */
 static const u32 CDM_PARAM_NO_MEMORY_TYPE = U32_MAX;
@@ -164,6 +174,7 @@ struct dev_pagemap *cdm_folio_pgmap(struct folio *folio);
 int cdm_private_range_get(u64 bytes, u64 *start);
 void cdm_private_range_put(u64 start, u64 bytes);
 void cdm_page_get(struct page *page);
+void cdm_page_mark_dirty(struct page *page);
 bool cdm_page_is_zero(struct page *page);
 void *cdm_page_address(struct page *page);
 void cdm_folio_unlock_put(struct folio *folio);
@@ -183,6 +194,7 @@ bool cdm_vma_migratable(struct vm_area_struct *vma);
 bool cdm_vma_is_anonymous(struct vm_area_struct *vma);
 bool cdm_vma_readable(struct vm_area_struct *vma);
 bool cdm_vma_faultable(struct vm_area_struct *vma);
+u32 cdm_vma_rights(struct vm_area_struct *vma);
 bool cdm_fault_in(struct mm_struct *mm, unsigned long address);
 bool cdm_notifier_blockable(const struct mmu_notifier_range *range);
 void cdm_notifier_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
@@ -205,6 +217,10 @@ u32 cdm_cpu(void);
 bool cdm_may_manage(void);
 unsigned long cdm_jiffies_of_ms(u32 ms);
 bool cdm_module_is_live(void);
+void cdm_completion_rearm(struct completion *done);
+struct task_struct *cdm_current(void);
+void cdm_heed_kill(bool heed);
+void cdm_kill(struct task_struct *task);
 
 /* sysfs.c: numbers that cdm_attribute() in chardev.rs knows. */
 enum cdm_attribute_id {
@@ -239,6 +255,9 @@ void cdm_trace_fault(u32 device, u64 address, u64 pages);
 void cdm_trace_evacuate(u32 device, u64 in_use, u64 moved);
 void cdm_trace_evict(u32 device, u32 why, u64 asked, u64 moved, u64 failed);
 void cdm_trace_command_submit(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes);
+void cdm_trace_page_request(u32 device, u32 pasid, u32 id, u64 address, u64 pages, bool write,
+			    u64 entries, u32 status);
+void cdm_trace_invalidate(u32 device, u32 pasid, u64 start, u64 end, bool done);
 void cdm_trace_command_done(u32 device, u32 queue, u64 token, u32 status, u64 result, u64 bytes);
 
 #endif /* _CDM_HELPERS_H */

@@ -2,6 +2,7 @@
 /* Work, time, CPUs, and the current process. */
 
 #include <linux/capability.h>
+#include <linux/completion.h>
 #include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/sched/signal.h>
@@ -36,6 +37,34 @@ bool cdm_dying(void)
 {
 	cond_resched();
 	return fatal_signal_pending(current);
+}
+
+void cdm_completion_rearm(struct completion *done)
+{
+	reinit_completion(done);
+}
+
+struct task_struct *cdm_current(void)
+{
+	return current;
+}
+
+/*
+ * Whether the current worker gives up a wait in a page fault when it is told to, as a
+ * process does that is killed. When it ends to heed, it was never told.
+ */
+void cdm_heed_kill(bool heed)
+{
+	if (heed)
+		allow_kernel_signal(SIGKILL);
+	else
+		disallow_signal(SIGKILL);
+}
+
+/* Tells a worker that heeds it to give up. */
+void cdm_kill(struct task_struct *task)
+{
+	send_sig(SIGKILL, task, 1);
 }
 
 /* False once the module is being unloaded, which nothing stops any more. */

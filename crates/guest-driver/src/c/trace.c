@@ -32,6 +32,17 @@ void cdm_trace_evict(u32 device, u32 why, u64 asked, u64 moved, u64 failed)
 	trace_cdm_evict(device, why, asked, moved, failed);
 }
 
+void cdm_trace_page_request(u32 device, u32 pasid, u32 id, u64 address, u64 pages, bool write,
+			    u64 entries, u32 status)
+{
+	trace_cdm_page_request(device, pasid, id, address, pages, write, entries, status);
+}
+
+void cdm_trace_invalidate(u32 device, u32 pasid, u64 start, u64 end, bool done)
+{
+	trace_cdm_invalidate(device, pasid, start, end, done);
+}
+
 void cdm_trace_command_submit(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes)
 {
 	trace_cdm_command_submit(device, queue, token, opcode, ranges, bytes);

@@ -134,6 +134,57 @@ TRACE_EVENT(cdm_evict,
 		  __entry->asked, __entry->moved, __entry->failed)
 );
 
+TRACE_EVENT(cdm_page_request,
+	TP_PROTO(u32 device, u32 pasid, u32 id, u64 address, u64 pages, bool write, u64 entries,
+		 u32 status),
+	TP_ARGS(device, pasid, id, address, pages, write, entries, status),
+	TP_STRUCT__entry(
+		__field(u32, device)
+		__field(u32, pasid)
+		__field(u32, id)
+		__field(u64, address)
+		__field(u64, pages)
+		__field(bool, write)
+		__field(u64, entries)
+		__field(u32, status)
+	),
+	TP_fast_assign(
+		__entry->device = device;
+		__entry->pasid = pasid;
+		__entry->id = id;
+		__entry->address = address;
+		__entry->pages = pages;
+		__entry->write = write;
+		__entry->entries = entries;
+		__entry->status = status;
+	),
+	TP_printk("device=%u pasid=%u id=%u address=0x%llx pages=%llu write=%d entries=%llu status=%u",
+		  __entry->device, __entry->pasid, __entry->id, __entry->address,
+		  __entry->pages, __entry->write, __entry->entries, __entry->status)
+);
+
+TRACE_EVENT(cdm_invalidate,
+	TP_PROTO(u32 device, u32 pasid, u64 start, u64 end, bool done),
+	TP_ARGS(device, pasid, start, end, done),
+	TP_STRUCT__entry(
+		__field(u32, device)
+		__field(u32, pasid)
+		__field(u64, start)
+		__field(u64, end)
+		__field(bool, done)
+	),
+	TP_fast_assign(
+		__entry->device = device;
+		__entry->pasid = pasid;
+		__entry->start = start;
+		__entry->end = end;
+		__entry->done = done;
+	),
+	TP_printk("device=%u pasid=%u start=0x%llx end=0x%llx done=%d",
+		  __entry->device, __entry->pasid, __entry->start, __entry->end,
+		  __entry->done)
+);
+
 TRACE_EVENT(cdm_command_submit,
 	TP_PROTO(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes),
 	TP_ARGS(device, queue, token, opcode, ranges, bytes),

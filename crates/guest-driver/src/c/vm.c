@@ -36,6 +36,22 @@ bool cdm_vma_faultable(struct vm_area_struct *vma)
 	       !userfaultfd_armed(vma);
 }
 
+/* What a device may be given of an area: CDM_AREA_*. */
+u32 cdm_vma_rights(struct vm_area_struct *vma)
+{
+	u32 rights = 0;
+
+	if (vma->vm_flags & VM_READ)
+		rights |= CDM_AREA_READ;
+	if (vma->vm_flags & VM_WRITE)
+		rights |= CDM_AREA_WRITE;
+	if (vma->vm_flags & (VM_IO | VM_PFNMAP))
+		rights |= CDM_AREA_SPECIAL;
+	if (userfaultfd_armed(vma))
+		rights |= CDM_AREA_SERVED;
+	return rights;
+}
+
 /* Faults one page in as a read does. The caller holds the mmap lock, which stays held. */
 bool cdm_fault_in(struct mm_struct *mm, unsigned long address)
 {

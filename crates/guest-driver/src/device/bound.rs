@@ -22,11 +22,12 @@ use crate::number::Number;
 use crate::pagemap::{MemoryType, Region};
 use crate::recovery::Recovery;
 use crate::stats::{self, Files};
+use crate::sva::Spaces;
 use crate::virtio::{self, Driver, Transport, VirtioDevice};
 use crate::{chardev, dmirror, sys, wire, CdmModule};
 
-/// Buffers on the event queue.
-const EVENT_BUFFERS: usize = 16;
+/// Buffers on the event queue, and so page requests that are served at a time.
+const EVENT_BUFFERS: usize = 64;
 /// Longest time without progress that power-off waits for pages to leave.
 const SHUTDOWN_MS: u32 = 10_000;
 
@@ -112,6 +113,7 @@ impl Driver for Bound {
                 events,
                 control: Control::new(transport),
                 engine,
+                spaces <- Spaces::new(),
                 gate <- Gate::new(),
             }? Error),
             GFP_KERNEL,
@@ -144,7 +146,10 @@ impl Driver for Bound {
         };
         // Last, because from here on a process may use the device. If the second node cannot
         // be had, somebody may have moved pages through the first one already.
-        bound.node = Some(chardev::register(&bound.device)?);
+        let device = bound.device.clone();
+        device.events().serve(Some(device.clone()));
+        let node = chardev::register(&device).inspect_err(|_| device.events().serve(None))?;
+        bound.node = Some(node);
         match dmirror::register(&bound.device) {
             Ok(node) => bound.dmirror = node,
             Err(err) => {
@@ -211,9 +216,11 @@ struct Live {
 
 impl Live {
     fn start(vdev: VirtioDevice, identity: &Identity, number: u32) -> Result<Self> {
-        let events = Arc::new(EventSink::new(vdev.device().into(), number), GFP_KERNEL)?;
-        // More queues than CPUs would never be used.
-        let commands = u32::from(identity.num_command_queues).min(kernel::cpu::nr_cpu_ids());
+        let events = Arc::pin_init(EventSink::new(vdev.device().into(), number), GFP_KERNEL)?;
+        // One for each CPU, and one for commands on addresses of processes. More would never be
+        // used.
+        let wanted = kernel::cpu::nr_cpu_ids() + 1;
+        let commands = u32::from(identity.num_command_queues).min(wanted);
         let queues = usize::from(wire::QUEUE_FIRST_COMMAND) + commands as usize;
         let transport = Transport::start(vdev, &QUEUE_NAMES[..queues], events.clone())?;
         let this = Self {
@@ -222,7 +229,7 @@ impl Live {
             is_kept: false,
         };
         for _ in 0..EVENT_BUFFERS {
-            let buffer = virtio::Request::new(KVec::new())?;
+            let buffer = virtio::Request::for_event()?;
             this.transport
                 .queue(wire::QUEUE_EVENT.into())?
                 .try_submit(&buffer)?;

@@ -32,6 +32,9 @@ impl Device {
         self.transport().limit_answers(answer_ms);
         // Whoever waits for a command shall not hold this up.
         self.judge(self.engine.recovery().reset());
+        // Nor for a page; and what the device knows of processes, it knows no more.
+        self.spaces.close();
+        self.events.serve(None);
         let is_alone = self.gate.wait(answer_ms.saturating_add(patience_ms));
         let is_empty = evacuate::run(self, patience_ms);
         is_alone && is_empty

@@ -11,7 +11,7 @@
 //!    `Recovery::turn`, under which only 7 is taken, and nobody waits for memory
 //! 2. [`Gate`] (SRCU read side; its writer waits for all of the following)
 //! 3. `exec_update_lock` of another process, taken and left before 4
-//! 4. mmap lock, for reading, for one batch
+//! 4. `Binding::is_bound` or `Spaces::table`; mmap lock, for reading, for one batch
 //! 5. folio locks of a batch, page table locks (kernel)
 //! 6. `Mirror::follower`; the device may be waited for under it, memory may not
 //! 7. `Recovery::parked`, `Recovery::state`; `Queue::ring`, `Request::parked`, with interrupts
@@ -40,6 +40,7 @@ use crate::gate::Gate;
 use crate::identity::Identity;
 use crate::pagemap::Region;
 use crate::stats::Counters;
+use crate::sva::Spaces;
 use crate::virtio::Transport;
 use crate::wire;
 
@@ -59,6 +60,8 @@ pub(crate) struct Device {
     events: Arc<EventSink>,
     engine: Arc<Engine>,
     control: Control,
+    #[pin]
+    spaces: Spaces,
     #[pin]
     gate: Gate,
 }
@@ -84,7 +87,7 @@ impl Device {
         self.engine.counters()
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
 
@@ -98,6 +101,11 @@ impl Device {
 
     pub(crate) fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// Address spaces of processes that the device knows.
+    pub(crate) fn spaces(&self) -> &Spaces {
+        &self.spaces
     }
 
     pub(crate) fn gate(&self) -> &Gate {

@@ -18,12 +18,12 @@ use kernel::sync::atomic::{Acquire, Atomic, Relaxed, Release};
 use kernel::sync::Arc;
 use kernel::types::ForeignOwnable;
 
-use crate::events::EventSink;
+use crate::events::{EventSink, Taken};
 use crate::{sys, wire};
 
 pub(crate) use bus::{Driver, LeftRunning, Registration, VirtioDevice};
 pub(crate) use queue::{Queue, FULL_MS};
-pub(crate) use request::{Draft, Request, Signals};
+pub(crate) use request::{Draft, Request, Signals, Standing, Unanswered};
 use request::{INPUT_BYTES, NOT_WRITTEN};
 
 /// No limit for an answer.
@@ -227,6 +227,15 @@ impl Transport {
         }
     }
 
+    /// Gives the device a buffer for an event.
+    pub(crate) fn lend_event_buffer(&self, buffer: &Arc<Request>) {
+        buffer.written.store(NOT_WRITTEN, Release);
+        if let Ok(queue) = self.queue(wire::QUEUE_EVENT.into()) {
+            // A closed queue takes no buffer; then there was a last event.
+            let _ = queue.try_submit(buffer);
+        }
+    }
+
     /// A queue has used buffers. Hard interrupt context.
     ///
     /// # Safety
@@ -254,12 +263,14 @@ impl Transport {
             request
                 .written
                 .store(written.min(INPUT_BYTES as u32), Release);
-            if let Some(event) = request.answer() {
-                this.events.take(&event);
+            let Some(event) = request.answer() else {
+                this.lend_event_buffer(&request);
+                return;
+            };
+            match this.events.take(&event) {
+                Taken::Done => this.lend_event_buffer(&request),
+                Taken::PassOn(device) => request.pass_on(device),
             }
-            request.written.store(NOT_WRITTEN, Release);
-            // A closed queue takes no buffer back; then this was the last event.
-            let _ = queue.try_submit(&request);
         });
     }
 }

@@ -13,7 +13,7 @@ use kernel::prelude::*;
 use kernel::sync::{new_spinlock_irq, Arc, SpinLockIrq};
 use kernel::types::ForeignOwnable;
 
-use super::request::{Request, INPUT_BYTES};
+use super::request::Request;
 use crate::sys;
 
 /// Between two looks whether a full queue has room.
@@ -82,10 +82,10 @@ impl Queue {
         let err = unsafe {
             sys::cdm_vq_add(
                 self.vq.as_ptr(),
-                request.output.as_ptr().cast_mut().cast(),
-                request.output.len() as u32,
+                request.output().as_ptr().cast_mut().cast(),
+                request.output().len() as u32,
                 request.input.get().cast(),
-                INPUT_BYTES as u32,
+                request.input_bytes as u32,
                 token,
             )
         };

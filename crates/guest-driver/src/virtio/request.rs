@@ -17,12 +17,16 @@ use kernel::sync::{new_spinlock_irq, Arc, SpinLockIrq, UniqueArc};
 use kernel::workqueue::{impl_has_work, new_work, Work, WorkItem};
 use zerocopy::FromBytes;
 
+use crate::device::Device;
 use crate::done::{Done, Wait};
 use crate::pins::Operands;
-use crate::{wire, work};
+use crate::{sva, wire, work};
 
-/// Bytes that the device writes into a buffer, at most.
-pub(super) const INPUT_BYTES: usize = size_of::<wire::Completion>();
+/// Bytes that the device writes to end a request.
+const ANSWER_BYTES: usize = size_of::<wire::Completion>();
+/// Bytes that the device writes into any buffer, at most: those of its longest event.
+pub(super) const INPUT_BYTES: usize = size_of::<wire::PageRequest>();
+const _: () = assert!(ANSWER_BYTES <= INPUT_BYTES && size_of::<wire::Event>() <= INPUT_BYTES);
 
 /// Whether a wait ends when a signal comes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,21 +43,26 @@ struct Parked {
     is_done: bool,
     /// Kept until then.
     operands: Option<Arc<Operands>>,
+    /// Who takes the page request that is in the buffer.
+    reader: Option<Arc<Device>>,
 }
 
 /// A request to the device: bytes for it to read, then room for its answer.
 ///
 /// # Invariants
 ///
-/// While the request is lent, neither `output` nor `input` is touched by the driver.
+/// While the request is lent, neither `output` nor `input` is touched by the driver. `output` is
+/// changed by its one owner only: a [`Draft`], or a [`Standing`].
 #[pin_data]
 pub(crate) struct Request {
     /// Number in traces.
     token: u64,
     /// What the device reads.
-    pub(super) output: KVec<u8>,
+    output: UnsafeCell<KVec<u8>>,
     /// What the device writes.
     pub(super) input: KBox<UnsafeCell<[u8; INPUT_BYTES]>>,
+    /// Bytes of it that are lent.
+    pub(super) input_bytes: usize,
     /// Bytes that it wrote; `u32::MAX` until it did.
     pub(super) written: Atomic<u32>,
     #[pin]
@@ -64,7 +73,8 @@ pub(crate) struct Request {
     release: Work<Request>,
 }
 
-// SAFETY: `input` is only read after `written` says that the device is done with it.
+// SAFETY: `input` is only read after `written` says that the device is done with it, and
+// `output` is changed by its one owner only, by the type invariant.
 unsafe impl Sync for Request {}
 // SAFETY: Nothing in a request belongs to a thread.
 unsafe impl Send for Request {}
@@ -73,13 +83,21 @@ impl_has_work! {
     impl HasWork<Self> for Request { self.release }
 }
 
-/// Drops what an interrupt must not drop.
+/// Does what an interrupt must not do: drops operands, and serves page requests.
 impl WorkItem for Request {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        let operands = this.parked.lock().operands.take();
+        let mut parked = this.parked.lock();
+        let (operands, reader) = (parked.operands.take(), parked.reader.take());
+        drop(parked);
         drop(operands);
+        if let Some(device) = reader {
+            if let Some(request) = this.answer() {
+                sva::serve(&device, &request);
+            }
+            device.transport().lend_event_buffer(&this);
+        }
     }
 }
 
@@ -92,15 +110,24 @@ pub(crate) struct Draft(Pin<UniqueArc<Request>>);
 impl Draft {
     /// A request whose output starts with `output`, and keeps its room.
     pub(crate) fn new(output: KVec<u8>, flags: Flags) -> Result<Self> {
+        Self::with_input(output, ANSWER_BYTES, flags)
+    }
+
+    fn with_input(output: KVec<u8>, input_bytes: usize, flags: Flags) -> Result<Self> {
         let input = KBox::new(UnsafeCell::new([0; INPUT_BYTES]), flags)?;
         Ok(Self(UniqueArc::pin_init(
             pin_init!(Request {
                 token: NEXT_TOKEN.fetch_add(1, Relaxed),
-                output,
+                output: UnsafeCell::new(output),
                 input,
+                input_bytes,
                 written: Atomic::new(NOT_WRITTEN),
                 done <- Done::new(),
-                parked <- new_spinlock_irq!(Parked { is_done: false, operands: None }),
+                parked <- new_spinlock_irq!(Parked {
+                    is_done: false,
+                    operands: None,
+                    reader: None,
+                }),
                 release <- new_work!("cdm::Request::release"),
             }),
             flags,
@@ -114,13 +141,90 @@ impl Draft {
 
     /// What the device will read.
     pub(crate) fn output(&mut self) -> &mut KVec<u8> {
-        self.0.as_mut().project().output
+        self.0.as_mut().project().output.get_mut()
     }
 
     /// The request, which is not changed from here on.
     pub(crate) fn finish(self) -> Arc<Request> {
         self.0.into()
     }
+}
+
+/// A request that is made once, and sent again and again where nobody may wait for memory.
+///
+/// # Invariants
+///
+/// Nobody else has `request` but the device, and that only during [`Standing::send`], or for good
+/// once `is_lost`.
+pub(crate) struct Standing {
+    request: Arc<Request>,
+    is_lost: bool,
+}
+
+impl Standing {
+    /// A request whose output has `bytes` bytes.
+    pub(crate) fn new(bytes: usize) -> Result<Self> {
+        let output = KVec::from_elem(0, bytes, GFP_KERNEL)?;
+        Ok(Self {
+            request: Request::new(output)?,
+            is_lost: false,
+        })
+    }
+
+    /// Has the device answer `output`: `lend` submits the request and waits for its answer, and
+    /// says whether the device still has it. The answer, if it is long enough.
+    ///
+    /// EIO for an answer that is too short, ENOMEM if there was no other request at hand after
+    /// one that was lost; else what `lend` says.
+    pub(crate) fn send<T: FromBytes>(
+        &mut self,
+        output: &[u8],
+        lend: impl FnOnce(&Arc<Request>) -> Result<(), Unanswered>,
+    ) -> Result<T> {
+        self.renew()?;
+        let request = &self.request;
+        // SAFETY: By the type invariants the request is not lent, and `&mut self` is the one
+        // owner's.
+        let room = unsafe { &mut *request.output.get() };
+        // There is room for as much as was there before, so nothing is allocated.
+        room.clear();
+        room.extend_from_slice(output, GFP_NOWAIT)?;
+        request.written.store(NOT_WRITTEN, Relaxed);
+        request.parked.lock().is_done = false;
+        request.done.rearm();
+        // INVARIANT: Lent for as long as this takes, or for good.
+        match lend(request) {
+            Ok(()) => request.answer().ok_or(EIO),
+            Err(Unanswered::NotLent(err)) => Err(err),
+            Err(Unanswered::Lost(err)) => {
+                self.is_lost = true;
+                // Now or at the next need, when it may have to be had.
+                let _ = self.renew();
+                Err(err)
+            }
+        }
+    }
+
+    /// Makes another request if the device has this one for good.
+    fn renew(&mut self) -> Result {
+        if self.is_lost {
+            // SAFETY: Nobody changes it while the request is lent, and here nobody does.
+            let bytes = unsafe { &*self.request.output.get() }.len();
+            let output = KVec::from_elem(0, bytes, GFP_NOWAIT)?;
+            // INVARIANT: Nobody has it yet. The ring keeps the old one as long as it needs it.
+            self.request = Draft::new(output, GFP_NOWAIT)?.finish();
+            self.is_lost = false;
+        }
+        Ok(())
+    }
+}
+
+/// Why there is no answer to a [`Standing`] request.
+pub(crate) enum Unanswered {
+    /// The device did not get it.
+    NotLent(Error),
+    /// The device has it, and may answer at any time.
+    Lost(Error),
 }
 
 /// Token of the next request.
@@ -131,6 +235,17 @@ pub(super) const NOT_WRITTEN: u32 = u32::MAX;
 impl Request {
     pub(crate) fn new(output: KVec<u8>) -> Result<Arc<Self>> {
         Ok(Draft::new(output, GFP_KERNEL)?.finish())
+    }
+
+    /// A buffer for any event.
+    pub(crate) fn for_event() -> Result<Arc<Self>> {
+        Ok(Draft::with_input(KVec::new(), INPUT_BYTES, GFP_KERNEL)?.finish())
+    }
+
+    /// What the device reads, to be lent.
+    pub(super) fn output(&self) -> &[u8] {
+        // SAFETY: By the type invariants nobody changes it while the request may be lent.
+        unsafe { &*self.output.get() }
     }
 
     /// A number that tells requests apart in traces.
@@ -170,6 +285,16 @@ impl Request {
     /// Whether the device is done with the buffers.
     pub(crate) fn is_done(&self) -> bool {
         self.written.load(Relaxed) != NOT_WRITTEN
+    }
+
+    /// Gives the page request in the buffer to a worker, for `device`; the buffer comes back to
+    /// the device by [`Transport::lend_event_buffer`]. Hard interrupt context.
+    ///
+    /// [`Transport::lend_event_buffer`]: super::Transport::lend_event_buffer
+    pub(super) fn pass_on(self: Arc<Self>, device: Arc<Device>) {
+        self.parked.lock().reader = Some(device);
+        // Fails only if it is queued already, and the device does not have it twice.
+        let _ = work::queue().enqueue(self);
     }
 
     /// The waiter goes away: keep the operands until the device is done with them.
