@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
 
 use cdm_protocol::{COMPARE_EQUAL, Opcode, Status};
@@ -270,6 +271,8 @@ pub enum Comparison {
 pub struct Device {
     file: File,
     number: u32,
+    /// Flags of every command: whether it names memory by addresses.
+    flags: u32,
 }
 
 impl Device {
@@ -277,7 +280,11 @@ impl Device {
     pub fn open(number: u32) -> io::Result<Self> {
         let path = format!("/dev/cdm{number}");
         let file = File::options().read(true).write(true).open(path)?;
-        Ok(Self { file, number })
+        Ok(Self {
+            file,
+            number,
+            flags: 0,
+        })
     }
 
     /// Numbers of the devices that have a node, lowest first.
@@ -504,11 +511,26 @@ impl Device {
         })
     }
 
+    /// Lets the device use the addresses of this process, until the value is dropped.
+    pub fn bind(mut self) -> io::Result<Bound> {
+        let mut request = uapi::cdm_bind::default();
+        // SAFETY: the driver reads and writes exactly the structure of this request. What the device
+        // may touch from here on is what commands name.
+        unsafe { self.ioctl(uapi::CDM_IOCTL_BIND, (&raw mut request).cast()) }?;
+        self.flags |= uapi::CDM_COMMAND_SVA;
+        Ok(Bound {
+            device: self,
+            pasid: request.pasid,
+        })
+    }
+
     /// Sends a command whose operands are spans of mappings.
     pub(crate) fn send(&self, mut request: uapi::cdm_command) -> io::Result<Answer> {
+        request.flags |= self.flags;
         // SAFETY: the driver reads and writes exactly the structure of this request. The device
-        // touches only the operands, which lie inside mappings that are accessed by atomics alone
-        // and stay pinned by the driver until the device has answered.
+        // touches only the operands, which lie inside mappings that are accessed by atomics alone,
+        // and either stay pinned by the driver until the device has answered, or are kept from it
+        // from the moment on that they are mappings of this process no more.
         unsafe { self.ioctl(uapi::CDM_IOCTL_COMMAND, (&raw mut request).cast()) }?;
         Ok(Answer::from(&request))
     }
@@ -551,6 +573,43 @@ impl From<&uapi::cdm_command> for Answer {
             result: raw.result,
             bytes_done: raw.bytes_done,
         }
+    }
+}
+
+/// A device that uses the addresses of this process. Its commands name memory by them: nothing
+/// is pinned, and a page is faulted in when a command comes to it.
+#[derive(Debug)]
+pub struct Bound {
+    device: Device,
+    pasid: u32,
+}
+
+impl Bound {
+    /// Opens /dev/cdmN and binds this process.
+    pub fn open(number: u32) -> io::Result<Self> {
+        Device::open(number)?.bind()
+    }
+
+    /// Number of the address space on the device.
+    pub fn pasid(&self) -> u32 {
+        self.pasid
+    }
+
+    /// Ends the binding, and with it what commands are under way.
+    pub fn unbind(&self) -> io::Result<()> {
+        // SAFETY: the request has no structure.
+        unsafe {
+            self.device
+                .ioctl(uapi::CDM_IOCTL_UNBIND, std::ptr::null_mut())
+        }
+    }
+}
+
+impl Deref for Bound {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        &self.device
     }
 }
 
@@ -670,5 +729,6 @@ mod tests {
         assert_eq!(size_of::<uapi::cdm_evict>(), 32 + 8 * (2 + 9 + 3));
         assert_eq!(size_of::<uapi::cdm_residency>(), 32 + 8 * (4 + 2));
         assert_eq!(size_of::<uapi::cdm_command>(), 80);
+        assert_eq!(size_of::<uapi::cdm_bind>(), 16);
     }
 }

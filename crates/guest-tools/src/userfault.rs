@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::memory::Mapping;
+use crate::memory::{Mapping, PAGE_BYTES};
 
 /// From linux/userfaultfd.h.
 mod uapi {
@@ -53,6 +53,15 @@ mod uapi {
     }
 
     #[repr(C)]
+    pub struct Copy {
+        pub dst: u64,
+        pub src: u64,
+        pub len: u64,
+        pub mode: u64,
+        pub copied: i64,
+    }
+
+    #[repr(C)]
     pub struct Move {
         pub dst: u64,
         pub src: u64,
@@ -64,6 +73,7 @@ mod uapi {
     nix::ioctl_readwrite!(api, 0xAA, 0x3F, Api);
     nix::ioctl_readwrite!(register, 0xAA, 0x00, Register);
     nix::ioctl_read!(unregister, 0xAA, 0x01, Range);
+    nix::ioctl_readwrite!(copy, 0xAA, 0x03, Copy);
     nix::ioctl_readwrite!(move_pages, 0xAA, 0x05, Move);
     nix::ioctl_readwrite!(write_protect, 0xAA, 0x06, WriteProtect);
 }
@@ -165,15 +175,43 @@ impl Userfault {
 
     /// Whether a store to protected memory is reported within `limit`.
     pub fn wait_for_write(&self, limit: Duration) -> Result<bool> {
+        let fault = self.wait_for_fault(limit)?;
+        Ok(fault.is_some_and(|(flags, _)| flags & uapi::PAGEFAULT_FLAG_WP != 0))
+    }
+
+    /// Address of the access to a missing page that is reported within `limit`, if one is.
+    pub fn wait_for_missing(&self, limit: Duration) -> Result<Option<u64>> {
+        Ok(self.wait_for_fault(limit)?.map(|(_, address)| address))
+    }
+
+    /// Flags and address of a fault.
+    fn wait_for_fault(&self, limit: Duration) -> Result<Option<(u64, u64)>> {
         let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::try_from(limit)?).context("poll")? == 0 {
-            return Ok(false);
+            return Ok(None);
         }
         let mut message = [0; uapi::MESSAGE_BYTES];
         (&self.file)
             .read_exact(&mut message)
             .context("cannot read the fault")?;
-        let flags = u64::from_ne_bytes(message[8..16].try_into()?);
-        Ok(message[0] == uapi::EVENT_PAGEFAULT && flags & uapi::PAGEFAULT_FLAG_WP != 0)
+        let word =
+            |at: usize| -> Result<u64> { Ok(u64::from_ne_bytes(message[at..at + 8].try_into()?)) };
+        ensure!(message[0] == uapi::EVENT_PAGEFAULT, "event {}", message[0]);
+        Ok(Some((word(8)?, word(16)?)))
+    }
+
+    /// Fills a missing page, and lets whoever waits for it go on.
+    pub fn fill_page(&self, address: u64, contents: &Mapping) -> Result<()> {
+        let mut request = uapi::Copy {
+            dst: address & !(PAGE_BYTES as u64 - 1),
+            src: contents.address(),
+            len: PAGE_BYTES as u64,
+            mode: 0,
+            copied: 0,
+        };
+        // SAFETY: the kernel copies a page of a mapping, which only atomics access, to a page of a
+        // watched one that is not there yet.
+        unsafe { uapi::copy(self.file.as_raw_fd(), &raw mut request) }.context("UFFDIO_COPY")?;
+        Ok(())
     }
 }

@@ -6,7 +6,8 @@
 use cdm_guest_tools::device::{Migration, Residency, memory_type_name};
 use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::uapi::{
-    CDM_CAN_CPU_ACCESS, CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE, CDM_CAN_RELIEVE, cdm_query,
+    CDM_CAN_BIND, CDM_CAN_CPU_ACCESS, CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE, CDM_CAN_RELIEVE,
+    cdm_query,
 };
 use cdm_protocol::{
     FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE, FEATURE_METADATA_GUARD, FEATURE_PROGRAM,
@@ -121,6 +122,7 @@ fn capabilities(bits: u32) -> Vec<String> {
             CDM_CAN_MOVE_FILES => "move-files".into(),
             CDM_CAN_RELIEVE => "relieve".into(),
             CDM_CAN_CPU_ACCESS => "cpu-access".into(),
+            CDM_CAN_BIND => "bind".into(),
             _ => format!("bit-{bit}"),
         })
         .collect()
