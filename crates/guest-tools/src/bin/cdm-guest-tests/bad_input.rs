@@ -289,7 +289,13 @@ fn command_refuses_each_bad_field(t: &Fixture) -> Result<()> {
         ..Default::default()
     };
     let cases = [
-        ("flag", cdm_command { flags: 2, ..good }),
+        (
+            "flag",
+            cdm_command {
+                flags: 1 << 31,
+                ..good
+            },
+        ),
         (
             "reserved",
             cdm_command {

@@ -352,6 +352,15 @@ pub fn move_patiently(
     unreachable!("the loop ends at BUSY_RETRIES")
 }
 
+/// A figure of the first device in debugfs.
+pub fn figure(name: &str) -> Result<u64> {
+    let path = format!("/sys/kernel/debug/cdm/cdm0/{name}");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("{path}: {text:?}"))
+}
+
 /// Expects one errno.
 pub fn expect_errno<T: std::fmt::Debug>(
     result: io::Result<T>,

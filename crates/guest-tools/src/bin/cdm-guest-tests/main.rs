@@ -5,6 +5,7 @@
 
 mod accelerator;
 mod accounts;
+mod addresses;
 mod atomics;
 mod bad_input;
 mod capacity;
@@ -89,6 +90,7 @@ fn all() -> Vec<Test> {
         migration::TESTS,
         commands::TESTS,
         accelerator::TESTS,
+        addresses::TESTS,
         atomics::TESTS,
         fork::TESTS,
         huge::TESTS,

@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use cdm_guest_tools::device::{Comparison, Device, Direction, Place, Span};
+use cdm_guest_tools::accelerator::{Elements, Number};
+use cdm_guest_tools::device::{Bound, Comparison, Device, Direction, Place, Span};
 use cdm_guest_tools::iomem;
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::pagemap;
@@ -17,7 +18,7 @@ use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::uapi::CDM_MEMORY_PRIVATE;
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
-use crate::fixture::{Fixture, expect_free_pages, free_pages, move_patiently};
+use crate::fixture::{Fixture, expect_free_pages, figure, free_pages, move_patiently};
 use crate::isolate::{Child, pipe_files};
 use crate::{module, unload};
 
@@ -37,6 +38,8 @@ crate::tests!("private":
     device_writes_in_place_and_the_cpu_sees_it,
     device_copies_and_compares_between_device_and_system,
     device_counts_atomically_in_place,
+    command_on_addresses_works_on_pages_in_place,
+    cpu_and_command_on_addresses_take_turns_on_pages,
     child_reads_device_pages_and_the_parent_keeps_its_bytes,
     writes_on_both_sides_of_a_fork_keep_both_right,
     protection_and_mremap_leave_device_pages_alone,
@@ -84,15 +87,6 @@ fn expect_resident(t: &Fixture, range: AddressRange, in_device: u64) -> Result<(
         range.pages()
     );
     Ok(())
-}
-
-/// A figure of the first device in debugfs.
-fn figure(name: &str) -> Result<u64> {
-    let path = format!("/sys/kernel/debug/cdm/cdm0/{name}");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    text.trim()
-        .parse()
-        .with_context(|| format!("{path}: {text:?}"))
 }
 
 fn driver_and_tools_call_the_memory_private(t: &Fixture) -> Result<()> {
@@ -405,6 +399,73 @@ fn device_counts_atomically_in_place(t: &Fixture) -> Result<()> {
         memory.word(64).load(Relaxed) == start.wrapping_add(3 * 1000),
         "the CPU finds another count"
     );
+    Ok(())
+}
+
+fn command_on_addresses_works_on_pages_in_place(t: &Fixture) -> Result<()> {
+    let bound = Bound::open(0)?;
+    for memory in [resident_pages(t, 64, 21)?, resident_folio(t, 21)?] {
+        let all = Span::all(&memory);
+        let crc = bound.checksum(&memory, all, 0)?;
+        bound.fill(&memory, all, 8, 5)?.ok()?;
+        let elements = Elements {
+            number: Number::U64,
+            stride: 0,
+        };
+        let sum = bound.sum(&memory, all, elements, 0)?.ok()?;
+        ensure!(sum == 5 * (memory.bytes() / 8) as u64, "sum {sum}");
+        expect_resident(t, memory.range(), memory.pages() as u64)?;
+        // The CPU's look brings them back.
+        memory.check_fill(5)?;
+        memory.fill_pattern(21);
+        let expected = memory.crc32c(memory.bytes());
+        ensure!(crc == expected, "CRC {crc:#x}, not {expected:#x}");
+        // And the device finds them where they are now.
+        let crc = bound.checksum(&memory, all, 0)?;
+        ensure!(crc == expected, "CRC {crc:#x}, not {expected:#x}");
+    }
+    Ok(())
+}
+
+fn cpu_and_command_on_addresses_take_turns_on_pages(t: &Fixture) -> Result<()> {
+    const COUNTED: usize = 16;
+    const ROUNDS: u64 = 30;
+    const EACH: u64 = 50;
+    let bound = Bound::open(0)?;
+    let memory = Mapping::anonymous(COUNTED * PAGE_BYTES)?;
+    memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
+    memory.fill(0);
+    let one = |page: usize| Span {
+        offset: page * PAGE_BYTES,
+        bytes: 8,
+    };
+    // The CPU brings pages back, and waits for the device's copy, while commands wait for them.
+    thread::scope(|scope| -> Result<()> {
+        let device = scope.spawn(|| -> Result<()> {
+            for _ in 0..ROUNDS {
+                for page in 0..COUNTED {
+                    bound.fetch_add(&memory, one(page), 1, EACH as u32)?.ok()?;
+                }
+            }
+            Ok(())
+        });
+        let cpu = || -> Result<()> {
+            for _ in 0..ROUNDS {
+                t.device.migrate(0, memory.range(), Direction::ToDevice)?;
+                for page in 0..COUNTED {
+                    memory.word(page * PAGE_BYTES).fetch_add(EACH, Relaxed);
+                }
+            }
+            Ok(())
+        };
+        let cpu = cpu();
+        device.join().expect("the thread panics nowhere").and(cpu)
+    })?;
+    for page in 0..COUNTED {
+        let found = memory.word(page * PAGE_BYTES).load(Relaxed);
+        let expected = 2 * ROUNDS * EACH;
+        ensure!(found == expected, "page {page}: {found}, not {expected}");
+    }
     Ok(())
 }
 

@@ -5,11 +5,14 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cdm_guest_tools::device::{Device, Direction};
+use cdm_guest_tools::device::{Bound, Device, Direction, Span};
 use cdm_guest_tools::iomem;
 use cdm_guest_tools::memory::Mapping;
+use cdm_guest_tools::userfault::Userfault;
 use nix::errno::Errno;
 
 use crate::fixture::{Fixture, device_memory, expect_errno, move_patiently, physical_addresses};
@@ -22,6 +25,7 @@ crate::tests!("unload":
     unload_brings_pages_of_all_processes_home,
     unload_and_reload_again_and_again_works,
     unbind_brings_pages_home_and_an_open_node_is_dead,
+    unbind_ends_commands_on_addresses_that_would_wait_for_ever,
 );
 
 const PAGES: usize = 2048;
@@ -174,5 +178,56 @@ fn unbind_brings_pages_home_and_an_open_node_is_dead(t: &Fixture) -> Result<()> 
     let (migration, _) = move_patiently(&again, 0, memory.range(), Direction::ToDevice)?;
     ensure!(migration.moved == PAGES as u64, "{migration:?}");
     memory.check_pattern(6)?;
+    Ok(())
+}
+
+/// Longest that an unbind may take with nothing to wait for, on a busy machine.
+const UNBIND_LIMIT: Duration = Duration::from_secs(20);
+
+fn unbind_ends_commands_on_addresses_that_would_wait_for_ever(t: &Fixture) -> Result<()> {
+    let (name, driver) = virtio()?;
+    let bound = Bound::open(0)?;
+    let memory = Mapping::anonymous(64 * 4096)?;
+    let all = Span::all(&memory);
+    bound.fill(&memory, all, 8, 5)?.ok()?;
+    let served = Mapping::anonymous(4096)?;
+    let userfault = Userfault::watch_missing(&served)?;
+    let first = Span {
+        offset: 0,
+        bytes: 4096,
+    };
+    let taken = thread::scope(|scope| {
+        let command = scope.spawn(|| bound.copy((&served, first), (&memory, first)));
+        let steps = || -> Result<Duration> {
+            let fault = userfault.wait_for_missing(UNBIND_LIMIT)?;
+            ensure!(fault == Some(served.address()), "{fault:x?}");
+            let start = Instant::now();
+            fs::write(driver.join("unbind"), &name).context("cannot unbind the driver")?;
+            Ok(start.elapsed())
+        };
+        let taken = steps();
+        userfault.leave(&served)?;
+        let result = command.join().expect("the thread only waits");
+        let is_done = result.and_then(|answer| answer.ok());
+        ensure!(is_done.is_err(), "the command ended well: {is_done:?}");
+        taken
+    });
+    let checked = (|| {
+        let taken = taken?;
+        ensure!(taken < UNBIND_LIMIT, "it took {taken:?}");
+        // The device has nothing of the process any more, so nobody is asked about this.
+        memory.check_fill(5)?;
+        memory.fill(6);
+        expect_errno(bound.nop(), Errno::ENODEV)?;
+        expect_errno(bound.unbind(), Errno::ENODEV)
+    })();
+    drop(bound);
+    without_node(t, || {
+        fs::write(driver.join("bind"), &name).context("cannot bind the driver again")
+    })?;
+    checked?;
+    let again = Bound::open(0).context("no node after the driver was bound again")?;
+    again.fill(&memory, all, 8, 7)?.ok()?;
+    memory.check_fill(7)?;
     Ok(())
 }
