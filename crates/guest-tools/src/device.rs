@@ -595,6 +595,11 @@ impl Bound {
         self.pasid
     }
 
+    /// The device alone; it stays bound as long as it is open.
+    pub fn into_device(self) -> Device {
+        self.device
+    }
+
     /// Ends the binding, and with it what commands are under way.
     pub fn unbind(&self) -> io::Result<()> {
         // SAFETY: the request has no structure.

@@ -13,10 +13,10 @@ use cdm_protocol::{BINS_MAX, PROGRAM_STEPS_MAX, REPEAT_MAX};
 use clap::ValueEnum;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::Verdict;
 use crate::buffer::{Buffer, Contents, Placement};
 use crate::report::RunResult;
 use crate::run::{Outcome, answered, number};
-use crate::{Verdict, open};
 
 /// Bytes of a word: a pointer or a counter.
 const WORD_BYTES: usize = 8;
@@ -86,7 +86,7 @@ pub struct Sum {
 
 impl Sum {
     pub fn run(&self) -> anyhow::Result<Outcome> {
-        let device = open(self.placement.device)?;
+        let device = self.placement.open()?;
         let buffer = Buffer::load(&self.contents)?;
         let elements = self.vector.elements();
         let bytes = buffer.memory.read_bytes(buffer.bytes);
@@ -146,7 +146,7 @@ pub struct Axpy {
 
 impl Axpy {
     pub fn run(&self) -> anyhow::Result<Outcome> {
-        let device = open(self.placement.device)?;
+        let device = self.placement.open()?;
         let x = Buffer::load(&self.contents)?;
         let y = match &self.other {
             Some(path) => Buffer::load(&Contents {
@@ -225,7 +225,7 @@ pub struct Chase {
 
 impl Chase {
     pub fn run(&self) -> anyhow::Result<Outcome> {
-        let device = open(self.placement.device)?;
+        let device = self.placement.open()?;
         let buffer = Buffer::zeroed(self.size)?;
         let (base, words) = (buffer.memory.address(), buffer.memory.words());
         let words = &words[..buffer.bytes / WORD_BYTES];
@@ -311,7 +311,7 @@ pub struct Histogram {
 
 impl Histogram {
     pub fn run(&self) -> anyhow::Result<Outcome> {
-        let device = open(self.placement.device)?;
+        let device = self.placement.open()?;
         let source = Buffer::load(&self.contents)?;
         let target = Buffer::zeroed(u64::from(self.bins) * WORD_BYTES as u64)?;
         let crc_before = source.memory.crc32c(source.bytes);
@@ -392,7 +392,7 @@ impl Program {
         let code: Code = text
             .parse()
             .map_err(|error| anyhow::anyhow!("program '{}': {error}", self.code))?;
-        let device = open(self.placement.device)?;
+        let device = self.placement.open()?;
         let buffer = Buffer::load(&self.contents)?;
         buffer.place(&device, self.placement.memory)?;
         let operand = (&buffer.memory, buffer.span());

@@ -12,6 +12,8 @@ use cdm_guest_tools::memory::Mapping;
 use cdm_guest_tools::size;
 use clap::ValueEnum;
 
+use crate::open;
+
 /// Seed of the contents where no file is given.
 const PATTERN_SEED: u64 = 1;
 
@@ -46,6 +48,28 @@ pub struct Placement {
     /// Keep the buffer there
     #[arg(long = "in", value_enum, default_value = "device")]
     pub memory: Memory,
+
+    /// Let the device use the addresses of this process, and pin nothing
+    #[arg(long)]
+    pub bind: bool,
+}
+
+impl Placement {
+    /// Opens the device, and binds this process to it if it shall be.
+    pub fn open(&self) -> anyhow::Result<Device> {
+        let device = open(self.device)?;
+        if !self.bind {
+            return Ok(device);
+        }
+        let bound = device.bind().with_context(|| {
+            format!(
+                "cannot bind this process to device {}: 'cdmctl info' says whether the device can; \
+                 leave --bind out",
+                self.device
+            )
+        })?;
+        Ok(bound.into_device())
+    }
 }
 
 /// Memory with its contents, where it was asked for.

@@ -244,7 +244,7 @@ fn nop(number: u32) -> anyhow::Result<Outcome> {
 }
 
 fn checksum(contents: &Contents, placement: &Placement) -> anyhow::Result<Outcome> {
-    let device = open(placement.device)?;
+    let device = placement.open()?;
     let buffer = Buffer::load(contents)?;
     let by_cpu = buffer.memory.crc32c(buffer.bytes);
     buffer.place(&device, placement.memory)?;
@@ -280,7 +280,7 @@ fn fill(
     output: Option<&str>,
     placement: &Placement,
 ) -> anyhow::Result<Outcome> {
-    let device = open(placement.device)?;
+    let device = placement.open()?;
     let buffer = Buffer::zeroed(size)?;
     buffer.place(&device, placement.memory)?;
     let answer = answered(
@@ -305,7 +305,7 @@ fn copy(
     output: Option<&str>,
     placement: &Placement,
 ) -> anyhow::Result<Outcome> {
-    let device = open(placement.device)?;
+    let device = placement.open()?;
     let source = Buffer::load(contents)?;
     let target = Buffer::zeroed(source.bytes as u64)?;
     source.place(&device, placement.memory)?;
@@ -329,7 +329,7 @@ fn copy(
 }
 
 fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Outcome> {
-    let device = open(placement.device)?;
+    let device = placement.open()?;
     let load = |path: &str| {
         Buffer::load(&Contents {
             input: Some(path.into()),
@@ -425,7 +425,7 @@ fn compare_swap(
 
 /// Eight bytes that hold `initial`.
 fn number_buffer(initial: u64, placement: &Placement) -> anyhow::Result<(Device, Buffer)> {
-    let device = open(placement.device)?;
+    let device = placement.open()?;
     let buffer = Buffer::from_bytes(&initial.to_le_bytes())?;
     buffer.place(&device, placement.memory)?;
     Ok((device, buffer))
