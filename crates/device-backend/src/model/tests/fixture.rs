@@ -4,7 +4,7 @@
 
 use crate::model::{
     Asking, Capacity, Command, ControlStep, Device, GuestMemory, Link, LinkSpeed, Means, PageAsker,
-    Request, Shape, Timing,
+    Picoseconds, Request, Shape, Timing, Traffic,
 };
 use cdm_protocol::{
     CommandHeader, Completion, ControlOpcode, ControlRequest, Opcode, PageRequest, Range, Space,
@@ -135,12 +135,23 @@ impl Fixture {
 
     /// As [`Self::carry_out`], with other means.
     pub fn carry_out_with(&self, request: &Request<'_>, means: &Means<'_>) -> Completion {
+        self.account_with(request, means).0
+    }
+
+    /// The same, and what it did to memory and how long that takes.
+    pub fn account_with(
+        &self,
+        request: &Request<'_>,
+        means: &Means<'_>,
+    ) -> (Completion, Traffic, Option<Picoseconds>) {
         let command = Command::parse(request);
         match self.device.begin(command, means.guest) {
-            Err(completion) => completion,
+            Err(completion) => (completion, Traffic::default(), None),
             Ok(task) => {
                 self.device.work(&task, means);
-                self.device.finish(&task)
+                self.device.settle(&task, &|| false);
+                let (traffic, simulated) = self.device.account(&task);
+                (self.device.finish(&task), traffic, simulated)
             }
         }
     }

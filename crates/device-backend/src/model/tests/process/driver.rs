@@ -3,7 +3,9 @@
 //! A driver with page tables, which answers page requests as they are made.
 
 use crate::model::tests::fixture::*;
-use crate::model::{Asking, Capacity, ControlStep, Means, PageAsker, Request};
+use crate::model::{
+    Asking, Capacity, ControlStep, Means, PageAsker, Picoseconds, Request, Timing, Traffic,
+};
 use cdm_protocol::*;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -31,6 +33,11 @@ impl Driver {
     /// One that has bound [`PASID`].
     pub fn new() -> Self {
         Self::of(Fixture::new())
+    }
+
+    /// The same with a device whose link takes time.
+    pub fn on(timing: Timing) -> Self {
+        Self::of(Fixture::on(Some(timing)))
     }
 
     /// The same with a device that remembers so many translations.
@@ -126,6 +133,23 @@ impl Driver {
     /// Carries a command out, with this driver to ask.
     pub fn run(&self, header: CommandHeader, src: &[Range], dst: &[Range]) -> Completion {
         self.run_with(header, src, dst, self, &|| false)
+    }
+
+    /// The same, and what it did to memory and how long that takes.
+    pub fn account(
+        &self,
+        header: CommandHeader,
+        src: &[Range],
+        dst: &[Range],
+    ) -> (Completion, Traffic, Option<Picoseconds>) {
+        let bytes = command(header, src, dst);
+        let means = Means {
+            guest: &self.fixture.guest,
+            asker: self,
+            cancelled: &|| false,
+        };
+        let request = Request::new(&bytes, bytes.len() as u64);
+        self.fixture.account_with(&request, &means)
     }
 
     /// The same with anybody to ask, and a reason to stop.

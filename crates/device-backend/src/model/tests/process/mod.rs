@@ -7,3 +7,4 @@ mod ends;
 mod invalidation;
 mod same;
 mod statuses;
+mod time;

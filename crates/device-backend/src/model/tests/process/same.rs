@@ -4,8 +4,8 @@
 //! on plain memory.
 
 use super::driver::*;
-use crate::model::Capacity;
 use crate::model::tests::fixture::*;
+use crate::model::{Access, Capacity, Flow, Traffic};
 use cdm_protocol::*;
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -149,6 +149,19 @@ fn move_about(driver: &Driver, is_over: &AtomicBool) {
     }
 }
 
+/// Accesses of a kind to either side.
+fn all(traffic: &Traffic, kind: Access) -> Flow {
+    let mut flow = Flow::default();
+    for accesses in [&traffic.own, &traffic.link] {
+        flow += match kind {
+            Access::Read => accesses.reads,
+            Access::Write => accesses.writes,
+            Access::Atomic => accesses.atomics,
+        };
+    }
+    flow
+}
+
 /// Does a case both ways.
 fn compare(case: &Case, moves: bool) -> Result<(), TestCaseError> {
     let driver = match case.is_tight {
@@ -157,17 +170,25 @@ fn compare(case: &Case, moves: bool) -> Result<(), TestCaseError> {
     };
     lay_out(&driver, case);
     let (src, dst) = (flat(&case.src), flat(&case.dst));
-    let expected = driver.run(case.header, &src, &dst);
+    let (expected, plain, _) = driver.account(case.header, &src, &dst);
     let is_over = AtomicBool::new(false);
     let found = thread::scope(|scope| {
         if moves {
             scope.spawn(|| move_about(&driver, &is_over));
         }
-        let found = driver.run(case.header, &far(&case.src), &far(&case.dst));
+        let found = driver.account(case.header, &far(&case.src), &far(&case.dst));
         is_over.store(true, Ordering::Relaxed);
         found
     });
+    let (found, traffic, _) = found;
     prop_assert_eq!(found, expected, "{:?}", case);
+    // Page borders are line borders, but an element may lie across one.
+    let is_vector = [Opcode::SUM, Opcode::AXPY].contains(&case.header.opcode);
+    for kind in [Access::Read, Access::Write, Access::Atomic] {
+        let (was, is) = (all(&plain, kind), all(&traffic, kind));
+        prop_assert_eq!(is.bytes, was.bytes, "{:?} {:?}", kind, case);
+        prop_assert!(is_vector || is == was, "{is:?} {was:?} {kind:?} {case:?}");
+    }
     let memory = driver.fixture.peek(FLAT, 2 * HALF as usize);
     let (first, second) = memory.split_at(HALF as usize);
     for (number, bytes) in (0..).zip(first.chunks(PAGE as usize)) {
