@@ -3,7 +3,7 @@
 //! Commands on addresses of the process: nothing is pinned, the device faults in what it needs,
 //! and what the process gives up it never touches again.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -55,6 +55,7 @@ crate::tests!("addresses":
     closed_file_gives_its_address_space_back,
     process_that_is_killed_in_a_command_leaves_nothing_behind,
     page_that_user_space_serves_is_waited_for_and_nobody_else_waits,
+    page_that_takes_longer_than_the_device_may_is_no_reason_to_reset_it,
     signal_cancels_a_command_that_waits_for_a_page,
     unbind_ends_a_command_that_waits_for_a_page,
 );
@@ -921,6 +922,61 @@ fn page_that_user_space_serves_is_waited_for_and_nobody_else_waits(t: &Fixture) 
         found[..PAGE_BYTES] == expected && found[PAGE_BYTES..] == expected,
         "the copy is not what was served"
     );
+    Ok(())
+}
+
+/// How long the device may give no answer; what it was before is put back in the end.
+struct CommandLimit {
+    usual: String,
+}
+
+impl CommandLimit {
+    const PARAMETER: &str = "/sys/module/cdm/parameters/command_ms";
+
+    fn of(limit: Duration) -> Result<Self> {
+        let usual = fs::read_to_string(Self::PARAMETER)?;
+        fs::write(Self::PARAMETER, limit.as_millis().to_string())?;
+        Ok(Self { usual })
+    }
+}
+
+impl Drop for CommandLimit {
+    fn drop(&mut self) {
+        if let Err(err) = fs::write(Self::PARAMETER, self.usual.trim()) {
+            eprintln!("{} stays as it is: {err}", Self::PARAMETER);
+        }
+    }
+}
+
+fn page_that_takes_longer_than_the_device_may_is_no_reason_to_reset_it(t: &Fixture) -> Result<()> {
+    const SHORT: Duration = Duration::from_secs(1);
+    let bound = bind()?;
+    let served = untouched(1)?;
+    let target = untouched(1)?;
+    let contents = t.system_memory(1, 6)?;
+    let userfault = Userfault::watch_missing(&served)?;
+    let all = Span::all(&served);
+    let before = figure("timeouts")?;
+    let limit = CommandLimit::of(SHORT)?;
+    let answer = thread::scope(|scope| {
+        let waiter = scope.spawn(|| bound.copy((&served, all), (&target, all)));
+        let steps = || -> Result<()> {
+            let fault = userfault.wait_for_missing(LIMIT)?;
+            ensure!(fault == Some(served.address()), "{fault:x?}");
+            thread::sleep(4 * SHORT);
+            ensure!(!waiter.is_finished(), "the command did not wait");
+            userfault.fill_page(served.address(), &contents)
+        };
+        let steps = steps();
+        userfault.leave(&served)?;
+        let answer = waiter.join().expect("the thread only waits");
+        steps.map(|()| answer)
+    })?;
+    drop(limit);
+    expect_status(answer, Status::OK)?;
+    ensure!(target.read_bytes(PAGE_BYTES) == contents.read_bytes(PAGE_BYTES));
+    let after = figure("timeouts")?;
+    ensure!(after == before, "{} RESETs", after - before);
     Ok(())
 }
 
