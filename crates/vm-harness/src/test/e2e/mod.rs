@@ -138,6 +138,10 @@ const FAULTS: &[Check] = &[
         stuck::lost_completion_ends_at_the_limit,
     ),
     (
+        "stuck::lost_answer_about_an_address_space_ends_at_the_limit",
+        stuck::lost_answer_about_an_address_space_ends_at_the_limit,
+    ),
+    (
         "stuck::lost_command_of_a_killed_process_keeps_nothing_after_a_reset",
         stuck::lost_command_of_a_killed_process_keeps_nothing,
     ),

@@ -78,7 +78,31 @@ pub fn lost_completion_ends_at_the_limit(session: &mut Session) -> Result<()> {
     faults::all_is_well(session)
 }
 
-/// The same for a command whose caller was killed: the next RESET gives back what it pinned.
+/// A process whose binding the device does not answer gets an error when the limit is over, and
+/// the next ones are bound.
+pub fn lost_answer_about_an_address_space_ends_at_the_limit(session: &mut Session) -> Result<()> {
+    const BOUND_RUN: &str = "cdmctl run checksum --size 64K --bind";
+    session.text(BOUND_RUN)?;
+    impatiently(session, |session| {
+        session.text(silent::TOUCH)?;
+        let before = timeouts(session)?;
+        faults::set(session, "drop,queue=0")?;
+        let said = faults::fails(session, BOUND_RUN)?;
+        ensure!(said.contains("Input/output error"), "it says: {said}");
+        ensure!(
+            timeouts(session)? == before + 1,
+            "not one RESET because of it"
+        );
+        faults::clear(session)?;
+        for _ in 0..3 {
+            session.text(BOUND_RUN)?;
+        }
+        faults::all_is_well(session)?;
+        silent::all_is_unchanged(session)
+    })
+}
+
+/// A command whose caller was killed has no limit: the next RESET gives back what it pinned.
 pub fn lost_command_of_a_killed_process_keeps_nothing(session: &mut Session) -> Result<()> {
     faults::set(session, "drop,count=0")?;
     session.exec(&format!("timeout -s KILL 2 {RUN}"))?;
