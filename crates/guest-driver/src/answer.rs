@@ -127,7 +127,7 @@ mod tests {
         assert_eq!((whole.address, whole.bytes), (3 * LEAF, LEAF));
         assert_eq!(
             raw(large(&whole, Access::Read)),
-            3 * LEAF | PageEntry::LARGE
+            (3 * LEAF) | PageEntry::LARGE
         );
     }
 

@@ -287,10 +287,10 @@ impl VmSpec {
         Ok(())
     }
 
-    /// Command queues of each device: one for each virtual CPU, as far as the
-    /// device has them.
+    /// Command queues of each device: one for each virtual CPU, and one for commands on
+    /// addresses of processes, as far as the device has them.
     pub fn command_queues(&self) -> u16 {
-        u16::from(self.smp).min(cdm_protocol::COMMAND_QUEUES_MAX)
+        (u16::from(self.smp) + 1).min(cdm_protocol::COMMAND_QUEUES_MAX)
     }
 }
 

@@ -14,6 +14,7 @@ use cdm_guest_tools::device::{Answer, Device, Direction, Span};
 use cdm_guest_tools::memory::Mapping;
 use cdm_guest_tools::random::Random;
 use cdm_guest_tools::range::AddressRange;
+use cdm_guest_tools::uapi::CDM_CAN_BIND;
 use cdm_protocol::FEATURE_PROGRAM;
 use clap::ValueEnum;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -83,7 +84,9 @@ impl Accelerator for Device {
             query.device_features & FEATURE_PROGRAM != 0,
             "the device carries out no programs"
         );
-        Ok(query.num_command_queues.into())
+        // The last one is for commands on addresses of processes.
+        let is_taken = query.capabilities & CDM_CAN_BIND != 0;
+        Ok(usize::from(query.num_command_queues) - usize::from(is_taken))
     }
 
     fn run(&self, code: &Code, memory: &Mapping, limit: u64) -> io::Result<Answer> {
