@@ -11,7 +11,7 @@ use cdm_guest_tools::uapi::{
 };
 use cdm_protocol::{
     FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE, FEATURE_METADATA_GUARD, FEATURE_PROGRAM,
-    FEATURE_UNORDERED,
+    FEATURE_SVA, FEATURE_UNORDERED,
 };
 use serde::Serialize;
 
@@ -107,6 +107,7 @@ fn features(bits: u64) -> Vec<String> {
             FEATURE_PROGRAM => "program".into(),
             FEATURE_UNORDERED => "unordered".into(),
             FEATURE_CANCEL => "cancel".into(),
+            FEATURE_SVA => "sva".into(),
             _ => format!("bit-{bit}"),
         })
         .collect()
