@@ -3,10 +3,9 @@
 //! How operations get at their operands, wherever these are.
 
 use super::exec::Word;
-use super::link::{Access, Flow, Side, Traffic};
+use super::link::{Access, Flow, Side, Singles};
 use super::request::AtomicWidth;
 use cdm_protocol::Status;
-use std::cell::Cell;
 
 /// Why an operand could not be got at any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,11 +101,9 @@ impl Uses {
     }
 
     /// Counts them, when they are made.
-    pub fn count(self, traffic: &Cell<Traffic>, side: Side, width: AtomicWidth) {
-        let mut counted = traffic.get();
-        let flow = Flow::words(self.times, width.bytes());
-        counted.add_singles(side, self.access, flow);
-        traffic.set(counted);
+    #[inline]
+    pub fn count(self, counted: &Singles, side: Side, width: AtomicWidth) {
+        counted.add(side, self.access, Flow::words(self.times, width.bytes()));
     }
 }
 

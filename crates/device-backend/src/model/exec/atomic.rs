@@ -6,11 +6,10 @@
 
 use super::Progress;
 use crate::model::access::{Stop, Uses, WordAccess};
-use crate::model::link::{Access, Side, Traffic};
+use crate::model::link::{Access, Side, Singles};
 use crate::model::operand::Operand;
 use crate::model::request::AtomicWidth;
 use cdm_protocol::Status;
-use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use vm_memory::VolatileSlice;
 
@@ -116,12 +115,12 @@ pub struct Words<'o, 'm> {
     starts: Vec<u64>,
     bytes: u64,
     /// What was made of them.
-    traffic: &'o Cell<Traffic>,
+    counted: &'o Singles,
 }
 
 impl<'o, 'm> Words<'o, 'm> {
-    /// Checks lengths and alignment in this process. Accesses are counted in `traffic`.
-    pub fn new(operand: &'o Operand<'m>, traffic: &'o Cell<Traffic>) -> Option<Self> {
+    /// Checks lengths and alignment in this process. Accesses are counted in `counted`.
+    pub fn new(operand: &'o Operand<'m>, counted: &'o Singles) -> Option<Self> {
         let slices = operand.slices();
         let mut bytes = 0;
         let mut starts = Vec::with_capacity(slices.len());
@@ -139,7 +138,7 @@ impl<'o, 'm> Words<'o, 'm> {
             sides: operand.sides(),
             starts,
             bytes,
-            traffic,
+            counted,
         })
     }
 
@@ -166,7 +165,7 @@ impl WordAccess for Words<'_, '_> {
     ) -> Result<T, Stop> {
         let found = self.at(offset, width);
         let (word, side) = found.ok_or(Stop::from(Status::BAD_POINTER))?;
-        uses.count(self.traffic, side, width);
+        uses.count(self.counted, side, width);
         Ok(action(word))
     }
 
@@ -183,7 +182,7 @@ pub struct OneWord<'o, 'm> {
     /// Where it is.
     pub side: Side,
     /// Where accesses are counted.
-    pub traffic: &'o Cell<Traffic>,
+    pub counted: &'o Singles,
 }
 
 impl WordAccess for OneWord<'_, '_> {
@@ -197,7 +196,7 @@ impl WordAccess for OneWord<'_, '_> {
         if offset != 0 {
             return Err(Status::BAD_POINTER.into());
         }
-        uses.count(self.traffic, self.side, width);
+        uses.count(self.counted, self.side, width);
         Ok(action(self.word))
     }
 

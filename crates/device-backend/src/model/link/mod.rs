@@ -9,6 +9,7 @@
 
 mod clock;
 mod pace;
+mod singles;
 mod timing;
 mod traffic;
 
@@ -17,5 +18,6 @@ mod tests;
 
 pub use clock::{Picoseconds, Visit};
 pub use pace::Pace;
+pub use singles::Singles;
 pub use timing::{Timing, TimingError};
 pub use traffic::{Access, Accesses, Flow, Side, Traffic};

@@ -6,13 +6,12 @@ use super::walk::{self, Flows};
 use super::{Ahead, Operands, Part, Way};
 use crate::model::access::{ByteStream, WordAccess};
 use crate::model::exec::{self, OneWord, Progress, Word, Words};
-use crate::model::link::Traffic;
+use crate::model::link::{Singles, Traffic};
 use crate::model::memory::Memory;
 use crate::model::operand::Operand;
 use crate::model::request::{AtomicWidth, Elements, Extent, Place, Refusal};
 use crate::model::translation::{Access, Frame};
 use cdm_protocol::Status;
-use std::cell::Cell;
 
 /// Device memory and guest memory.
 pub struct Near<'m> {
@@ -21,7 +20,7 @@ pub struct Near<'m> {
     first_source: usize,
     first_destination: usize,
     /// What was made of their words.
-    words: Cell<Traffic>,
+    words: Singles,
 }
 
 impl<'m> Near<'m> {
@@ -36,7 +35,7 @@ impl<'m> Near<'m> {
             destination: resolve(memory, destination)?,
             first_source: source.first_index,
             first_destination: destination.first_index,
-            words: Cell::default(),
+            words: Singles::default(),
         })
     }
 }
@@ -93,7 +92,7 @@ impl Operands for Near<'_> {
         Ok(OneWord {
             word,
             side,
-            traffic: &self.words,
+            counted: &self.words,
         })
     }
 
@@ -110,6 +109,6 @@ impl Operands for Near<'_> {
     }
 
     fn words_traffic(&self) -> Traffic {
-        self.words.get()
+        self.words.traffic()
     }
 }

@@ -14,13 +14,13 @@ use super::{Ahead, Operands, Part, Way};
 use crate::model::access::{ByteStream, WordAccess};
 use crate::model::asking::{Asking, PageAsker};
 use crate::model::exec::{self, Progress};
-use crate::model::link::{Side, Traffic};
+use crate::model::link::{Side, Singles, Traffic};
 use crate::model::memory::Memory;
 use crate::model::operand::Operand;
 use crate::model::request::{AtomicWidth, Elements, Operation, Place, Refusal};
 use crate::model::translation::{Access, AddressSpaces, Asked, Frame, Lease, Pasid, Piece, Space};
 use cdm_protocol::{EventKind, PAGE_REQUEST_WRITE, PageRequest, Status};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use stream::FarStream;
 use vm_memory::VolatileSlice;
@@ -55,7 +55,7 @@ pub struct Walked {
     source: RefCell<Trail>,
     old: RefCell<Trail>,
     new: RefCell<Trail>,
-    words: Cell<Traffic>,
+    words: Singles,
 }
 
 impl Walked {
@@ -66,7 +66,7 @@ impl Walked {
             source: trail(),
             old: trail(),
             new: trail(),
-            words: Cell::default(),
+            words: Singles::default(),
         }
     }
 
@@ -244,6 +244,6 @@ impl Operands for Far<'_> {
     }
 
     fn words_traffic(&self) -> Traffic {
-        self.walked.words.get()
+        self.walked.words.traffic()
     }
 }
