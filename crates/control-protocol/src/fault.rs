@@ -33,9 +33,13 @@ pub enum FaultKind {
     RefusePage,
     /// An INVALIDATE is carried out and given back late.
     LateInvalidation,
+    /// Pages of device memory fail, at once and for good.
+    Poison,
 }
 
 /// A fault, which requests it hits, and how.
+///
+/// [`FaultKind::Poison`] hits no request but pages, when it is set.
 ///
 /// Requests are counted for each queue on its own, from the moment the fault is set, so what
 /// is hit does not depend on how queues overtake each other.
@@ -53,7 +57,7 @@ pub struct Fault {
     /// One of so many is hit from then on, which ones follows from the seed.
     #[serde(default = "one")]
     pub every: u64,
-    /// Hits on each queue before the fault is used up; 0 for no end.
+    /// Hits on each queue before the fault is used up; 0 for no end. `poison`: pages.
     #[serde(default = "one")]
     pub count: u64,
     /// All that is left to chance follows from this.
@@ -73,6 +77,9 @@ pub struct Fault {
     /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
+    /// `poison`: number of the first page of 4096 bytes; others follow it. By the seed without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<u64>,
 }
 
 /// Why a fault makes no sense.
@@ -115,13 +122,16 @@ const COMPLETION_BYTES: u64 = 24;
 /// Longest delay: a day is longer than anybody waits.
 const DELAY_MS_MAX: u64 = 86_400_000;
 
+/// Most pages of one `poison`: each is chosen, and told, on its own.
+const POISON_PAGES_MAX: u64 = 65536;
+
 fn one() -> u64 {
     1
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Hang,
         Self::Delay,
         Self::Drop,
@@ -133,6 +143,7 @@ impl FaultKind {
         Self::WrongLength,
         Self::RefusePage,
         Self::LateInvalidation,
+        Self::Poison,
     ];
 
     /// As it is written.
@@ -149,6 +160,7 @@ impl FaultKind {
             Self::WrongLength => "wrong-length",
             Self::RefusePage => "refuse-page",
             Self::LateInvalidation => "late-invalidation",
+            Self::Poison => "poison",
         }
     }
 
@@ -183,6 +195,7 @@ impl Fault {
             bytes: None,
             offset: None,
             status: None,
+            page: None,
         }
     }
 
@@ -196,7 +209,12 @@ impl Fault {
                 advice,
             })
         };
+        let is_poison = kind == FaultKind::Poison;
         let uses = [
+            ("page", self.page.is_some(), is_poison),
+            ("queue", self.queue.is_some(), !is_poison),
+            ("nth", self.nth != 1, !is_poison),
+            ("every", self.every != 1, !is_poison),
             ("ms", self.ms.is_some(), kind.takes_time()),
             (
                 "bytes",
@@ -216,6 +234,9 @@ impl Fault {
         }
         if self.every == 0 {
             return bad("every", 0, "1 hits each request");
+        }
+        if is_poison && !(1..=POISON_PAGES_MAX).contains(&self.count) {
+            return bad("count", self.count, "poison hits 1 to 65536 pages");
         }
         match (kind, self.ms) {
             (kind, None) if kind.takes_time() => {
@@ -287,6 +308,7 @@ impl Display for Fault {
             ("bytes", self.bytes.map(u64::from)),
             ("offset", self.offset.map(u64::from)),
             ("status", self.status.map(u64::from)),
+            ("page", self.page),
         ];
         for (field, value) in selection {
             if let Some(value) = value {
@@ -316,12 +338,14 @@ mod tests {
             |(kind, (queue, nth, every, count, seed), parameter)| {
                 let only = |wanted| parameter.filter(|_| kind == wanted);
                 let bytes = only(FaultKind::Truncate).or(only(FaultKind::WrongLength));
+                let is_poison = kind == FaultKind::Poison;
                 Fault {
                     kind,
-                    queue,
-                    nth,
-                    every,
-                    count,
+                    queue: queue.filter(|_| !is_poison),
+                    nth: if is_poison { 1 } else { nth },
+                    every: if is_poison { 1 } else { every },
+                    count: if is_poison { 1 + count % 65536 } else { count },
+                    page: only(FaultKind::Poison).map(u64::from),
                     seed,
                     ms: kind.takes_time().then_some(seed % 1000),
                     bytes,
@@ -378,6 +402,12 @@ mod tests {
             ("wrong-length,bytes=24", "the right length"),
             ("corrupt,offset=24", "0 to 23"),
             ("fail,status=0", "that is OK"),
+            ("drop,page=1", "'drop' has no 'page'"),
+            ("poison,queue=2", "'poison' has no 'queue'"),
+            ("poison,nth=3", "'poison' has no 'nth'"),
+            ("poison,every=2", "'poison' has no 'every'"),
+            ("poison,count=0", "1 to 65536 pages"),
+            ("poison,count=65537", "1 to 65536 pages"),
         ] {
             let error = text.parse::<Fault>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");

@@ -11,7 +11,7 @@ mod state;
 
 pub use fault::{Fault, FaultError, FaultKind};
 pub use message::{Ask, Request, RequestError, Response};
-pub use state::{AccessState, FaultState, QueueKind, QueueState, State};
+pub use state::{AccessState, FaultState, PageStretch, QueueKind, QueueState, State};
 
 /// Version of everything here. An addition does not change it; what an old client could
 /// misread does.

@@ -20,8 +20,23 @@ pub struct State {
     pub guests: u64,
     /// Events that found no buffer.
     pub events_lost: u64,
+    /// Pages of device memory that have failed.
+    #[serde(default)]
+    pub bad_pages: u64,
+    /// Which: the lowest 512 stretches of pages that follow each other.
+    #[serde(default)]
+    pub bad: Vec<PageStretch>,
     /// Each virtqueue but the event queue.
     pub queues: Vec<QueueState>,
+}
+
+/// Pages of 4096 bytes that follow each other in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageStretch {
+    /// Number of the first, from 0.
+    pub page: u64,
+    /// How many there are.
+    pub pages: u64,
 }
 
 /// What a queue is for.
@@ -87,6 +102,6 @@ pub struct FaultState {
     pub id: u64,
     /// What was set.
     pub fault: Fault,
-    /// Requests that it hit, on all queues.
+    /// Requests that it hit, on all queues; `poison`: pages that it let fail.
     pub hits: u64,
 }

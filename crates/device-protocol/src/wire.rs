@@ -24,7 +24,7 @@ pub const MAGIC: [u8; 8] = *b"cdm-dev\0";
 /// Protocol major version: differs when an old driver cannot talk to the device.
 pub const VERSION_MAJOR: u16 = 1;
 /// Protocol minor version: grows with every addition behind a feature bit.
-pub const VERSION_MINOR: u16 = 2;
+pub const VERSION_MINOR: u16 = 3;
 
 /// The device honours [`ControlOpcode::SET_METADATA`] and refuses every command that touches that range.
 pub const FEATURE_METADATA_GUARD: u64 = 1 << 0;
@@ -40,6 +40,8 @@ pub const FEATURE_UNORDERED: u64 = 1 << 4;
 pub const FEATURE_CANCEL: u64 = 1 << 5;
 /// The device translates addresses of processes: [`Space::PROCESS`], [`ControlOpcode::BIND`] and what belongs to it.
 pub const FEATURE_SVA: u64 = 1 << 6;
+/// The device tells of memory of its own that has failed: [`ControlOpcode::FIND_BAD`] and [`MemoryError`].
+pub const FEATURE_MEMORY_ERROR: u64 = 1 << 7;
 /// All features of this protocol version.
 pub const FEATURES_ALL: u64 = FEATURE_METADATA_GUARD
     | FEATURE_ATOMICS
@@ -47,7 +49,8 @@ pub const FEATURES_ALL: u64 = FEATURE_METADATA_GUARD
     | FEATURE_PROGRAM
     | FEATURE_UNORDERED
     | FEATURE_CANCEL
-    | FEATURE_SVA;
+    | FEATURE_SVA
+    | FEATURE_MEMORY_ERROR;
 
 /// Smallest device memory, in bytes.
 pub const MEMORY_BYTES_MIN: u64 = 256 << 20;
@@ -90,6 +93,9 @@ pub const PAGE_REQUEST_PAGES_MAX: u16 = 512;
 pub const PAGE_BYTES_SMALL: u64 = 4 << 10;
 /// Bytes of a page that a [`PageEntry`] with [`PageEntry::LARGE`] stands for.
 pub const PAGE_BYTES_LARGE: u64 = 2 << 20;
+
+/// Bytes that device memory fails by, and a multiple of which begins what has failed.
+pub const ERROR_BYTES: u64 = 4 << 10;
 
 /// Memory pools that [`Config`] has room for.
 pub const POOLS_MAX: usize = 4;
@@ -256,6 +262,8 @@ wire_number! {
         PAGE_RESPONSE = 7, "PAGE_RESPONSE";
         /// Forget the translations of `[arg0, arg1]`, both ends included, and end every use of them.
         INVALIDATE = 8, "INVALIDATE";
+        /// Find failed device memory from `arg0` on. `result`: where it begins; `bytes_done`: how much of it follows.
+        FIND_BAD = 9, "FIND_BAD";
     }
 }
 
@@ -551,6 +559,8 @@ wire_number! {
         PAGE_QUEUE_FULL = 26, "PAGE_QUEUE_FULL";
         /// The driver could not make a page of the process available.
         PAGE_ERROR = 27, "PAGE_ERROR";
+        /// A range touches device memory that has failed.
+        POISONED = 28, "POISONED";
     }
 }
 
@@ -580,6 +590,8 @@ wire_number! {
         QUEUE_ERROR = 1, "QUEUE_ERROR";
         /// A command needs pages of a process; the event is a [`PageRequest`].
         PAGE_REQUEST = 2, "PAGE_REQUEST";
+        /// Device memory has failed; the event is a [`MemoryError`].
+        MEMORY_ERROR = 3, "MEMORY_ERROR";
     }
 }
 
@@ -626,3 +638,20 @@ assert_layout!(
     PageRequest, 32,
     kind @ 0, queue @ 2, pasid @ 4, address @ 8, id @ 16, pages @ 20, flags @ 22, reserved @ 24,
 );
+
+/// Device to driver, in a buffer of the event queue: this much of the device memory has failed.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct MemoryError {
+    /// [`EventKind::MEMORY_ERROR`].
+    pub kind: EventKind,
+    /// Zero.
+    pub reserved: [U16; 3],
+    /// First byte, as an offset into the device memory; a multiple of [`ERROR_BYTES`].
+    pub address: U64,
+    /// Length; a multiple of [`ERROR_BYTES`].
+    pub bytes: U64,
+    /// Zero: no such event is ever lost.
+    pub lost: U64,
+}
+assert_layout!(MemoryError, 32, kind @ 0, reserved @ 2, address @ 8, bytes @ 16, lost @ 24);

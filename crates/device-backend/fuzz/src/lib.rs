@@ -6,7 +6,7 @@ use cdm_backend::fault::Faults;
 use cdm_backend::model::{Capacity, Device, Link, LinkSpeed, Shape};
 use cdm_backend::sandbox::Sandbox;
 use cdm_backend::telemetry::Telemetry;
-use cdm_backend::vhost::{Adapter, Parts};
+use cdm_backend::vhost::{Adapter, Bell, Parts};
 use cdm_protocol::{QUEUE_EVENT, QUEUE_FIRST_COMMAND, QUEUE_SIZE};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::thread;
@@ -46,8 +46,9 @@ pub fn parts() -> &'static Parts {
         let device = Arc::new(Device::new(&shape).expect("memory"));
         Parts {
             telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), None)),
+            faults: Arc::new(Faults::new(device.clone())),
             device,
-            faults: Arc::new(Faults::new(num_queues)),
+            bell: Bell::default(),
             sandbox: Sandbox::none(),
         }
     })

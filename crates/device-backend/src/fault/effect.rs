@@ -58,7 +58,8 @@ impl Effect {
             FaultKind::Hang
             | FaultKind::Delay
             | FaultKind::RefusePage
-            | FaultKind::LateInvalidation => return None,
+            | FaultKind::LateInvalidation
+            | FaultKind::Poison => return None,
             FaultKind::Fail => {
                 let status = fault.status.map(|number| Status(number.into()));
                 return Some(Self::Refuse(status.unwrap_or(Status::HOST_ERROR)));

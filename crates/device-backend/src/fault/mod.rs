@@ -5,23 +5,26 @@
 //! Nothing here touches a ring. A queue's worker asks what is ahead of its next request
 //! ([`Faults::look`]), takes what belongs to it when it takes the request ([`Faults::take`]), and
 //! does it when it gives the request back. What is left to chance follows from seed, queue
-//! and number of the request alone, so the same run has the same faults.
+//! and number of the request alone, so the same run has the same faults. A fault of memory
+//! ([`FaultKind::Poison`]) hits no request, and is done with when it is set.
 
 mod chance;
 mod effect;
+mod poison;
 
 #[cfg(test)]
 mod tests;
 
 pub use effect::{Effects, Leave};
 
+use crate::model::Device;
 use cdm_control_protocol::{Fault, FaultError, FaultKind, FaultState};
 use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, Status};
 use chance::Chance;
 use effect::Effect;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Most faults at a time: each costs every request a look.
@@ -37,7 +40,7 @@ pub struct Faults {
     is_active: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
-    num_queues: u16,
+    device: Arc<Device>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +56,8 @@ struct Active {
     id: u64,
     fault: Fault,
     queues: BTreeMap<u16, Counts>,
+    /// Pages that it let fail.
+    pages: u64,
 }
 
 /// How far a fault is with one queue.
@@ -128,24 +133,32 @@ pub enum SetError {
     /// There are enough.
     #[error("{FAULTS_MAX} faults are set; clear some first")]
     TooMany,
+    /// It names pages that there are not.
+    #[error("the device memory has the pages 0 to {}", .0 - 1)]
+    Page(u64),
+    /// There is not so much to fail.
+    #[error("only {0} pages have not failed yet")]
+    AllBad(u64),
 }
 
 impl Faults {
-    /// None yet, for a device with so many queues, control and event queue among them.
-    pub fn new(num_queues: u16) -> Self {
+    /// None yet.
+    pub fn new(device: Arc<Device>) -> Self {
         Self {
             is_active: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Condvar::new(),
-            num_queues,
+            device,
         }
     }
 
-    /// Sets one more, from the next request on; its number.
+    /// Sets one more, from the next request on; its number. Memory fails at once, which the
+    /// caller has the driver told of.
     pub fn set(&self, fault: Fault) -> Result<u64, SetError> {
         fault.check()?;
+        let num_queues = usize::from(QUEUE_FIRST_COMMAND) + self.device.queues().len();
         match fault.queue {
-            Some(queue) if queue == QUEUE_EVENT || queue >= self.num_queues => {
+            Some(queue) if queue == QUEUE_EVENT || usize::from(queue) >= num_queues => {
                 return Err(SetError::Queue(queue));
             }
             Some(queue) if !Counted::of(fault.kind).are_on(queue) => {
@@ -160,12 +173,17 @@ impl Faults {
         if state.active.len() >= FAULTS_MAX {
             return Err(SetError::TooMany);
         }
+        let pages = match fault.kind {
+            FaultKind::Poison => poison::carry_out(&fault, &self.device)?,
+            _ => 0,
+        };
         let id = state.next_id;
         state.next_id += 1;
         state.active.push(Active {
             id,
             fault,
             queues: BTreeMap::new(),
+            pages,
         });
         self.is_active.store(true, Ordering::Relaxed);
         Ok(id)
@@ -192,7 +210,7 @@ impl Faults {
         let list = state.active.iter().map(|active| FaultState {
             id: active.id,
             fault: active.fault.clone(),
-            hits: active.queues.values().map(|counts| counts.hits).sum(),
+            hits: active.all_hits(),
         });
         list.collect()
     }
@@ -296,6 +314,11 @@ impl State {
 }
 
 impl Active {
+    /// Everything that the fault has hit so far.
+    fn all_hits(&self) -> u64 {
+        self.pages + self.queues.values().map(|counts| counts.hits).sum::<u64>()
+    }
+
     /// Has the fault take part in what happens to the next request of a queue.
     fn decide(&mut self, queue: u16, ahead: &mut Ahead) {
         let Some(mut chance) = self.hits(Counted::Requests, queue) else {
@@ -318,6 +341,7 @@ impl Active {
     fn hits(&mut self, counted: Counted, queue: u16) -> Option<Chance> {
         let fault = &self.fault;
         let is_meant = match fault.queue {
+            _ if fault.kind == FaultKind::Poison => false,
             Some(meant) => meant == queue,
             None => counted != Counted::Requests || queue >= QUEUE_FIRST_COMMAND,
         };

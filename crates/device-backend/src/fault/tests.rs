@@ -3,13 +3,30 @@
 //! Which requests faults hit, and that they do so again.
 
 use super::*;
+use crate::model::{Capacity, Link, LinkSpeed, Shape};
 use cdm_protocol::{Completion, QUEUE_CONTROL, Status};
 
 /// First command queue.
 const COMMAND: u16 = QUEUE_FIRST_COMMAND;
 
+/// For a device with two command queues and 65536 pages.
+fn no_faults() -> Faults {
+    let shape = Shape {
+        memory: "256M".parse().unwrap(),
+        command_queues: 2,
+        engines: 1,
+        translations: Capacity::default(),
+        link: Link {
+            speed: LinkSpeed::Gt16,
+            width_lanes: 16,
+            timing: None,
+        },
+    };
+    Faults::new(Arc::new(Device::new(&shape).unwrap()))
+}
+
 fn faults(specs: &[&str]) -> Faults {
-    let faults = Faults::new(4);
+    let faults = no_faults();
     for spec in specs {
         faults.set(spec.parse().unwrap()).unwrap();
     }
@@ -146,7 +163,7 @@ fn page_that_is_refused_for_no_reason_is_an_error_of_the_page() {
 
 #[test]
 fn fault_of_what_a_queue_does_not_have_is_refused() {
-    let faults = Faults::new(4);
+    let faults = no_faults();
     for (spec, queue) in [
         ("refuse-page,queue=0", QUEUE_CONTROL),
         ("late-invalidation,ms=1,queue=2", COMMAND),
@@ -203,7 +220,7 @@ fn new_rings_have_nothing_of_the_old_ones() {
 
 #[test]
 fn queues_without_completions_and_too_many_faults_are_refused() {
-    let faults = Faults::new(4);
+    let faults = no_faults();
     for queue in [QUEUE_EVENT, 4] {
         let fault = format!("drop,queue={queue}").parse().unwrap();
         assert!(matches!(faults.set(fault), Err(SetError::Queue(found)) if found == queue));
@@ -213,4 +230,50 @@ fn queues_without_completions_and_too_many_faults_are_refused() {
     }
     let result = faults.set("drop".parse().unwrap());
     assert!(matches!(result, Err(SetError::TooMany)));
+}
+
+fn bad_pages(faults: &Faults) -> Vec<u64> {
+    faults.device.bad_pages().iter().flatten().collect()
+}
+
+#[test]
+fn poison_lets_the_named_pages_fail_at_once_and_hits_no_request() {
+    let faults = faults(&["poison,page=7,count=3", "poison,page=9,count=2"]);
+    assert_eq!(bad_pages(&faults), [7, 8, 9, 10]);
+    let hits: Vec<u64> = faults.list().iter().map(|state| state.hits).collect();
+    assert_eq!(hits, [3, 1]);
+    assert!(hit(&faults, COMMAND, 10).is_empty());
+}
+
+#[test]
+fn poison_by_the_seed_lets_so_many_pages_fail_and_the_same_ones_again() {
+    let of_seed = |seed| {
+        // Half of the memory: chance meets what has failed already.
+        let first = format!("poison,count=32768,seed={seed}");
+        let faults = faults(&[&first, "poison,count=2000"]);
+        bad_pages(&faults)
+    };
+    let pages = of_seed(1);
+    assert_eq!(pages.len(), 34768);
+    assert_eq!(pages, of_seed(1));
+    assert_ne!(pages, of_seed(2));
+}
+
+#[test]
+fn poison_beyond_the_memory_is_refused_and_changes_nothing() {
+    let faults = faults(&["poison,page=65535"]);
+    for spec in ["poison,page=65536", "poison,page=65535,count=2"] {
+        let result = faults.set(spec.parse().unwrap());
+        assert!(matches!(result, Err(SetError::Page(65536))), "{spec}");
+    }
+    let result = faults.set("poison,count=65536".parse().unwrap());
+    assert!(matches!(result, Err(SetError::AllBad(65535))));
+    assert_eq!(bad_pages(&faults), [65535]);
+}
+
+#[test]
+fn memory_does_not_mend_when_its_fault_is_cleared() {
+    let faults = faults(&["poison,page=1"]);
+    assert_eq!(faults.clear(None), 1);
+    assert_eq!(bad_pages(&faults), [1]);
 }

@@ -7,14 +7,22 @@ use super::exec::Progress;
 use super::link::{Pace, Picoseconds, Traffic};
 use super::memory::Memory;
 use super::operands::{Far, Near, Walked, carry_out};
-use super::request::{ControlOperation, ParsedCommand, Place, Refusal, Request, total_bytes};
+use super::request::{
+    ControlOperation, Extent, ParsedCommand, Place, Refusal, Request, total_bytes,
+};
 use super::state::{DriverState, Mapping, MappingEvent};
 use super::task::{Chunk, Task};
 use super::translation::{AddressSpaces, Pasid, Space, Translated};
-use super::{Cancellation, CommandQueue, GuestMemory, PageAsker, Pool, PoolError, Shape};
-use cdm_protocol::{Completion, Config, QUEUE_FIRST_COMMAND, Status};
+use super::{
+    Cancellation, CommandQueue, FailedMemory, GuestMemory, PageAsker, PageSet, Pool, PoolError,
+    Shape,
+};
+use cdm_protocol::{
+    Completion, Config, ERROR_BYTES, EventKind, MemoryError, QUEUE_FIRST_COMMAND, Status,
+};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -25,6 +33,8 @@ pub struct Device {
     pool: Pool,
     /// Held for a look or a change, never while a command runs or a transport is asked.
     state: RwLock<DriverState>,
+    /// Memory that has failed; outlives guests.
+    failed: FailedMemory,
     queues: Vec<CommandQueue>,
     /// Address spaces of processes, and what is known of them.
     spaces: AddressSpaces,
@@ -110,6 +120,7 @@ impl Device {
             config: shape.config(),
             pool: Pool::new(shape.memory)?,
             state: RwLock::default(),
+            failed: FailedMemory::default(),
             queues: queues.collect(),
             spaces: AddressSpaces::new(shape.translations, alarm.clone()),
             alarm,
@@ -148,10 +159,47 @@ impl Device {
         self.spaces.tally().read()
     }
 
+    /// Lets pages fail, by their numbers; how many of them had not before.
+    pub fn fail_pages(&self, pages: Range<u64>) -> u64 {
+        self.failed.add(pages)
+    }
+
+    /// Pages of the memory.
+    pub fn pages(&self) -> u64 {
+        self.pool.size().bytes() / ERROR_BYTES
+    }
+
+    /// Those that have failed.
+    pub fn bad_pages(&self) -> PageSet {
+        self.failed.errors().bad().clone()
+    }
+
+    /// An event for the driver, which counts as told.
+    pub fn take_memory_error(&self) -> Option<MemoryError> {
+        if !self.failed.is_any() {
+            return None;
+        }
+        let pages = self.failed.errors().take_untold()?;
+        Some(MemoryError {
+            kind: EventKind::MEMORY_ERROR,
+            address: (pages.start * ERROR_BYTES).into(),
+            bytes: ((pages.end - pages.start) * ERROR_BYTES).into(),
+            ..MemoryError::new_zeroed()
+        })
+    }
+
+    /// The driver had no room for the event, and is told later.
+    pub fn keep_memory_error(&self, error: &MemoryError) {
+        let first = error.address.get() / ERROR_BYTES;
+        let pages = first..first + error.bytes.get() / ERROR_BYTES;
+        self.failed.errors().keep_untold(pages);
+    }
+
     /// Forgets what a driver had set up, because the guest's mapping is gone: a virtio
-    /// reset, or the guest itself has gone. Memory keeps its contents.
+    /// reset, or the guest itself has gone. Memory keeps its contents, and its errors.
     pub fn unplug(&self) {
         self.spaces.unbind_all();
+        self.failed.errors().forget_driver();
         let mut state = self.state_mut();
         if let Some(next) = state.mapping.next(MappingEvent::Unplugged) {
             state.mapping = next;
@@ -168,6 +216,7 @@ impl Device {
             Ok(ControlOperation::SetMetadata { base, bytes }) => {
                 ControlStep::Complete(self.set_metadata(base, bytes))
             }
+            Ok(ControlOperation::FindBad { from }) => ControlStep::Complete(self.find_bad(from)),
             Ok(ControlOperation::Reset) => ControlStep::CancelCommands,
             Ok(ControlOperation::Cancel { tag, queue }) => {
                 match queue
@@ -233,12 +282,15 @@ impl Device {
             let memory = Memory {
                 pool: &self.pool,
                 state: &state,
+                failed: &self.failed,
                 guest,
             };
             // All ranges are found before any byte is moved, so a bad one changes nothing. Of a
             // process's memory nothing is known before it is needed.
             let bound = self.bound(&command)?;
             Near::resolve(memory, command.source_part(), command.destination_part())?;
+            // What fails from here on was good when the command began.
+            self.check_errors(&command)?;
             Ok(Task::new(command, state, bound, self.pace.begin()))
         };
         command.0.and_then(begin).map_err(Completion::from)
@@ -324,6 +376,40 @@ impl Device {
         done(0)
     }
 
+    fn find_bad(&self, from: u64) -> Completion {
+        if !from.is_multiple_of(ERROR_BYTES) {
+            return Refusal::of(Status::MISALIGNED).into();
+        }
+        let end = self.pool.size().bytes();
+        if from > end {
+            return Refusal::of(Status::BAD_ADDRESS).into();
+        }
+        match self.failed.errors().ask(from / ERROR_BYTES) {
+            Some(pages) => Completion {
+                bytes_done: ((pages.end - pages.start) * ERROR_BYTES).into(),
+                ..done(pages.start * ERROR_BYTES)
+            },
+            None => done(end),
+        }
+    }
+
+    /// Refuses a command that would touch failed memory; where its ranges of processes lie is not
+    /// known yet.
+    fn check_errors(&self, command: &ParsedCommand) -> Result<(), Refusal> {
+        if !self.failed.is_any() {
+            return Ok(());
+        }
+        let errors = self.failed.errors();
+        let is_bad = |extent: &Extent| match extent.place {
+            Place::Device(address) => errors.good_bytes(address, extent.bytes) < extent.bytes,
+            Place::Guest(_) | Place::Process(..) => false,
+        };
+        match command.ranges().position(is_bad) {
+            Some(index) => Err(Refusal::of_range(Status::POISONED, index)),
+            None => Ok(()),
+        }
+    }
+
     fn run(
         &self,
         task: &Task,
@@ -334,6 +420,7 @@ impl Device {
         let memory = Memory {
             pool: &self.pool,
             state: task.state(),
+            failed: &self.failed,
             guest: means.guest,
         };
         let (source, destination) = (chunk.source(), chunk.destination());

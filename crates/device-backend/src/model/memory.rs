@@ -6,7 +6,7 @@ use super::link::Side;
 use super::operand::Operand;
 use super::state::{DriverState, Mapping};
 use super::translation::Frame;
-use super::{GuestMemory, Pool};
+use super::{FailedMemory, GuestMemory, Pool};
 use cdm_protocol::Status;
 use vm_memory::VolatileSlice;
 
@@ -17,6 +17,8 @@ pub struct Memory<'m> {
     pub pool: &'m Pool,
     /// What the driver keeps for itself of that, and whether it is there.
     pub state: &'m DriverState,
+    /// What of it has failed: not as it was, but as it is.
+    pub failed: &'m FailedMemory,
     /// The guest's.
     pub guest: &'m dyn GuestMemory,
 }
@@ -45,6 +47,15 @@ impl<'m> Memory<'m> {
                 let slice = slice.filter(|slice| slice.len() as u64 == bytes);
                 slice.ok_or(Status::BAD_ADDRESS)
             }
+        }
+    }
+
+    /// How many of the `bytes` from `frame` on, which are memory, have not failed: those before
+    /// the first one that has.
+    pub fn good_bytes(self, frame: Frame, bytes: u64) -> u64 {
+        match frame {
+            Frame::Device(address) => self.failed.good_bytes(address, bytes),
+            Frame::Guest(_) => bytes,
         }
     }
 

@@ -12,6 +12,7 @@
 mod access;
 mod alarm;
 mod asking;
+mod bad;
 mod config;
 mod device;
 mod exec;
@@ -32,6 +33,8 @@ mod translation;
 mod tests;
 
 pub use asking::{Asking, PageAsker};
+use bad::FailedMemory;
+pub use bad::PageSet;
 pub use config::{Link, LinkSpeed, Shape};
 pub use device::{Command, ControlStep, Device, Means};
 pub use guest::GuestMemory;

@@ -4,8 +4,11 @@
 
 use crate::model::{Accesses, Side};
 use crate::vhost::Parts;
-use cdm_control_protocol::{AccessState, Ask, QueueKind, QueueState, Response, State};
+use cdm_control_protocol::{AccessState, Ask, PageStretch, QueueKind, QueueState, Response, State};
 use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND};
+
+/// Stretches of bad pages that the state shows: a line has an end.
+const STRETCHES_MAX: usize = 512;
 
 /// Everything that can be asked.
 pub struct Observer {
@@ -41,10 +44,14 @@ impl Observer {
                 ..empty
             },
             Ask::SetFault(fault) => match faults.set(fault) {
-                Ok(id) => Response {
-                    fault: Some(id),
-                    ..empty
-                },
+                Ok(id) => {
+                    // It may have let memory fail.
+                    self.parts.bell.ring();
+                    Response {
+                        fault: Some(id),
+                        ..empty
+                    }
+                }
                 Err(error) => Response::error(error),
             },
             Ask::ClearFault(id) => match faults.clear(Some(id)) {
@@ -68,6 +75,11 @@ impl Observer {
         let counters = &telemetry.counters;
         let num_queues = QUEUE_FIRST_COMMAND + device.queues().len() as u16;
         let queues = (0..num_queues).filter(|&queue| queue != QUEUE_EVENT);
+        let bad = device.bad_pages();
+        let stretches = bad.iter().take(STRETCHES_MAX).map(|stretch| PageStretch {
+            page: stretch.start,
+            pages: stretch.end - stretch.start,
+        });
         State {
             backend: env!("CARGO_PKG_VERSION").to_owned(),
             memory_bytes: device.pool().size().bytes(),
@@ -75,6 +87,8 @@ impl Observer {
             is_connected: counters.connected.get() != 0,
             guests: counters.guests.get(),
             events_lost: counters.events_lost.get(),
+            bad_pages: bad.pages(),
+            bad: stretches.collect(),
             queues: queues.map(|queue| self.queue(queue)).collect(),
         }
     }

@@ -12,7 +12,7 @@ use crate::fault::{Faults, SetError};
 use crate::model::{Device, PoolError};
 use crate::sandbox::{Enclosure, Role};
 use crate::telemetry::{Telemetry, Trace, TraceFile};
-use crate::vhost::Parts;
+use crate::vhost::{Bell, Parts};
 use cdm_protocol::QUEUE_FIRST_COMMAND;
 use clap::Parser;
 use std::io;
@@ -144,7 +144,7 @@ fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
     let enclosure = Enclosure::enter(arguments.sandbox, &folders);
     let device = Arc::new(Device::new(&arguments.shape())?);
     let num_queues = QUEUE_FIRST_COMMAND + arguments.command_queues;
-    let faults = Arc::new(Faults::new(num_queues));
+    let faults = Arc::new(Faults::new(device.clone()));
     for fault in &arguments.faults {
         faults.set(fault.clone())?;
     }
@@ -171,6 +171,7 @@ fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
     let parts = Parts {
         telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), trace)),
         device,
+        bell: Bell::default(),
         faults,
         sandbox,
     };

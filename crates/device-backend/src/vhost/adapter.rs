@@ -9,7 +9,7 @@
 use super::command::{self, CommandRings};
 use super::control;
 use super::engines::Engines;
-use super::events::Events;
+use super::events::{self, Events};
 use super::guest_view::GuestView;
 use super::mapper::Mapper;
 use super::passage::{Held, Served};
@@ -24,7 +24,7 @@ use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, QUEUE_SIZE};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use tracing::{debug, info, warn};
 use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{
@@ -62,6 +62,8 @@ pub struct Shared {
     /// One chain a queue that a fault gives back late; used by who has the queue's turn.
     pub held: Vec<Mutex<Option<Held>>>,
     guest: RwLock<Arc<GuestView>>,
+    /// The event queue's ring, from the first kick of any queue on.
+    event: OnceLock<Vring>,
 }
 
 impl Shared {
@@ -88,6 +90,16 @@ impl Shared {
         self.telemetry.happened("QUEUE_ERROR", queue);
     }
 
+    /// Tells the driver of memory that has failed, as far as it has room for that now. Not in the
+    /// event queue's turn.
+    fn tell_memory_errors(&self) {
+        // No driver asks for such events without a kick.
+        if let Some(event) = self.event.get() {
+            let _turn = self.turns[usize::from(QUEUE_EVENT)].take();
+            events::tell_memory_errors(&self.device, event, &self.guest());
+        }
+    }
+
     /// Forgets what belonged to rings that are no more.
     fn forget_requests(&self) {
         self.faults.forget_requests();
@@ -101,11 +113,31 @@ impl Shared {
     }
 }
 
+/// The way to the guest that is connected, for who lets memory fail.
+#[derive(Clone, Debug, Default)]
+pub struct Bell(Arc<Mutex<Weak<Shared>>>);
+
+impl Bell {
+    /// Has the guest told of memory that has failed.
+    pub fn ring(&self) {
+        let shared = self.guest().upgrade();
+        if let Some(shared) = shared {
+            shared.tell_memory_errors();
+        }
+    }
+
+    fn guest(&self) -> MutexGuard<'_, Weak<Shared>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What outlives a connection.
 #[derive(Clone)]
 pub struct Parts {
     /// The device.
     pub device: Arc<Device>,
+    /// How its guest hears of memory errors.
+    pub bell: Bell,
     /// What is to go wrong.
     pub faults: Arc<Faults>,
     /// What is seen from outside.
@@ -144,18 +176,21 @@ impl Adapter {
         let no_memory = no_memory(&device);
         let engine_sandbox = parts.sandbox.clone();
         let narrow = move || engine_sandbox.enter(sandbox::Role::Command);
+        let shared = Arc::new(Shared {
+            engines: Engines::start(device.engines(), narrow),
+            device,
+            turns: (0..num_queues).map(|_| Turn::default()).collect(),
+            events: Events::default(),
+            mapper: Mapper::default(),
+            faults: parts.faults.clone(),
+            telemetry: parts.telemetry.clone(),
+            held: (0..num_queues).map(|_| Mutex::default()).collect(),
+            guest: RwLock::new(no_memory),
+            event: OnceLock::new(),
+        });
+        *parts.bell.guest() = Arc::downgrade(&shared);
         Self {
-            shared: Arc::new(Shared {
-                engines: Engines::start(device.engines(), narrow),
-                device,
-                turns: (0..num_queues).map(|_| Turn::default()).collect(),
-                events: Events::default(),
-                mapper: Mapper::default(),
-                faults: parts.faults.clone(),
-                telemetry: parts.telemetry.clone(),
-                held: (0..num_queues).map(|_| Mutex::default()).collect(),
-                guest: RwLock::new(no_memory),
-            }),
+            shared,
             sandbox: parts.sandbox.clone(),
             is_starting: AtomicBool::new(false),
             exit_fds: Mutex::default(),
@@ -200,6 +235,11 @@ impl Adapter {
             Ok(index) if index < self.num_command_queues() => Role::Command(index),
             _ => Role::Control,
         }
+    }
+
+    fn remember_event_ring(&self, vring: &Vring) {
+        // The same ring for the whole of a connection, so the first one will do.
+        self.shared.event.get_or_init(|| vring.clone());
     }
 
     /// Serves a queue until it is empty, and asks to be kicked only then. While a fault holds
@@ -392,6 +432,11 @@ impl VhostUserBackend for Adapter {
             Role::Control => sandbox::Role::Control,
             Role::Command(_) => sandbox::Role::Command,
         });
+        match &role {
+            // The event queue's ring is where `queues_per_thread` puts it.
+            Role::Control => self.remember_event_ring(&vrings[usize::from(QUEUE_EVENT)]),
+            Role::Command(_) => self.remember_event_ring(&vrings[0]),
+        }
         match (role, vrings) {
             (Role::Control, all) if device_event == QUEUE_CONTROL => {
                 let control = &all[usize::from(QUEUE_CONTROL)];
@@ -410,6 +455,8 @@ impl VhostUserBackend for Adapter {
             (Role::Command(_), _) => {}
             (Role::Control, _) => info!(device_event, "unexpected event on the control worker"),
         }
+        // One may have waited for buffers, or for rings that were stopped.
+        self.shared.tell_memory_errors();
         Ok(())
     }
 
@@ -442,8 +489,9 @@ mod tests {
         let device = Arc::new(Device::new(&shape).unwrap());
         Adapter::new(&Parts {
             telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), None)),
+            faults: Arc::new(Faults::new(device.clone())),
             device,
-            faults: Arc::new(Faults::new(num_queues)),
+            bell: Bell::default(),
             sandbox: Sandbox::none(),
         })
     }

@@ -6,9 +6,13 @@ use super::chain::Chain;
 use super::guest_view::GuestView;
 use super::ring::{Broken, Ring};
 use super::vring::Vring;
+use crate::model::Device;
 use cdm_protocol::{Event, EventKind, PageRequest, QUEUE_SIZE};
 use std::sync::{Mutex, PoisonError};
 use zerocopy::IntoBytes;
+
+/// Most memory errors that are told at a time.
+const MEMORY_ERRORS_AT_ONCE: usize = 8;
 
 /// Events on their way.
 #[derive(Debug, Default)]
@@ -63,6 +67,27 @@ fn deliver(vring: &Vring, event: &[u8], guest: &GuestView) -> Delivery {
         false if ring.is_running() => Delivery::NoBuffer,
         false => Delivery::Stopped,
     }
+}
+
+/// Tells of memory that has failed as long as there are buffers, but of no more than a few pieces:
+/// the rest is told after the driver's next request, and page requests find room meanwhile. What
+/// finds none stays with the device. The caller has the event queue's turn.
+pub fn tell_memory_errors(device: &Device, vring: &Vring, guest: &GuestView) {
+    let ring = Ring::new(vring, guest);
+    for _ in 0..MEMORY_ERRORS_AT_ONCE {
+        let Some(error) = device.take_memory_error() else {
+            break;
+        };
+        if place(&ring, error.as_bytes(), guest).unwrap_or(false) {
+            continue;
+        }
+        device.keep_memory_error(&error);
+        // Nobody else asks to hear of new buffers; they may be there by now.
+        if !ring.enable_kicks().unwrap_or(false) {
+            break;
+        }
+    }
+    ring.notify();
 }
 
 /// Writes an event into the first buffer that is large enough; false if there is none.

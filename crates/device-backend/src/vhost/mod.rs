@@ -35,5 +35,5 @@ mod ring;
 mod turn;
 mod vring;
 
-pub use adapter::{Adapter, Parts};
+pub use adapter::{Adapter, Bell, Parts};
 pub use connection::{Connection, ConnectionError};

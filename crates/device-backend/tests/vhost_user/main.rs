@@ -11,6 +11,7 @@ mod hostile;
 mod lifetime;
 mod link;
 mod malformed;
+mod memory_error;
 mod process;
 mod queue;
 mod reset;

@@ -208,6 +208,13 @@ fn every_offset_and_size_is_that_of_the_specification() {
         flags,
         reserved,
     });
+    assert_layout_in_spec!(MemoryError {
+        kind,
+        reserved,
+        address,
+        bytes,
+        lost
+    });
 }
 
 #[test]
@@ -252,6 +259,7 @@ fn every_constant_is_that_of_the_specification() {
         PAGE_REQUEST_PAGES_MAX,
         PAGE_BYTES_SMALL,
         PAGE_BYTES_LARGE,
+        ERROR_BYTES,
         POOLS_MAX,
         AGENTS_MAX,
     );
@@ -272,6 +280,7 @@ fn every_feature_bit_is_that_of_the_specification() {
         (FEATURE_UNORDERED, "FEATURE_UNORDERED".to_string()),
         (FEATURE_CANCEL, "FEATURE_CANCEL".to_string()),
         (FEATURE_SVA, "FEATURE_SVA".to_string()),
+        (FEATURE_MEMORY_ERROR, "FEATURE_MEMORY_ERROR".to_string()),
     ];
     assert_eq!(in_spec, in_code);
     let all = in_code.iter().fold(0, |all, (bit, _)| all | bit);

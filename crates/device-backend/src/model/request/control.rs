@@ -44,6 +44,11 @@ pub enum ControlOperation {
     },
     /// Forget translations.
     Invalidate(Pasid, VirtualRange),
+    /// Find device memory that has failed.
+    FindBad {
+        /// Where to begin.
+        from: u64,
+    },
 }
 
 impl ControlOperation {
@@ -93,6 +98,7 @@ impl ControlOperation {
                 };
                 Self::Invalidate(pasid, range)
             }
+            ControlOpcode::FIND_BAD => Self::FindBad { from: arg0 },
             _ => return refuse(Status::UNKNOWN_OPCODE),
         };
         let unused = match operation {
@@ -100,6 +106,7 @@ impl ControlOperation {
             Self::SetMetadata { .. } | Self::Cancel { .. } => pasid.0.into(),
             Self::Bind(_) | Self::Unbind(_) => arg0 | arg1,
             Self::PageResponse { .. } | Self::Invalidate(..) => 0,
+            Self::FindBad { .. } => arg1 | u64::from(pasid.0),
         };
         if raw.flags.get() != 0 || unused != 0 {
             return refuse(Status::RESERVED_FIELD);

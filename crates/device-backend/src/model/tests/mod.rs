@@ -3,6 +3,7 @@
 //! The model driven step by step, without a transport.
 
 mod compute;
+mod errors;
 mod fixture;
 mod operations;
 mod parallel;

@@ -436,7 +436,7 @@ fn control_requests_are_checked_like_commands() {
         ..ControlRequest::new_zeroed()
     };
     let unknown = ControlRequest {
-        opcode: ControlOpcode(9.into()),
+        opcode: ControlOpcode(99.into()),
         ..map
     };
     assert_eq!(status_of(&unknown), Status::UNKNOWN_OPCODE);

@@ -63,7 +63,6 @@ pub struct Piece {
 pub struct Lease<'a> {
     spaces: &'a AddressSpaces,
     number: u64,
-    bytes: u64,
 }
 
 /// A question to the driver. Until it is dropped, the page that it was for is not forgotten for
@@ -202,7 +201,6 @@ impl AddressSpaces {
         Some(Lease {
             spaces: self,
             number: state.leases.begin(space, range),
-            bytes: reached,
         })
     }
 
@@ -383,13 +381,6 @@ impl State {
             }
         }
         first.filter(|(_, key)| key.1 == place)
-    }
-}
-
-impl Lease<'_> {
-    /// How many bytes; not zero.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
     }
 }
 

@@ -63,13 +63,9 @@ fn look(
 ) -> Option<Vec<(Frame, u64)>> {
     let mut pieces = Vec::new();
     let space = spaces.space(pasid).unwrap();
-    let lease = spaces.lease(space, address, bytes, access, &mut pieces)?;
-    let found: Vec<_> = pieces.iter().map(|p| (p.frame, p.bytes)).collect();
-    assert_eq!(
-        found.iter().map(|(_, bytes)| bytes).sum::<u64>(),
-        lease.bytes()
-    );
-    Some(found)
+    let _lease = spaces.lease(space, address, bytes, access, &mut pieces)?;
+    let found = pieces.iter().map(|piece| (piece.frame, piece.bytes));
+    Some(found.collect())
 }
 
 fn is_known(spaces: &AddressSpaces, address: u64) -> bool {

@@ -104,18 +104,37 @@ impl<'a> Far<'a> {
             Place::Guest(address) => Frame::Guest(address),
             Place::Process(..) => {
                 let mut pieces = Vec::new();
-                let lease = self.lease(stretch, bytes, &mut pieces)?;
-                for piece in &pieces {
-                    let resolved = self.memory.resolve(piece.frame, piece.bytes, &mut operand);
-                    resolved.map_err(|_| Status::PAGE_ERROR)?;
-                }
+                let _lease = self.lease(stretch, bytes, &mut pieces)?;
+                let bytes = self.resolve(&pieces, &mut operand)?;
                 action(&operand);
-                return Ok(lease.bytes());
+                return Ok(bytes);
             }
         };
         self.memory.resolve(frame, bytes, &mut operand)?;
         action(&operand);
         Ok(bytes)
+    }
+
+    /// Finds the memory of a process behind the pieces of a lease, up to what has failed; how many
+    /// bytes that is, at least one.
+    fn resolve(&self, pieces: &[Piece], operand: &mut Operand<'a>) -> Result<u64, Status> {
+        let mut found = 0;
+        for piece in pieces {
+            let good = self.memory.good_bytes(piece.frame, piece.bytes);
+            if good > 0 {
+                let resolved = self.memory.resolve(piece.frame, good, operand);
+                resolved.map_err(|_| Status::PAGE_ERROR)?;
+            }
+            found += good;
+            if good < piece.bytes {
+                return if found == 0 {
+                    Err(Status::POISONED)
+                } else {
+                    Ok(found)
+                };
+            }
+        }
+        Ok(found)
     }
 
     /// Does something to an aligned word, told where it is.
@@ -137,7 +156,11 @@ impl<'a> Far<'a> {
                 };
                 let slice = self.memory.slice(piece.frame, bytes);
                 let slice = slice.ok().filter(|_| piece.bytes == bytes);
-                action(slice.ok_or(Status::PAGE_ERROR)?, piece.frame.side());
+                let slice = slice.ok_or(Status::PAGE_ERROR)?;
+                if self.memory.good_bytes(piece.frame, bytes) < bytes {
+                    return Err(Status::POISONED);
+                }
+                action(slice, piece.frame.side());
                 return Ok(());
             }
         };

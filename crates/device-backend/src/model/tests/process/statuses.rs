@@ -106,6 +106,112 @@ fn hole_ends_a_command_where_it_is() {
     assert_eq!(end(driver.run(sum, &dst, &[])).0, Status::UNMAPPED);
 }
 
+/// A driver whose process has three pages of device memory, the second of which has failed.
+fn with_bad_page() -> Driver {
+    let driver = two_pages();
+    driver.map(2, on_device(0x50_0000));
+    let bad = 0x30_0000 / ERROR_BYTES;
+    assert_eq!(driver.fixture.device.fail_pages(bad..bad + 1), 1);
+    driver
+}
+
+#[test]
+fn page_of_a_process_that_has_failed_ends_a_command_where_it_is() {
+    let driver = with_bad_page();
+    let all = [process(PASID, VIRTUAL, 3 * PAGE)];
+    let split = [device(0, 100), process(PASID, VIRTUAL + 1000, 2 * PAGE)];
+    let ended = end(driver.run(fill(0xcd), &[], &split));
+    assert_eq!(ended, (Status::POISONED, 1, 100 + PAGE - 1000));
+    assert_eq!(driver.fixture.peek(0x10_0000 + PAGE - 1, 1), [0xcd]);
+    assert_eq!(driver.fixture.peek(0x30_0000, 1), [0]);
+    let plain = [device(0x70_0000, 3 * PAGE)];
+    for (header, src, dst, range) in [
+        (header(Opcode::COPY), &plain, &all[..], 1),
+        (header(Opcode::COPY), &all, &plain, 0),
+        (header(Opcode::CHECKSUM), &all, &[], 0),
+        (header(Opcode::COMPARE), &all, &all, 0),
+    ] {
+        let ended = end(driver.run(header, src, dst));
+        assert_eq!(
+            ended,
+            (Status::POISONED, range, PAGE),
+            "{:?}",
+            header.opcode
+        );
+    }
+    let vector = |opcode| CommandHeader {
+        width: 8.into(),
+        ..header(opcode)
+    };
+    for (header, src, dst, range) in [
+        (vector(Opcode::SUM), &all, &[][..], 0),
+        (vector(Opcode::AXPY), &plain, &all, 1),
+    ] {
+        let ended = end(driver.run(header, src, dst));
+        assert_eq!((ended.0, ended.1), (Status::POISONED, range));
+        assert!(ended.2 <= PAGE, "{ended:?}");
+    }
+    assert_eq!(driver.fixture.peek(0x30_0000, 1), [0]);
+}
+
+#[test]
+fn words_of_a_page_that_has_failed_are_refused_and_those_beside_it_are_not() {
+    let driver = with_bad_page();
+    let word = |offset| [process(PASID, VIRTUAL + offset, 8)];
+    for offset in [PAGE, 2 * PAGE - 8] {
+        let ended = end(driver.run(add(1), &[], &word(offset)));
+        assert_eq!(ended, (Status::POISONED, 0, 0), "{offset:#x}");
+    }
+    for offset in [PAGE - 8, 2 * PAGE] {
+        assert_eq!(end(driver.run(add(1), &[], &word(offset))).0, Status::OK);
+    }
+    // From the first page to the second one.
+    driver.fixture.poke(0x10_0000, &PAGE.to_le_bytes());
+    let chase = CommandHeader {
+        repeat: 2.into(),
+        ..header(Opcode::POINTER_CHASE)
+    };
+    let src = [device(0x70_0000, 8)];
+    assert_eq!(end(driver.run(chase, &src, &[])).0, Status::OK);
+    let src = [process(PASID, VIRTUAL, 3 * PAGE)];
+    let ended = end(driver.run(chase, &src, &[]));
+    assert_eq!((ended.0, ended.1), (Status::POISONED, 0));
+}
+
+#[test]
+fn page_of_a_process_that_fails_under_a_translation_is_refused_at_the_next_use() {
+    let driver = two_pages();
+    let dst = [process(PASID, VIRTUAL, 2 * PAGE)];
+    assert_eq!(end(driver.run(fill(1), &[], &dst)).0, Status::OK);
+    let bad = 0x30_0000 / ERROR_BYTES;
+    driver.fixture.device.fail_pages(bad..bad + 1);
+    assert_eq!(
+        end(driver.run(fill(2), &[], &dst)),
+        (Status::POISONED, 0, PAGE)
+    );
+    // Known pages are not asked for: the device itself knows better.
+    assert_eq!(driver.num_asked(), 1);
+    // The driver has given the process another page.
+    {
+        let mut table = driver.table();
+        driver.invalidate(VIRTUAL + PAGE, VIRTUAL + 2 * PAGE - 1);
+        table.insert((PASID, VIRTUAL + PAGE), on_device(0x60_0000));
+    }
+    assert_eq!(end(driver.run(fill(2), &[], &dst)).0, Status::OK);
+    assert_eq!(driver.fixture.peek(0x60_0000, 1), [2]);
+    assert_eq!(driver.fixture.peek(0x30_0000, 1), [1]);
+}
+
+#[test]
+fn memory_beside_a_process_that_fails_is_refused_when_the_command_begins() {
+    let driver = with_bad_page();
+    let src = [process(PASID, VIRTUAL, PAGE)];
+    let dst = [device(0x30_0000, PAGE)];
+    let ended = end(driver.run(header(Opcode::COPY), &src, &dst));
+    assert_eq!(ended, (Status::POISONED, 1, 0));
+    assert_eq!(driver.num_asked(), 0);
+}
+
 #[test]
 fn difference_before_a_hole_is_found() {
     let driver = two_pages();
