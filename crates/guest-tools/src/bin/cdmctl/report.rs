@@ -10,8 +10,8 @@ use cdm_guest_tools::uapi::{
     cdm_query,
 };
 use cdm_protocol::{
-    FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE, FEATURE_METADATA_GUARD, FEATURE_PROGRAM,
-    FEATURE_SVA, FEATURE_UNORDERED,
+    FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE, FEATURE_MEMORY_ERROR, FEATURE_METADATA_GUARD,
+    FEATURE_PROGRAM, FEATURE_SVA, FEATURE_UNORDERED,
 };
 use serde::Serialize;
 
@@ -108,6 +108,7 @@ fn features(bits: u64) -> Vec<String> {
             FEATURE_UNORDERED => "unordered".into(),
             FEATURE_CANCEL => "cancel".into(),
             FEATURE_SVA => "sva".into(),
+            FEATURE_MEMORY_ERROR => "memory-error".into(),
             _ => format!("bit-{bit}"),
         })
         .collect()
