@@ -112,6 +112,11 @@ impl MemoryErrors {
         self.bad.next(page)
     }
 
+    /// Whether there is a stretch to tell the driver of.
+    pub fn has_untold(&self) -> bool {
+        self.untold.pages > 0
+    }
+
     /// The next stretch to tell the driver of; it counts as told.
     pub fn take_untold(&mut self) -> Option<Range<u64>> {
         self.untold.pop_first()

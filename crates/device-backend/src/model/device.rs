@@ -174,11 +174,13 @@ impl Device {
         self.failed.errors().bad().clone()
     }
 
+    /// Whether there is something to tell the driver.
+    pub fn has_memory_errors_to_tell(&self) -> bool {
+        self.failed.is_any() && self.failed.errors().has_untold()
+    }
+
     /// An event for the driver, which counts as told.
     pub fn take_memory_error(&self) -> Option<MemoryError> {
-        if !self.failed.is_any() {
-            return None;
-        }
         let pages = self.failed.errors().take_untold()?;
         Some(MemoryError {
             kind: EventKind::MEMORY_ERROR,

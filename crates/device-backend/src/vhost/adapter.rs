@@ -93,6 +93,9 @@ impl Shared {
     /// Tells the driver of memory that has failed, as far as it has room for that now. Not in the
     /// event queue's turn.
     fn tell_memory_errors(&self) {
+        if !self.device.has_memory_errors_to_tell() {
+            return;
+        }
         // No driver asks for such events without a kick.
         if let Some(event) = self.event.get() {
             let _turn = self.turns[usize::from(QUEUE_EVENT)].take();
