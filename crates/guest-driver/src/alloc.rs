@@ -228,6 +228,25 @@ impl<S: DerefMut<Target = [u64]>> PageAlloc<S> {
         out.len()
     }
 
+    /// Takes that single page; false if it is not free.
+    pub fn alloc_page(&mut self, page: u32) -> bool {
+        let Some((mut start, from)) = self.free_block_of(page) else {
+            return false;
+        };
+        self.trees[from as usize].remove(&mut self.words, start >> from);
+        for lower in (0..from).rev() {
+            // Of the two halves, the one without the page stays free.
+            let upper = start + (1 << lower);
+            let mut free = upper;
+            if page >= upper {
+                (start, free) = (upper, start);
+            }
+            self.trees[lower as usize].insert(&mut self.words, free >> lower);
+        }
+        self.free -= 1;
+        true
+    }
+
     /// Takes a block back.
     pub fn free(&mut self, page: u32, order: u32) -> Result<(), FreeError> {
         if order > ORDER_MAX || !page.is_multiple_of(1 << order) {
@@ -389,6 +408,21 @@ mod tests {
     }
 
     #[test]
+    fn a_page_taken_by_its_number_leaves_the_rest_of_its_block_free() {
+        let mut alloc = allocator(1024);
+        assert!(alloc.alloc_page(700));
+        assert!(!alloc.alloc_page(700));
+        assert!(!alloc.alloc_page(1024));
+        let mut used = vec![false; 1024];
+        used[700] = true;
+        check(&alloc, &used);
+        assert_eq!(alloc.alloc(ORDER_MAX), Some(0));
+        assert_eq!(alloc.alloc(ORDER_MAX), None);
+        assert_eq!(alloc.free(700, 0), Ok(()));
+        assert_eq!(alloc.free_blocks(ORDER_MAX), 1);
+    }
+
+    #[test]
     fn the_largest_device_fits_the_tree() {
         let pages = 64 << 18; // 64 GiB of 4 KiB pages
         let mut alloc = allocator(pages);
@@ -402,6 +436,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Alloc(u32),
+        /// Take a page by its number.
+        AllocPage(u32),
         /// Free a part of some block in use: which block, which order, which part.
         Free(usize, u32, u32),
         /// Free any block, in use or not.
@@ -412,6 +448,7 @@ mod tests {
         prop_oneof![
             (0..=ORDER_MAX).prop_map(Step::Alloc),
             Just(Step::Alloc(0)),
+            (0..3000u32).prop_map(Step::AllocPage),
             (any::<usize>(), 0..=ORDER_MAX, any::<u32>())
                 .prop_map(|(which, order, part)| Step::Free(which, order, part)),
             (0..3000u32, 0..=ORDER_MAX + 1).prop_map(|(page, order)| Step::FreeAny(page, order)),
@@ -443,6 +480,14 @@ mod tests {
                                 live.push((page, order));
                             }
                             None => prop_assert!(!possible, "order {} was there", order),
+                        }
+                    }
+                    Step::AllocPage(page) => {
+                        let is_free = used.get(page as usize) == Some(&false);
+                        prop_assert_eq!(alloc.alloc_page(page), is_free);
+                        if is_free {
+                            used[page as usize] = true;
+                            live.push((page, 0));
                         }
                     }
                     Step::Free(which, order, part) if !live.is_empty() => {

@@ -41,6 +41,7 @@ mod gate;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod identity;
 mod in_place;
+mod memory_error;
 mod migrate;
 mod mirror;
 mod misc;

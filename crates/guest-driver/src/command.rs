@@ -59,6 +59,17 @@ impl Control {
         Ok(completion.result.get())
     }
 
+    /// The first memory from an offset on that has failed, and how much of it follows; the
+    /// length of the device memory if there is none. Errors as for [`call`](Self::call).
+    pub(crate) fn find_bad(&self, from: u64) -> Result<(u64, u64)> {
+        let header = head(ControlOpcode::FIND_BAD, 0, from, 0);
+        let completion = self.send_within(CONTROL_MS, &header)?;
+        if completion.status != Status::OK {
+            return Err(EIO);
+        }
+        Ok((completion.result.get(), completion.bytes_done.get()))
+    }
+
     /// CANCEL of the command with that tag on a queue.
     fn cancel(&self, tag: u64, queue: usize) -> Result {
         let header = head(ControlOpcode::CANCEL, 0, tag, queue as u64);

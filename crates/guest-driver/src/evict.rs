@@ -18,7 +18,7 @@ use crate::migrate::{Arrays, Collected, Source};
 use crate::pagemap::Region;
 use crate::sys;
 use crate::tally::{Outcome, Reason, Tally};
-use crate::transfer::{BadMemory, Transfer};
+use crate::transfer::{is_unreadable, BadMemory, Transfer};
 
 /// Tries for folios that are busy; pauses of 1, 2, 4 and 8 milliseconds lie between.
 const TRIES: u32 = 5;
@@ -111,8 +111,14 @@ impl Evictor {
             };
             // SAFETY: The kernel locked the page for us, so it is valid.
             let order = unsafe { sys::cdm_page_order(from) };
-            // SAFETY: Process context.
-            let to = unsafe { sys::cdm_page_alloc_evicted(order, self.in_reclaim) };
+            // What has failed of a large folio stays, and the rest goes, once it is in parts.
+            // SAFETY: As above.
+            let is_torn = order != 0 && unsafe { is_unreadable(from, order) };
+            let to = match is_torn {
+                true => core::ptr::null_mut(),
+                // SAFETY: Process context.
+                false => unsafe { sys::cdm_page_alloc_evicted(order, self.in_reclaim) },
+            };
             if to.is_null() {
                 tally.add_pages(Outcome::Failed(Reason::NoMemory), 1 << order);
                 if order != 0 {

@@ -21,7 +21,7 @@ use crate::migrate::{self, Arrays, Collected, Select, Source};
 use crate::pagemap::{region_of, Region};
 use crate::sys;
 use crate::tally::Reason;
-use crate::transfer::{BadMemory, Item, Transfer};
+use crate::transfer::{is_unreadable, BadMemory, Item, Transfer};
 
 /// A CPU touched a page of private memory.
 ///
@@ -80,7 +80,13 @@ unsafe fn bring_back(region: &Region, vmf: *mut sys::vm_fault) -> Result {
     // SAFETY: The area covers the range. Sources are locked and unmapped, destinations new.
     unsafe { place(vma, range, &collected, from, &mut transfer) }?;
     transfer.deliver(&mut collected, BadMemory::Stays);
-    let is_lost = transfer.items().iter().any(|item| !item.is_filled);
+    // Of a folio with a failed page the others come back all the same.
+    let touched = ((address - range.start()) / PAGE_BYTES) as usize;
+    let is_touched = |item: &Item| (item.index..item.index + (1 << item.order)).contains(&touched);
+    let is_lost = transfer
+        .items()
+        .iter()
+        .any(|item| !item.is_filled && is_touched(item));
     let committed = collected.commit();
     let moved = |item: &&Item| committed.is_moved(item.index) == Some(true);
     let pages = transfer
@@ -114,7 +120,8 @@ unsafe fn place(
     transfer: &mut Transfer,
 ) -> Result {
     let is_whole = collected.is_compound(0);
-    if is_whole {
+    // SAFETY: By the function's contract.
+    if is_whole && unsafe { !is_unreadable(from, ORDER_MAX) } {
         // SAFETY: By the function's contract.
         unsafe {
             if let Some(to) = migrate::system_page_at(vma, range.start(), ORDER_MAX) {

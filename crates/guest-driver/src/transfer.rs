@@ -9,7 +9,8 @@
 //! gives to its source is filled as a whole.
 //!
 //! All copies of a batch are known before the first one is made, so that they can be
-//! made together: the device gets one command for all of them.
+//! made together: the device gets one command for all of them. It refuses the whole of a command
+//! that touches memory that has failed, so it is not asked for such a source, which stays.
 
 use kernel::prelude::*;
 
@@ -138,7 +139,8 @@ impl Transfer {
         for item in &mut self.items {
             // SAFETY: The pages are held, by the contract of `add`.
             if let Some(region) = unsafe { item.region_beyond_cpu() } {
-                item.is_beyond_cpu = true;
+                // SAFETY: As above.
+                item.is_beyond_cpu = unsafe { !is_unreadable(item.from, item.order) };
                 worker = Some(region);
                 continue;
             }
@@ -239,6 +241,23 @@ impl Item {
         };
         beyond_cpu(self.to).or_else(|| beyond_cpu(self.from))
     }
+}
+
+/// Whether some of these pages have failed in memory that only a device can read, and will not.
+///
+/// # Safety
+///
+/// The pages are held, or the pointer is null.
+pub(crate) unsafe fn is_unreadable(page: *mut sys::page, order: u32) -> bool {
+    if page.is_null() {
+        return false;
+    }
+    // SAFETY: By the function's contract.
+    let region = unsafe { region_of(page) };
+    region.is_some_and(|region| {
+        // SAFETY: As above, and the pages are in that region.
+        !region.is_cpu_addressable() && unsafe { region.failed_in(page, order) } != 0
+    })
 }
 
 /// Appends a segment to a list.

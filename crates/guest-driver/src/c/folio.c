@@ -152,6 +152,19 @@ bool cdm_page_poisoned(struct page *page)
 	return PageHWPoison(page);
 }
 
+/*
+ * Has the kernel take a page of public memory from whoever uses it. It is a real error,
+ * not an injected one, as far as the kernel is concerned. Process context.
+ */
+int cdm_memory_failure(unsigned long pfn)
+{
+#if defined(CONFIG_DEVICE_PUBLIC) && defined(CONFIG_MEMORY_FAILURE)
+	return memory_failure(pfn, 0);
+#else
+	return -EOPNOTSUPP;
+#endif
+}
+
 bool cdm_page_is_zero(struct page *page)
 {
 	return is_zero_pfn(page_to_pfn(page));

@@ -78,6 +78,13 @@ static const bool CDM_CAN_POISON = true;
 static const bool CDM_CAN_POISON = false;
 #endif
 
+/* Whether memory_failure() takes pages of public memory from those who map them. */
+#if defined(CONFIG_DEVICE_PUBLIC) && defined(CONFIG_MEMORY_FAILURE)
+static const bool CDM_HANDLES_MEMORY_FAILURE = true;
+#else
+static const bool CDM_HANDLES_MEMORY_FAILURE = false;
+#endif
+
 /* What can be seen of a page that is mapped: see cdm_page_traits(). */
 static const u32 CDM_TRAIT_ANON = 1 << 0;
 static const u32 CDM_TRAIT_LARGE = 1 << 1;
@@ -138,6 +145,7 @@ int cdm_vq_add(struct virtqueue *vq, void *out, u32 out_bytes, void *in, u32 in_
 	       void *token);
 void cdm_warn_queue_error(struct device *dev, u32 device, u32 queue, u64 lost);
 void cdm_warn_unknown_event(struct device *dev, u32 device, u32 kind);
+void cdm_warn_memory_error(struct device *dev, u32 device, u64 offset, u64 bytes);
 
 /* Pages and folios: folio.c, frame.c, move.c, pgmap.c */
 struct page *cdm_pfn_to_page(unsigned long pfn);
@@ -150,6 +158,7 @@ int cdm_page_refs(struct page *page);
 int cdm_page_maps(struct page *page);
 void cdm_page_init(struct page *page, struct dev_pagemap *pgmap, u32 order, u64 stamp);
 bool cdm_page_poisoned(struct page *page);
+int cdm_memory_failure(unsigned long pfn);
 void cdm_page_unlock_put(struct page *page);
 void cdm_page_put(struct page *page);
 int cdm_pages_copy(struct page *to, struct page *from, u32 pages, bool give_up);

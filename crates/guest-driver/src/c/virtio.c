@@ -226,6 +226,12 @@ void cdm_warn_queue_error(struct device *dev, u32 device, u32 queue, u64 lost)
 			     device, queue, lost);
 }
 
+void cdm_warn_memory_error(struct device *dev, u32 device, u64 offset, u64 bytes)
+{
+	dev_warn_ratelimited(dev, "cdm%u: %llu bytes of the device memory have failed at offset %#llx\n",
+			     device, bytes, offset);
+}
+
 void cdm_warn_unknown_event(struct device *dev, u32 device, u32 kind)
 {
 	dev_warn_ratelimited(dev, "cdm%u: unknown event %u\n", device, kind);

@@ -7,7 +7,9 @@
 //! Invariant: a node is the last thing to come and the first to go.
 
 use kernel::prelude::*;
+use kernel::sync::atomic::Atomic;
 use kernel::sync::Arc;
+use kernel::workqueue::new_work;
 
 use super::folder::DEBUGFS;
 use super::setup::{map_memory, memory_type, node};
@@ -81,15 +83,16 @@ impl Driver for Bound {
 
         let live = Live::start(vdev, &identity, number)?;
         let control = Control::new(live.transport.clone());
-        let layout = match map_memory(vdev, &control, &identity, memory_type, node, number) {
-            Ok(layout) => layout,
-            Err(err) => {
-                if err == ETIMEDOUT {
-                    live.leak(dev);
+        let (layout, failed) =
+            match map_memory(vdev, &control, &identity, memory_type, node, number) {
+                Ok(mapped) => mapped,
+                Err(err) => {
+                    if err == ETIMEDOUT {
+                        live.leak(dev);
+                    }
+                    return Err(err);
                 }
-                return Err(err);
-            }
-        };
+            };
         let transport = live.transport.clone();
         let recovery = Recovery::new(dev.into(), number, transport.clone())?;
         let engine = Engine::new(number, transport, recovery, identity.features);
@@ -104,6 +107,16 @@ impl Driver for Bound {
             );
         })?;
 
+        let pages_failed = failed.retire(&region);
+        if pages_failed != 0 {
+            dev_warn!(
+                dev,
+                "cdm{}: {} pages of the device memory have failed and are not used\n",
+                number,
+                pages_failed
+            );
+        }
+
         let (events, transport) = (live.events.clone(), live.transport.clone());
         let device = Arc::pin_init(
             try_pin_init!(Device {
@@ -115,6 +128,8 @@ impl Driver for Bound {
                 engine,
                 spaces <- Spaces::new(),
                 gate <- Gate::new(),
+                has_complained: Atomic::new(false),
+                memory_errors <- new_work!("cdm::Device::memory_errors"),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -175,6 +190,8 @@ impl Driver for Bound {
                 "; this kernel has no MEMORY_DEVICE_PUBLIC"
             }
         );
+        // What failed since the device was asked is dealt with now, and what fails from here on.
+        bound.device.events().attach(bound.device.clone());
         live.keep();
         Ok(bound)
     }

@@ -68,6 +68,7 @@ impl Device {
     /// QEMU does not survive that while the memory is mapped. So the unplug waits for who has
     /// pages of the device, and for a device that does not answer.
     pub(super) fn part(self: &Arc<Self>) {
+        self.events.detach();
         // SAFETY: Returns a module parameter.
         let patience_ms = unsafe { sys::cdm_param_evacuate_ms() };
         let mut is_retired = self.retire(patience_ms) || self.give_up_memory(patience_ms);

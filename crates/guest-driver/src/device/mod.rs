@@ -17,7 +17,8 @@
 //! 7. `Recovery::parked`, `Recovery::state`; `Queue::ring`, `Request::parked`, with interrupts
 //!    off
 //! 8. a CPU's stash of free pages, with interrupts off
-//! 9. `Region::alloc` or `Region::ages`, never both, with interrupts off, innermost
+//! 9. `Region::alloc`, `Region::ages` or the lock of its failed pages, never two of them, with
+//!    interrupts off, innermost
 //!
 //! Invariant: the order of the end. No new work, then no work under way, then no page
 //! in use, then no struct pages, then no mapping, which the virtio reset takes away. Each
@@ -31,7 +32,9 @@ mod setup;
 
 use kernel::prelude::*;
 use kernel::sync::aref::ARef;
+use kernel::sync::atomic::Atomic;
 use kernel::sync::Arc;
+use kernel::workqueue::Work;
 
 use crate::command::Control;
 use crate::engine::Engine;
@@ -64,6 +67,10 @@ pub(crate) struct Device {
     spaces: Spaces,
     #[pin]
     gate: Gate,
+    /// Whether it was said that pages that fail cannot be taken from their users.
+    pub(crate) has_complained: Atomic<bool>,
+    #[pin]
+    pub(crate) memory_errors: Work<Device>,
 }
 
 impl Device {

@@ -11,6 +11,7 @@ use kernel::prelude::*;
 use super::MIB;
 use crate::command::Control;
 use crate::identity::Identity;
+use crate::memory_error::FailedMemory;
 use crate::pagemap::{metadata_bytes, Layout, MemoryType};
 use crate::sys;
 use crate::virtio::VirtioDevice;
@@ -81,7 +82,8 @@ pub(super) fn node(vdev: VirtioDevice) -> Result<i32> {
     Ok(unsafe { sys::cdm_node_default() })
 }
 
-/// Has the device map its memory, and decides where the struct pages go.
+/// Has the device map its memory, and decides where the struct pages go. What memory has failed
+/// already comes with it.
 pub(super) fn map_memory(
     vdev: VirtioDevice,
     control: &Control,
@@ -89,17 +91,32 @@ pub(super) fn map_memory(
     memory_type: MemoryType,
     node: i32,
     device: u32,
-) -> Result<Layout> {
+) -> Result<(Layout, FailedMemory)> {
     let dev = vdev.device();
     let bytes = identity.memory_bytes;
+    let failed = FailedMemory::of(control, identity).inspect_err(|err| {
+        dev_err!(
+            dev,
+            "device does not say what memory has failed: error {}\n",
+            err.to_errno()
+        );
+    })?;
+    let metadata = metadata_bytes(bytes);
+    let is_sound = !failed.is_in_first(metadata);
     // Without altmap, guest memory must do; better to know that before anything is mapped.
     // SAFETY: Returns a module parameter.
     let is_altmap_wanted = unsafe { sys::cdm_param_altmap() };
     // Struct pages are for the CPU, and private memory is not.
     let is_altmap = is_altmap_wanted
+        && is_sound
         && memory_type.is_cpu_addressable()
         && identity.features & wire::FEATURE_METADATA_GUARD != 0;
-    let metadata = metadata_bytes(bytes);
+    if !is_sound && is_altmap_wanted && memory_type.is_cpu_addressable() {
+        dev_warn!(
+            dev,
+            "device memory has failed where the struct pages would be: guest memory holds them\n"
+        );
+    }
     if !is_altmap {
         // SAFETY: Reads counters.
         let pages = unsafe { sys::si_mem_available() };
@@ -113,7 +130,7 @@ pub(super) fn map_memory(
                 metadata / MIB,
                 RESERVE_BYTES / MIB,
                 available / MIB,
-                if is_altmap_wanted || !memory_type.is_cpu_addressable() {
+                if !is_sound || is_altmap_wanted || !memory_type.is_cpu_addressable() {
                     ""
                 } else {
                     ", or load with altmap=Y to keep them in the device"
@@ -167,12 +184,13 @@ pub(super) fn map_memory(
                 );
             })?;
     }
-    Ok(Layout {
+    let layout = Layout {
         device,
         memory_type,
         base,
         bytes,
         metadata_bytes,
         node,
-    })
+    };
+    Ok((layout, failed))
 }

@@ -15,7 +15,7 @@ use crate::migrate::{self, Collected, Source};
 use crate::pagemap::{Home, Region};
 use crate::sys;
 use crate::tally::{Outcome, Reason};
-use crate::transfer::{BadMemory, Transfer};
+use crate::transfer::{is_unreadable, BadMemory, Transfer};
 
 /// What became of a large folio's wish for a destination.
 pub(super) enum Placed {
@@ -86,7 +86,9 @@ impl Pass<'_, '_> {
             Source::Empty if self.is_zero_page(0) => core::ptr::null_mut(),
             _ => return Placed::Whole,
         };
-        if let Some(to) = self.destination_whole() {
+        // SAFETY: The kernel locked the pages for us, if there are any.
+        let is_sound = unsafe { !is_unreadable(from, ORDER_MAX) };
+        if let Some(to) = is_sound.then(|| self.destination_whole()).flatten() {
             // SAFETY: Source and new folio are locked; the source is unmapped.
             unsafe { self.transfer.add(0, to, from, ORDER_MAX) };
             return Placed::Whole;

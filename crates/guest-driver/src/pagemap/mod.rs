@@ -14,13 +14,14 @@
 //! private memory have addresses that nothing answers to, taken from what the machine
 //! leaves free, so that no CPU can reach them; the device knows them by their offset.
 //!
-//! Lock order: a CPU's stash, then `alloc`, which with `ages` is innermost of all driver
-//! locks; all are taken with interrupts off.
+//! Lock order: a CPU's stash, then `alloc`, which with `ages` and that of the failed pages is
+//! innermost of all driver locks; all are taken with interrupts off.
 //!
 //! Invariant: every folio is home before the region is unmapped. `unmap` asks for it,
 //! and the kernel would wait for ever for a folio that is not.
 
 mod addresses;
+mod bad;
 mod home;
 mod memory_type;
 mod segment;
@@ -45,6 +46,8 @@ use crate::stash::Stash;
 use crate::{ram, sys};
 
 use addresses::Addresses;
+use bad::BadPages;
+pub(crate) use bad::Failure;
 use home::PRIVATE_OWNERS;
 pub(crate) use home::{home_of, private_owners, region_of, Home, Owner};
 pub(crate) use memory_type::MemoryType;
@@ -110,6 +113,7 @@ struct CpuStash {
 ///   if the memory is private, `start` is the start of a range of addresses that is ours.
 /// - Allocator and stashes have as free exactly the pages that the kernel does not use and
 ///   that have no memory error; `poisoned` counts the latter.
+/// - `bad` has every page that the device says has failed.
 /// - No page in use has an older stamp than `ages` has for its block.
 /// - `start`, `first_pfn` and `layout` never change.
 #[pin_data(PinnedDrop)]
@@ -132,6 +136,8 @@ pub(crate) struct Region {
     #[pin]
     alloc: SpinLockIrq<PageAlloc<KVVec<u64>>>,
     poisoned: Atomic<u32>,
+    #[pin]
+    bad: BadPages,
     /// Stamp of the latest migration to the device.
     clock: Atomic<u64>,
     #[pin]
@@ -156,6 +162,7 @@ impl Region {
             .map_err(|_| EINVAL)?;
         let words = KVVec::zeroed(words_needed(pages), GFP_KERNEL)?;
         let alloc = PageAlloc::new(pages, words).ok_or(EINVAL)?;
+        let bad = BadPages::new(pages)?;
         let blocks = pages.div_ceil(BATCH_PAGES as u32) as usize;
         let ages = Ages::new(KVVec::zeroed(blocks, GFP_KERNEL)?);
         let relief = Some(Relief::new(pages)?);
@@ -181,6 +188,7 @@ impl Region {
                 stashes,
                 alloc <- new_spinlock_irq!(alloc),
                 poisoned: Atomic::new(0),
+                bad <- bad,
                 clock: Atomic::new(0),
                 ages <- new_spinlock_irq!(ages),
                 relief <- new_mutex!(relief),

@@ -5,7 +5,7 @@
 //! Facility: none of its own; [`crate::alloc`] behind [`crate::stash`]. Contexts: pages come
 //! back in any context, under any lock of the kernel. Lock order: a CPU's stash, then `alloc`,
 //! both with interrupts off. Invariant: allocator and stashes have as free exactly the pages
-//! that the kernel does not use and that have no memory error.
+//! that the kernel does not use and that have no memory error, by its word or the device's.
 
 use kernel::prelude::*;
 use kernel::sync::atomic::Relaxed;
@@ -106,9 +106,11 @@ impl Region {
     /// Pages with a memory error among those of a block.
     pub(super) fn poisoned_in(&self, slot: u32, order: u32) -> u32 {
         (slot..slot + (1 << order))
-            // SAFETY: The page is in the mapped region.
-            .filter(|slot| unsafe {
-                sys::cdm_page_poisoned(sys::cdm_pfn_to_page(self.frame(*slot)))
+            .filter(|slot| {
+                // SAFETY: The page is in the mapped region.
+                let is_marked =
+                    unsafe { sys::cdm_page_poisoned(sys::cdm_pfn_to_page(self.frame(*slot))) };
+                is_marked || self.bad.contains(*slot)
             })
             .count() as u32
     }

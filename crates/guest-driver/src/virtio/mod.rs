@@ -263,11 +263,7 @@ impl Transport {
             request
                 .written
                 .store(written.min(INPUT_BYTES as u32), Release);
-            let Some(event) = request.answer() else {
-                this.lend_event_buffer(&request);
-                return;
-            };
-            match this.events.take(&event) {
+            match this.events.take(&request) {
                 Taken::Done => this.lend_event_buffer(&request),
                 Taken::PassOn(device) => request.pass_on(device),
             }

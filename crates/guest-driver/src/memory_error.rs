@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device memory that has failed.
+//!
+//! Facility: `memory_failure()`. C header: `linux/mm.h`. Contexts: process context, in probe or
+//! on the module's workqueue. Lock order: the gate, then those of the region, one at a time;
+//! `memory_failure()` takes folio locks and page table locks of its own, under none of the
+//! driver's. Invariant: a page is out of the allocator, or will never get back there, before
+//! anything else happens to it.
+//!
+//! Where the kernel can take a page from its users (public memory, with the series), it does:
+//! who touches it next gets SIGBUS. Elsewhere the driver can only see to it that nobody gets the
+//! page anew, and says so once.
+
+use core::ops::Range;
+
+use kernel::prelude::*;
+use kernel::sync::atomic::Relaxed;
+use kernel::sync::Arc;
+use kernel::workqueue::{impl_has_work, WorkItem};
+
+use crate::batch::PAGE_BYTES;
+use crate::command::Control;
+use crate::device::Device;
+use crate::identity::Identity;
+use crate::pagemap::{Failure, Region};
+use crate::sys;
+use crate::wire::{ERROR_BYTES, FEATURE_MEMORY_ERROR};
+
+/// Stretches of failed memory that a device may have: with more of them it is broken.
+const STRETCHES_MAX: usize = 1 << 16;
+
+const _: () = assert!(ERROR_BYTES == PAGE_BYTES);
+
+/// Failed memory of a device, in stretches.
+pub(crate) struct FailedMemory(KVVec<Range<u64>>);
+
+impl FailedMemory {
+    /// Asks a device for all of it, and to tell of what fails later. EIO if the answers make no
+    /// sense, ETIMEDOUT if there are none.
+    pub(crate) fn of(control: &Control, identity: &Identity) -> Result<Self> {
+        let mut stretches = KVVec::new();
+        if identity.features & FEATURE_MEMORY_ERROR != 0 {
+            walk(control, identity, 0..identity.memory_bytes, |stretch| {
+                Ok(stretches.push(stretch, GFP_KERNEL)?)
+            })?;
+        }
+        Ok(Self(stretches))
+    }
+
+    /// Whether some of the first `bytes` bytes have failed.
+    pub(crate) fn is_in_first(&self, bytes: u64) -> bool {
+        self.0.first().is_some_and(|first| first.start < bytes)
+    }
+
+    /// Keeps it from ever being used in a region that nobody uses yet; how many pages.
+    pub(crate) fn retire(&self, region: &Region) -> u64 {
+        let pages = self.0.iter().flat_map(pages_of);
+        let is_retired = |offset: &u64| region.fail(*offset) == Failure::Retired;
+        pages.filter(is_retired).count() as u64
+    }
+}
+
+/// Offsets of the pages of a stretch.
+fn pages_of(stretch: &Range<u64>) -> impl Iterator<Item = u64> {
+    (stretch.start..stretch.end).step_by(PAGE_BYTES as usize)
+}
+
+/// Hands every stretch of failed memory to `each` that begins in `range`, or reaches into it.
+fn walk(
+    control: &Control,
+    identity: &Identity,
+    range: Range<u64>,
+    mut each: impl FnMut(Range<u64>) -> Result,
+) -> Result {
+    let end = range.end.min(identity.memory_bytes);
+    let mut from = range.start & !(ERROR_BYTES - 1);
+    for _ in 0..STRETCHES_MAX {
+        if from >= end {
+            return Ok(());
+        }
+        let (first, bytes) = control.find_bad(from)?;
+        if first >= end {
+            return Ok(());
+        }
+        let next = first.checked_add(bytes).ok_or(EIO)?;
+        let is_sound = first >= from && bytes != 0 && next <= identity.memory_bytes;
+        if !is_sound || (first | bytes) % ERROR_BYTES != 0 {
+            return Err(EIO);
+        }
+        each(first..next)?;
+        from = next;
+    }
+    Err(EIO)
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Device { self.memory_errors }
+}
+
+/// Looks at what the device said has failed.
+impl WorkItem for Device {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        // Of a device that goes away nobody gets memory any more.
+        let Ok(_inside) = this.gate().enter() else {
+            return;
+        };
+        let Some(range) = this.events().take_failed() else {
+            return;
+        };
+        let done = walk(this.control(), this.identity(), range.clone(), |stretch| {
+            pages_of(&stretch).for_each(|offset| fail(&this, offset));
+            Ok(())
+        });
+        if let Err(err) = done {
+            // With the next event.
+            this.events().note_failed(range);
+            dev_err!(
+                this.dev(),
+                "cdm{}: device does not say what memory has failed: error {}\n",
+                this.number(),
+                err.to_errno()
+            );
+        }
+    }
+}
+
+/// The page at an offset has failed.
+fn fail(device: &Device, offset: u64) {
+    match device.region().fail(offset) {
+        Failure::Known | Failure::Retired => {}
+        Failure::Metadata => dev_err!(
+            device.dev(),
+            "cdm{}: memory has failed at offset {:#x}, where the struct pages of the device memory \
+             are: what the kernel knows of its pages may be wrong; unbind the device, and bind it \
+             again to have them in guest memory\n",
+            device.number(),
+            offset
+        ),
+        Failure::InUse { frame } if device.region().can_lose_pages() => {
+            // Its outcome is in the kernel's log. The page does not come back in any case.
+            // SAFETY: Process context, no lock held; the frame is in the mapped region.
+            unsafe { sys::cdm_memory_failure(frame) };
+        }
+        Failure::InUse { .. } => {
+            if !device.has_complained.xchg(true, Relaxed) {
+                dev_warn!(
+                    device.dev(),
+                    "cdm{}: this kernel cannot take {} memory that has failed from who uses it; \
+                     such pages are not used again once they are free\n",
+                    device.number(),
+                    device.region().layout().memory_type.name()
+                );
+            }
+        }
+    }
+}
