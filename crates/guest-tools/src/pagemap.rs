@@ -17,6 +17,9 @@ pub struct Entry(u64);
 
 impl Entry {
     const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    /// Bits of a frame's place that are the kind of the entry where the page is swapped out.
+    const SWAP_KIND_BITS: u32 = 5;
     const EXCLUSIVELY_MAPPED: u64 = 1 << 56;
     const FRAME: u64 = (1 << 55) - 1;
 
@@ -35,6 +38,14 @@ impl Entry {
     pub fn physical_address(self) -> Option<u64> {
         let frame = self.0 & Self::FRAME;
         (self.is_present() && frame != 0).then_some(frame * PAGE_BYTES as u64)
+    }
+
+    /// Address that the struct page of a page in private memory stands for: such a page is shown as
+    /// one that is swapped out. `None` if there is none, as above; of a page that is swapped out
+    /// indeed it is the place in the swap.
+    pub fn private_address(self) -> Option<u64> {
+        let frame = (self.0 & Self::FRAME) >> Self::SWAP_KIND_BITS;
+        (self.0 & Self::SWAPPED != 0 && frame != 0).then_some(frame * PAGE_BYTES as u64)
     }
 }
 

@@ -7,14 +7,14 @@ use std::fs;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context, Result, bail, ensure};
+use cdm_guest_tools::bus_error::{self, FAULTED};
 use cdm_guest_tools::device::{Device, Direction};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::MmapAdvise;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::WaitStatus;
 
 use crate::fixture::{Fixture, move_patiently};
@@ -34,52 +34,9 @@ const PAGES: usize = 16;
 const BAD: usize = 5;
 const HUGE_PAGES: usize = HUGE_PAGE_BYTES / PAGE_BYTES;
 
-/// The page that SIGBUS is to speak of.
-static EXPECTED_PAGE: AtomicU64 = AtomicU64::new(0);
-
-/// Exit status of a process that the expected signal ended.
-const FAULTED: i32 = 77;
-/// From linux/signal.h: a hardware error that must be dealt with now.
-const BUS_MCEERR_AR: i32 = 4;
-
-/// `siginfo_t` of a SIGBUS as Linux fills it in on 64-bit machines.
-#[repr(C)]
-struct BusInfo {
-    signal: i32,
-    errno: i32,
-    code: i32,
-    padding: i32,
-    address: u64,
-    /// Number of low bits of `address` that mean nothing.
-    address_lsb: i16,
-}
-
-extern "C" fn on_bus_error(
-    _signal: libc::c_int,
-    info: *mut libc::siginfo_t,
-    _context: *mut libc::c_void,
-) {
-    // SAFETY: the kernel gives a valid siginfo_t, which for SIGBUS begins as `BusInfo` does.
-    let info = unsafe { &*info.cast::<BusInfo>() };
-    let is_as_expected = info.code == BUS_MCEERR_AR
-        && info.address & !(PAGE_BYTES as u64 - 1) == EXPECTED_PAGE.load(Relaxed)
-        && 1 << info.address_lsb == PAGE_BYTES;
-    let status = if is_as_expected { FAULTED } else { FAULTED + 1 };
-    // SAFETY: `_exit` may be called in a signal handler and does not return.
-    unsafe { libc::_exit(status) }
-}
-
-/// Ends this process with FAULTED when SIGBUS tells it of a failure of the page at `address`.
+/// As [`bus_error::expect`].
 fn expect_bus_error(address: u64) -> Result<()> {
-    EXPECTED_PAGE.store(address, Relaxed);
-    let action = SigAction::new(
-        SigHandler::SigAction(on_bus_error),
-        SaFlags::SA_SIGINFO,
-        SigSet::empty(),
-    );
-    // SAFETY: the handler loads from atomics and ends the process, which is allowed in a handler.
-    unsafe { sigaction(Signal::SIGBUS, &action) }.context("cannot handle SIGBUS")?;
-    Ok(())
+    bus_error::expect(address).context("cannot handle SIGBUS")
 }
 
 /// Expects that a child ended by the error it was to see.

@@ -22,6 +22,7 @@ mod patience;
 mod persistence;
 pub mod plan;
 mod plug;
+mod poison;
 mod proxy;
 mod session;
 mod silent;
@@ -166,6 +167,31 @@ const PLUG: &[Check] = &[
         plug::waits_for_a_silent_device,
     ),
 ];
+
+/// A device whose memory fails, whatever the kernel can do about it; in this order.
+macro_rules! poison_checks {
+    ($($first:expr),+ $(,)?) => {
+        &[
+            $($first,)+
+            (
+                "poison::free_page_that_fails_is_never_handed_out",
+                poison::free_page_is_never_handed_out,
+            ),
+            (
+                "poison::next_driver_uses_nothing_that_failed_before_it",
+                poison::next_driver_uses_nothing_that_failed,
+            ),
+            (
+                "poison::failed_struct_pages_are_said_and_then_avoided",
+                poison::failed_struct_pages_are_said,
+            ),
+            (
+                "poison::errors_beyond_the_buffers_are_all_heard",
+                poison::errors_beyond_the_buffers_are_heard,
+            ),
+        ]
+    };
+}
 
 /// Every machine, the main ones first.
 const SUITES: &[Suite] = &[
@@ -429,6 +455,48 @@ const SUITES: &[Suite] = &[
         shape: plan::one_device,
         groups: Groups::None,
         checks: PLUG,
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::one_device,
+        groups: Groups::None,
+        checks: poison_checks![
+            (
+                "poison::touched_page_raises_sigbus_at_its_address_and_neighbours_stay",
+                poison::touched_page_raises_sigbus,
+            ),
+            (
+                "poison::page_of_a_huge_page_fails_alone",
+                poison::page_of_a_huge_page_fails_alone,
+            ),
+        ],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::one_private_device,
+        groups: Groups::None,
+        checks: &[
+            (
+                "poison::private_page_fails_alone",
+                poison::private_page_fails_alone,
+            ),
+            (
+                "poison::page_of_a_private_huge_page_fails_alone",
+                poison::page_of_a_private_huge_page_fails_alone,
+            ),
+        ],
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::one_device,
+        groups: Groups::None,
+        checks: poison_checks![(
+            "poison::driver_says_that_it_cannot_and_all_else_goes_on",
+            poison::driver_says_that_it_cannot,
+        )],
     },
 ];
 

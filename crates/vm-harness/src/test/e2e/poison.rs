@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Device memory that fails, as processes in the guest meet it: who touches it is told, nobody
+//! gets it again, and everything else goes on. A device's memory does not mend as long as its
+//! process lives, so each check counts from where the one before left off.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cdm_control_protocol::{Ask, Fault, State};
+
+use super::{Session, patience};
+use crate::vm::breaches;
+
+/// How long news may take from the device's process to the driver, under emulation.
+const LIMIT: Duration = Duration::from_secs(30);
+const PAGE_BYTES: u64 = 4096;
+
+/// Starts `cdm-failing`, which waits until /tmp/end exists, and says which page it uses.
+const USE: &str = "rm -f /tmp/end; echo > /tmp/failing; \
+    (while [ ! -e /tmp/end ]; do sleep 0.1; done | \
+    (cdm-failing MODE; echo \"exit $?\") > /tmp/failing 2>&1) > /dev/null 2>&1 & \
+    while ! grep -q -e page -e exit /tmp/failing; do sleep 0.1; done; cat /tmp/failing";
+const GO_ON: &str =
+    "touch /tmp/end; while ! grep -q exit /tmp/failing; do sleep 0.1; done; cat /tmp/failing";
+
+/// Lets pages of the device fail.
+fn poison(session: &mut Session, spec: &str) -> Result<()> {
+    let fault: Fault = format!("poison,{spec}").parse()?;
+    let control = session.vm()?.backends()[0].control().clone();
+    control.ask(Ask::SetFault(fault))?;
+    Ok(())
+}
+
+fn state(session: &mut Session) -> Result<State> {
+    let control = session.vm()?.backends()[0].control().clone();
+    control.ask(Ask::State)?.state.context("no state")
+}
+
+/// A figure of the driver.
+fn figure(session: &mut Session, name: &str) -> Result<u64> {
+    let text = session.text(&format!("cat /sys/kernel/debug/cdm/cdm0/{name}"))?;
+    Ok(text.trim().parse()?)
+}
+
+/// Pages at the beginning of the device memory that are struct pages.
+fn metadata_pages(session: &mut Session) -> Result<u64> {
+    let bytes = session.text("cat /sys/class/misc/cdm0/bytes_metadata")?;
+    Ok(bytes.trim().parse::<u64>()? / PAGE_BYTES)
+}
+
+/// Waits until the driver has taken so many pages from use.
+fn wait_for_poisoned(session: &mut Session, pages: u64) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let found = figure(session, "pages_poisoned")?;
+        if found == pages {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline && found < pages,
+            "the driver has taken {found} pages from use, not {pages}"
+        );
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What the kernel said since the last time, and no fault of its own.
+fn new_log(session: &mut Session) -> Result<String> {
+    let log = session.new_log()?;
+    let found = breaches(&log);
+    ensure!(
+        found.is_empty(),
+        "the guest's kernel reports a fault:\n{log}"
+    );
+    Ok(log)
+}
+
+/// Waits until the kernel has said something.
+fn wait_for_log(session: &mut Session, part: &str) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    let mut log = String::new();
+    while Instant::now() < deadline {
+        log += &new_log(session)?;
+        if log.contains(part) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    bail!("the kernel does not say '{part}':\n{log}")
+}
+
+/// Has a process use memory of which a page is about to fail; which page.
+fn use_memory(session: &mut Session, mode: &str) -> Result<u64> {
+    let said = session.text(&USE.replace("MODE", mode))?;
+    let page = said.lines().find_map(|line| line.strip_prefix("page "));
+    let page = page.with_context(|| format!("it says: {said}"))?;
+    Ok(page.parse()?)
+}
+
+/// Lets the process go on; what it says in all.
+fn go_on(session: &mut Session) -> Result<String> {
+    let said = session.text(GO_ON)?;
+    ensure!(said.contains("exit 0"), "the process says: {said}");
+    Ok(said)
+}
+
+fn expect_said(said: &str, part: &str) -> Result<()> {
+    ensure!(said.contains(part), "not '{part}' but: {said}");
+    Ok(())
+}
+
+/// The page is used by nobody, even when the device is full; and the device works.
+fn is_out_of_use(session: &mut Session, page: u64) -> Result<()> {
+    session.text(&format!("cdm-failing fill {page}"))?;
+    session.text("cdmctl run checksum --size 64K")?;
+    session
+        .text("cdm-guest-tests --exact migration::contents_are_equal_after_a_round_trip")
+        .map(drop)
+}
+
+fn touched_page_fails(session: &mut Session, mode: &str) -> Result<()> {
+    let before = figure(session, "pages_poisoned")?;
+    let free = figure(session, "pages_free")?;
+    let page = use_memory(session, mode)?;
+    poison(session, &format!("page={page}"))?;
+    wait_for_poisoned(session, before + 1)?;
+    let said = go_on(session)?;
+    expect_said(&said, "load: BUS_MCEERR_AR at its address")?;
+    expect_said(&said, "neighbours: unchanged")?;
+    expect_said(&said, "neighbours: moved")?;
+    let left = figure(session, "pages_free")?;
+    ensure!(left == free - 1, "{left} pages are free, not {}", free - 1);
+    is_out_of_use(session, page)
+}
+
+/// The process that touches a page that failed gets SIGBUS with its address, and nobody else.
+pub fn touched_page_raises_sigbus(session: &mut Session) -> Result<()> {
+    touched_page_fails(session, "small")
+}
+
+/// The same with a page of a folio of 2 MiB, of which the rest stays.
+pub fn page_of_a_huge_page_fails_alone(session: &mut Session) -> Result<()> {
+    touched_page_fails(session, "huge")
+}
+
+/// Where the kernel cannot take a page from its user, the driver says so, and the user goes on with
+/// what is there; commands are told, and nobody gets the page afterwards.
+pub fn driver_says_that_it_cannot(session: &mut Session) -> Result<()> {
+    let before = figure(session, "pages_poisoned")?;
+    let page = use_memory(session, "small")?;
+    new_log(session)?;
+    poison(session, &format!("page={page}"))?;
+    wait_for_log(
+        session,
+        "cannot take coherent memory that has failed from who uses it",
+    )?;
+    let said = go_on(session)?;
+    expect_said(&said, "load: what was there")?;
+    expect_said(&said, "command: the device answered POISONED")?;
+    expect_said(&said, "neighbours: moved")?;
+    wait_for_poisoned(session, before + 1)?;
+    // It is said once.
+    let page = {
+        let other = use_memory(session, "small")?;
+        ensure!(other != page, "page {page} is used again");
+        other
+    };
+    new_log(session)?;
+    poison(session, &format!("page={page}"))?;
+    wait_for_log(session, "bytes of the device memory have failed")?;
+    go_on(session)?;
+    wait_for_poisoned(session, before + 2)?;
+    let log = new_log(session)?;
+    ensure!(!log.contains("cannot take"), "it is said again:\n{log}");
+    is_out_of_use(session, page)
+}
+
+/// Private memory that fails costs its user that page alone: an access to it is SIGBUS, and what else
+/// there is comes back.
+fn private_page_fails(session: &mut Session, mode: &str) -> Result<()> {
+    // A driver says it once.
+    rebind(session)?;
+    let before = figure(session, "pages_poisoned")?;
+    let page = use_memory(session, mode)?;
+    poison(session, &format!("page={page}"))?;
+    wait_for_log(
+        session,
+        "cannot take private memory that has failed from who uses it",
+    )?;
+    let said = go_on(session)?;
+    expect_said(&said, "load: SIGBUS of another kind")?;
+    expect_said(&said, "neighbours: moved")?;
+    wait_for_poisoned(session, before + 1)?;
+    session.text(&format!("cdm-failing fill {page}"))?;
+    session.text("cdmctl run checksum --size 64K").map(drop)
+}
+
+/// The same for single pages.
+pub fn private_page_fails_alone(session: &mut Session) -> Result<()> {
+    private_page_fails(session, "small")
+}
+
+/// The same for a folio of 2 MiB.
+pub fn page_of_a_private_huge_page_fails_alone(session: &mut Session) -> Result<()> {
+    private_page_fails(session, "huge")
+}
+
+/// A page that fails while it is free is not handed out.
+pub fn free_page_is_never_handed_out(session: &mut Session) -> Result<()> {
+    let before = figure(session, "pages_poisoned")?;
+    let free = figure(session, "pages_free")?;
+    // The last one: the driver hands out the lowest first.
+    let page = state(session)?.memory_bytes / PAGE_BYTES - 1;
+    poison(session, &format!("page={page}"))?;
+    wait_for_poisoned(session, before + 1)?;
+    ensure!(
+        figure(session, "pages_free")? == free - 1,
+        "it is still free"
+    );
+    is_out_of_use(session, page)
+}
+
+/// Bad pages that are not struct pages.
+fn usable_bad_pages(session: &mut Session) -> Result<u64> {
+    let metadata = metadata_pages(session)?;
+    let state = state(session)?;
+    let usable = |first: u64, pages: u64| (first + pages).saturating_sub(first.max(metadata));
+    Ok(state
+        .bad
+        .iter()
+        .map(|bad| usable(bad.page, bad.pages))
+        .sum())
+}
+
+/// More errors at once than the driver has buffers for: it comes to know all of them.
+pub fn errors_beyond_the_buffers_are_heard(session: &mut Session) -> Result<()> {
+    poison(session, "count=200,seed=1")?;
+    let all = usable_bad_pages(session)?;
+    ensure!(all >= 100, "only {all} pages are bad");
+    wait_for_poisoned(session, all)?;
+    let last = state(session)?.bad.last().copied().context("none is bad")?;
+    is_out_of_use(session, last.page)
+}
+
+fn rebind(session: &mut Session) -> Result<()> {
+    let unbind = patience::unbind(session)?;
+    session.text(&unbind)?;
+    session.text(&unbind.replace("/unbind", "/bind"))?;
+    session.text("test -e /dev/cdm0").map(drop)
+}
+
+/// What failed before a driver came, that driver never uses.
+pub fn next_driver_uses_nothing_that_failed(session: &mut Session) -> Result<()> {
+    let last = state(session)?.memory_bytes / PAGE_BYTES - 1;
+    let unbind = patience::unbind(session)?;
+    session.text(&unbind)?;
+    let page = last - 10;
+    poison(session, &format!("page={page}"))?;
+    session.text(&unbind.replace("/unbind", "/bind"))?;
+    let all = usable_bad_pages(session)?;
+    let found = figure(session, "pages_poisoned")?;
+    ensure!(found == all, "{found} pages are not used, not {all}");
+    is_out_of_use(session, page)
+}
+
+/// A failed struct page is said loudly, and the next driver keeps them elsewhere.
+pub fn failed_struct_pages_are_said(session: &mut Session) -> Result<()> {
+    ensure!(
+        metadata_pages(session)? > 3,
+        "no struct pages in the device"
+    );
+    new_log(session)?;
+    poison(session, "page=3")?;
+    wait_for_log(session, "where the struct pages of the device memory are")?;
+    rebind(session)?;
+    ensure!(
+        metadata_pages(session)? == 0,
+        "the struct pages are where memory has failed"
+    );
+    wait_for_log(session, "guest memory holds them")?;
+    is_out_of_use(session, 3)
+}
