@@ -8,9 +8,9 @@
 //! driver's. Invariant: a page is out of the allocator, or will never get back there, before
 //! anything else happens to it.
 //!
-//! Where the kernel can take a page from its users (public memory, with the series), it does:
-//! who touches it next gets SIGBUS. Elsewhere the driver can only see to it that nobody gets the
-//! page anew, and says so once.
+//! Where the kernel can take a page from its users (public and private memory, with the series),
+//! it does: who touches it next gets SIGBUS. Elsewhere the driver can only see to it that nobody
+//! gets the page anew, and says so once.
 
 use core::ops::Range;
 
@@ -22,13 +22,18 @@ use kernel::workqueue::{impl_has_work, WorkItem};
 use crate::batch::PAGE_BYTES;
 use crate::command::Control;
 use crate::device::Device;
+use crate::evict::Evictor;
 use crate::identity::Identity;
-use crate::pagemap::{Failure, Region};
-use crate::sys;
+use crate::pagemap::{Failure, Region, Remedy};
 use crate::wire::{ERROR_BYTES, FEATURE_MEMORY_ERROR};
+use crate::{stats, sys};
 
 /// Stretches of failed memory that a device may have: with more of them it is broken.
 const STRETCHES_MAX: usize = 1 << 16;
+
+/// How often a page that is busy is tried, and after what time.
+const TRIES: u32 = 20;
+const PAUSE_MS: u32 = 10;
 
 const _: () = assert!(ERROR_BYTES == PAGE_BYTES);
 
@@ -139,21 +144,41 @@ fn fail(device: &Device, offset: u64) {
             device.number(),
             offset
         ),
-        Failure::InUse { frame } if device.region().can_lose_pages() => {
-            // Its outcome is in the kernel's log. The page does not come back in any case.
-            // SAFETY: Process context, no lock held; the frame is in the mapped region.
-            unsafe { sys::cdm_memory_failure(frame) };
-        }
-        Failure::InUse { .. } => {
-            if !device.has_complained.xchg(true, Relaxed) {
-                dev_warn!(
-                    device.dev(),
-                    "cdm{}: this kernel cannot take {} memory that has failed from who uses it; \
-                     such pages are not used again once they are free\n",
-                    device.number(),
-                    device.region().layout().memory_type.name()
-                );
+        Failure::InUse { page } => match device.region().remedy() {
+            Some(Remedy::MemoryFailure) => {
+                // What came of it is in the kernel's log. The page does not come back in any case.
+                // SAFETY: Process context, no lock held; the frame is in the mapped region.
+                unsafe { sys::cdm_memory_failure(device.region().frame(page)) };
             }
+            Some(Remedy::Markers) => take_private_page(device, page),
+            None => {
+                if !device.has_complained.xchg(true, Relaxed) {
+                    dev_warn!(
+                        device.dev(),
+                        "cdm{}: this kernel cannot take {} memory that has failed from who uses it; \
+                         such pages are not used again once they are free\n",
+                        device.number(),
+                        device.region().layout().memory_type.name()
+                    );
+                }
+            }
+        },
+    }
+}
+
+/// Takes a page of private memory from all who have it, with what it holds: who touches it gets
+/// SIGBUS. If it stays busy, that comes from the driver, as the device does not copy it.
+fn take_private_page(device: &Device, page: u32) {
+    let region = device.region();
+    let Ok(mut evictor) = Evictor::new() else {
+        return;
+    };
+    for _ in 0..TRIES {
+        if region.separate(page) && evictor.lose_pages(region, page..page + 1).0 != 0 {
+            stats::lost(1);
+            return;
         }
+        // SAFETY: Process context, no lock held.
+        unsafe { sys::msleep(PAUSE_MS) };
     }
 }

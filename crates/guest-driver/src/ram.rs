@@ -79,16 +79,24 @@ unsafe fn bring_back(region: &Region, vmf: *mut sys::vm_fault) -> Result {
     };
     // SAFETY: The area covers the range. Sources are locked and unmapped, destinations new.
     unsafe { place(vma, range, &collected, from, &mut transfer) }?;
-    transfer.deliver(&mut collected, BadMemory::Stays);
-    // Of a folio with a failed page the others come back all the same.
+    // Of a folio with a failed page the others come back all the same, if it can be split, which
+    // the kernel does not do if it is the first one.
+    let order = if collected.is_compound(0) {
+        ORDER_MAX
+    } else {
+        0
+    };
+    // SAFETY: The source is locked.
+    let is_torn = unsafe { is_unreadable(from, order) };
     let touched = ((address - range.start()) / PAGE_BYTES) as usize;
     let is_touched = |item: &Item| (item.index..item.index + (1 << item.order)).contains(&touched);
+    transfer.deliver(&mut collected, BadMemory::Stays);
+    let committed = collected.commit();
+    let moved = |item: &&Item| committed.is_moved(item.index) == Some(true);
     let is_lost = transfer
         .items()
         .iter()
-        .any(|item| !item.is_filled && is_touched(item));
-    let committed = collected.commit();
-    let moved = |item: &&Item| committed.is_moved(item.index) == Some(true);
+        .any(|item| is_touched(item) && !(item.is_filled && (!is_torn || moved(&item))));
     let pages = transfer
         .items()
         .iter()

@@ -54,6 +54,15 @@ impl BadPages {
     }
 }
 
+/// How pages that have failed are taken from their users.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remedy {
+    /// By `memory_failure()`, which does all there is to do.
+    MemoryFailure,
+    /// By markers in the place of private pages, which a CPU does not map anyway.
+    Markers,
+}
+
 /// What became of a page that failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -65,8 +74,8 @@ pub(crate) enum Failure {
     Retired,
     /// It is in use. Once it is not, it stays free for good.
     InUse {
-        /// Its frame.
-        frame: usize,
+        /// Its number.
+        page: u32,
     },
 }
 
@@ -90,14 +99,25 @@ impl Region {
             self.poisoned.add(1, Relaxed);
             return Failure::Retired;
         }
-        Failure::InUse {
-            frame: self.frame(page),
+        Failure::InUse { page }
+    }
+
+    /// How the kernel takes a page of this memory that has failed from its users, if it can.
+    pub(crate) fn remedy(&self) -> Option<Remedy> {
+        match self.layout.memory_type {
+            MemoryType::Public if sys::CDM_HANDLES_MEMORY_FAILURE => Some(Remedy::MemoryFailure),
+            MemoryType::Private if sys::CDM_CAN_POISON => Some(Remedy::Markers),
+            _ => None,
         }
     }
 
-    /// Whether the kernel can take a page of this memory that has failed from its users.
-    pub(crate) fn can_lose_pages(&self) -> bool {
-        self.layout.memory_type == MemoryType::Public && sys::CDM_HANDLES_MEMORY_FAILURE
+    /// Splits the folio of a page in use, where the kernel lets drivers do so; whether the page is a
+    /// folio of its own now. It is not if somebody is at it, or if it has come free.
+    pub(crate) fn separate(&self, page: u32) -> bool {
+        self.next_folio(page, page + 1).is_some_and(|folio| {
+            // SAFETY: The frame is in the mapped region; no lock is held.
+            folio.order == 0 || unsafe { sys::cdm_frame_split(self.frame(folio.page)) }
+        })
     }
 
     /// Pages that have failed among those of a block of this region, given by its first page.

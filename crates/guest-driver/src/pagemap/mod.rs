@@ -47,7 +47,7 @@ use crate::{ram, sys};
 
 use addresses::Addresses;
 use bad::BadPages;
-pub(crate) use bad::Failure;
+pub(crate) use bad::{Failure, Remedy};
 use home::PRIVATE_OWNERS;
 pub(crate) use home::{home_of, private_owners, region_of, Home, Owner};
 pub(crate) use memory_type::MemoryType;

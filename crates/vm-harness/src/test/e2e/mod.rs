@@ -491,6 +491,16 @@ const SUITES: &[Suite] = &[
     Suite {
         prefix: "e2e::vanilla",
         kernel: KernelChoice::Vanilla,
+        shape: plan::one_private_device,
+        groups: Groups::None,
+        checks: &[(
+            "poison::private_page_cannot_be_taken_and_all_else_goes_on",
+            poison::private_page_cannot_be_taken,
+        )],
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
         shape: plan::one_device,
         groups: Groups::None,
         checks: poison_checks![(
