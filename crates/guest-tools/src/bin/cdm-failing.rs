@@ -11,6 +11,7 @@
 //! it came to the page N.
 
 use std::env;
+use std::fs;
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering::Relaxed;
@@ -71,8 +72,12 @@ fn small() -> Result<Mapping> {
 
 fn huge() -> Result<Mapping> {
     let memory = Mapping::huge_aligned(HUGE_PAGE_BYTES)?;
+    // Free memory may be in small pieces.
+    fs::write("/proc/sys/vm/compact_memory", "1")?;
     memory.advise(MmapAdvise::MADV_HUGEPAGE)?;
     memory.fill_pattern(SEED);
+    let bytes = pagemap::huge_mapped_bytes(memory.range())?;
+    ensure!(bytes == memory.bytes() as u64, "no huge page to begin with");
     Ok(memory)
 }
 
@@ -112,6 +117,10 @@ fn fail(memory: &Mapping) -> Result<()> {
     let device = Device::open(0)?;
     move_all(&device, memory.range(), Direction::ToDevice)?;
     let pages = device_pages(&device, memory.range())?;
+    if memory.bytes() == HUGE_PAGE_BYTES {
+        let large = device.residency(0, memory.range())?.large;
+        ensure!(large == memory.range().pages(), "{large} pages are large");
+    }
     println!("page {}", pages[BAD]);
     io::stdout().flush()?;
     io::stdin().read_to_end(&mut Vec::new())?;
