@@ -459,7 +459,7 @@ const SUITES: &[Suite] = &[
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
-        shape: plan::one_device,
+        shape: plan::one_device_with_huge_pages,
         groups: Groups::None,
         checks: poison_checks![
             (
@@ -475,7 +475,7 @@ const SUITES: &[Suite] = &[
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
-        shape: plan::one_private_device,
+        shape: plan::one_private_device_with_huge_pages,
         groups: Groups::None,
         checks: &[
             (

@@ -116,6 +116,18 @@ pub fn one_device(spec: &mut VmSpec) {
     spec.memory = ByteSize(512 << 20);
 }
 
+/// One small device, and so much memory that the kernel has huge pages: not with less than 512 MiB.
+pub fn one_device_with_huge_pages(spec: &mut VmSpec) {
+    one_device(spec);
+    spec.memory = ByteSize(1 << 30);
+}
+
+/// The same with memory that the CPU cannot map.
+pub fn one_private_device_with_huge_pages(spec: &mut VmSpec) {
+    one_device_with_huge_pages(spec);
+    spec.memory_types = vec![MemoryType::Private];
+}
+
 /// Three small devices.
 pub fn three_devices(spec: &mut VmSpec) {
     one_device(spec);
