@@ -60,10 +60,20 @@ impl Control {
     }
 
     /// The first memory from an offset on that has failed, and how much of it follows; the
-    /// length of the device memory if there is none. Errors as for [`call`](Self::call).
-    pub(crate) fn find_bad(&self, from: u64) -> Result<(u64, u64)> {
+    /// length of the device memory if there is none.
+    ///
+    /// EIO for a refusal; else errors as for [`Control::call`], or with a `recovery` as for
+    /// [`Control::demand`].
+    pub(crate) fn find_bad(
+        &self,
+        recovery: Option<&Arc<Recovery>>,
+        from: u64,
+    ) -> Result<(u64, u64)> {
         let header = head(ControlOpcode::FIND_BAD, 0, from, 0);
-        let completion = self.send_within(CONTROL_MS, &header)?;
+        let completion = match recovery {
+            Some(recovery) => self.ask(recovery, &header)?,
+            None => self.send_within(CONTROL_MS, &header)?,
+        };
         if completion.status != Status::OK {
             return Err(EIO);
         }
@@ -81,11 +91,8 @@ impl Control {
 
     /// BIND of an address space; the status of the answer. Errors as for [`Control::demand`].
     pub(crate) fn bind(&self, recovery: &Arc<Recovery>, pasid: u32) -> Result<Status> {
-        let request = request(&head(ControlOpcode::BIND, pasid, 0, 0))?;
-        self.lend(&request)?;
-        self.wait(recovery, &request)?;
-        let completion: Completion = request.answer().ok_or(EIO)?;
-        Ok(completion.status)
+        let header = head(ControlOpcode::BIND, pasid, 0, 0);
+        Ok(self.ask(recovery, &header)?.status)
     }
 
     /// Sends a request that was made before, so that nothing is allocated, and waits for its
@@ -104,6 +111,14 @@ impl Control {
             self.wait(recovery, request).map_err(Unanswered::Lost)
         })?;
         Ok(completion.status)
+    }
+
+    /// Sends a request; errors as for [`Control::demand`], and EIO for an answer that is too short.
+    fn ask(&self, recovery: &Arc<Recovery>, header: &ControlRequest) -> Result<Completion> {
+        let request = request(header)?;
+        self.lend(&request)?;
+        self.wait(recovery, &request)?;
+        request.answer().ok_or(EIO)
     }
 
     /// Gives the device the answer to a page request, if the queue has room for it now; EBUSY if

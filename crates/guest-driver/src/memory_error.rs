@@ -34,6 +34,8 @@ const STRETCHES_MAX: usize = 1 << 16;
 /// How often a page that is busy is tried, and after what time.
 const TRIES: u32 = 20;
 const PAUSE_MS: u32 = 10;
+/// How often the device is asked what has failed: an answer may get lost.
+const ASKED_MAX: u32 = 3;
 
 const _: () = assert!(ERROR_BYTES == PAGE_BYTES);
 
@@ -46,7 +48,8 @@ impl FailedMemory {
     pub(crate) fn of(control: &Control, identity: &Identity) -> Result<Self> {
         let mut stretches = KVVec::new();
         if identity.features & FEATURE_MEMORY_ERROR != 0 {
-            walk(control, identity, 0..identity.memory_bytes, |stretch| {
+            let find = |from| control.find_bad(None, from);
+            walk(find, identity, 0..identity.memory_bytes, |stretch| {
                 Ok(stretches.push(stretch, GFP_KERNEL)?)
             })?;
         }
@@ -71,9 +74,10 @@ fn pages_of(stretch: &Range<u64>) -> impl Iterator<Item = u64> {
     (stretch.start..stretch.end).step_by(PAGE_BYTES as usize)
 }
 
-/// Hands every stretch of failed memory to `each` that begins in `range`, or reaches into it.
+/// Hands every stretch of failed memory to `each` that begins in `range`, or reaches into it, as
+/// `find` says: where the first one is from an offset on, and how much of it follows.
 fn walk(
-    control: &Control,
+    find: impl Fn(u64) -> Result<(u64, u64)>,
     identity: &Identity,
     range: Range<u64>,
     mut each: impl FnMut(Range<u64>) -> Result,
@@ -84,7 +88,7 @@ fn walk(
         if from >= end {
             return Ok(());
         }
-        let (first, bytes) = control.find_bad(from)?;
+        let (first, bytes) = find(from)?;
         if first >= end {
             return Ok(());
         }
@@ -115,21 +119,43 @@ impl WorkItem for Device {
         let Some(range) = this.events().take_failed() else {
             return;
         };
-        let done = walk(this.control(), this.identity(), range.clone(), |stretch| {
-            pages_of(&stretch).for_each(|offset| fail(&this, offset));
-            Ok(())
-        });
-        if let Err(err) = done {
-            // With the next event.
-            this.events().note_failed(range);
-            dev_err!(
-                this.dev(),
-                "cdm{}: device does not say what memory has failed: error {}\n",
-                this.number(),
-                err.to_errno()
-            );
+        for asked in 1.. {
+            let Err(err) = look_at(&this, &range) else {
+                return;
+            };
+            // Whoever wants the driver to go waits for this.
+            if this.gate().is_shut() {
+                return;
+            }
+            if asked >= ASKED_MAX || this.transport().is_gone() {
+                // With the next event.
+                this.events().note_failed(range);
+                dev_err!(
+                    this.dev(),
+                    "cdm{}: device does not say what memory has failed: error {}\n",
+                    this.number(),
+                    err.to_errno()
+                );
+                return;
+            }
         }
     }
+}
+
+/// Does what is to be done about failed memory in a range; ENODEV if the driver leaves the device,
+/// else errors as for [`Control::find_bad`].
+fn look_at(device: &Device, range: &Range<u64>) -> Result {
+    let recovery = device.engine().recovery();
+    let find = |from| device.control().find_bad(Some(recovery), from);
+    walk(find, device.identity(), range.clone(), |stretch| {
+        pages_of(&stretch).try_for_each(|offset| {
+            if device.gate().is_shut() {
+                return Err(ENODEV);
+            }
+            fail(device, offset);
+            Ok(())
+        })
+    })
 }
 
 /// The page at an offset has failed.

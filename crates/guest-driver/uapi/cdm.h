@@ -333,10 +333,10 @@ struct cdm_bind {
  *
  * With CDM_COMMAND_SVA nothing is pinned, see struct cdm_bind, and @status says what became
  * of a page that the device could not get: UNMAPPED, NO_ACCESS, PAGE_ERROR, PAGE_QUEUE_FULL,
- * UNBOUND. What the command did before that stays done, and @bytes_done says how far it
- * came. A signal ends the wait and the command, also while it waits for a page. Operands of
- * such commands may change while the device works on them; what it then finds is what was
- * mapped at that moment.
+ * UNBOUND; or, of one in device memory that has failed, POISONED. What the command did before
+ * that stays done, and @bytes_done says how far it came. A signal ends the wait and the command,
+ * also while it waits for a page. Operands of such commands may change while the device works
+ * on them; what it then finds is what was mapped at that moment.
  *
  * Errors: EINVAL zero or wrapping range, unknown flag or reserved value; EFAULT
  * an operand is not mapped, or not writable; EINTR; ENODEV the device is going
