@@ -159,6 +159,10 @@ const PLUG: &[Check] = &[
         plug::under_load,
     ),
     (
+        "plug::unplug_takes_memory_along_that_has_failed",
+        plug::takes_failed_memory_along,
+    ),
+    (
         "plug::unplug_waits_for_pages_that_somebody_holds",
         plug::waits_for_held_pages,
     ),
@@ -178,12 +182,20 @@ macro_rules! poison_checks {
                 poison::free_page_is_never_handed_out,
             ),
             (
+                "poison::device_that_does_not_say_what_failed_is_asked_again",
+                poison::failed_question_is_asked_again,
+            ),
+            (
                 "poison::next_driver_uses_nothing_that_failed_before_it",
                 poison::next_driver_uses_nothing_that_failed,
             ),
             (
                 "poison::failed_struct_pages_are_said_and_then_avoided",
                 poison::failed_struct_pages_are_said,
+            ),
+            (
+                "poison::pages_that_fail_while_they_move_are_out_of_use_and_the_others_unchanged",
+                poison::pages_fail_while_they_move,
             ),
             (
                 "poison::errors_beyond_the_buffers_are_all_heard",
@@ -470,6 +482,14 @@ const SUITES: &[Suite] = &[
                 "poison::page_of_a_huge_page_fails_alone",
                 poison::page_of_a_huge_page_fails_alone,
             ),
+            (
+                "poison::bound_process_loses_its_page_when_the_device_has_forgotten_it",
+                poison::bound_process_loses_its_page,
+            ),
+            (
+                "poison::lost_page_stays_lost_when_the_driver_has_gone",
+                poison::lost_page_stays_lost_without_the_driver,
+            ),
         ],
     },
     Suite {
@@ -481,6 +501,10 @@ const SUITES: &[Suite] = &[
             (
                 "poison::private_page_fails_alone",
                 poison::private_page_fails_alone,
+            ),
+            (
+                "poison::bound_process_loses_its_private_page_alone",
+                poison::bound_process_loses_its_private_page,
             ),
             (
                 "poison::page_of_a_private_huge_page_fails_alone",
@@ -503,10 +527,20 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Vanilla,
         shape: plan::one_device,
         groups: Groups::None,
-        checks: poison_checks![(
-            "poison::driver_says_that_it_cannot_and_all_else_goes_on",
-            poison::driver_says_that_it_cannot,
-        )],
+        checks: poison_checks![
+            (
+                "poison::driver_says_that_it_cannot_and_all_else_goes_on",
+                poison::driver_says_that_it_cannot,
+            ),
+            (
+                "poison::commands_on_addresses_are_told_also_after_a_reset",
+                poison::commands_on_addresses_are_told,
+            ),
+            (
+                "poison::failed_page_leaves_with_the_driver_for_who_has_it",
+                poison::failed_page_leaves_with_the_driver,
+            ),
+        ],
     },
 ];
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::{Session, faults, held, patience, silent};
+use super::{Session, faults, held, patience, poison, silent};
 
 /// What an unplug may take that nothing stands in the way of, under emulation, and a busy host.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -94,6 +94,17 @@ pub fn waits_for_held_pages(session: &mut Session) -> Result<()> {
     held::let_go(session)?;
     let_go(session, 0)?;
     is_gone(session)?;
+    plug(session)
+}
+
+/// Memory that has failed is no reason to keep the device: who has it takes along what the CPU
+/// still finds there.
+pub fn takes_failed_memory_along(session: &mut Session) -> Result<()> {
+    poison::failed_page_leaves_before_an_unplug(session, |session| {
+        session.vm()?.ask_to_unplug(0)?;
+        let_go(session, 0)?;
+        is_gone(session)
+    })?;
     plug(session)
 }
 

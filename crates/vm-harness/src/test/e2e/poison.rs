@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use cdm_control_protocol::{Ask, Fault, State};
 
-use super::{Session, patience};
+use super::{Session, faults, patience, stuck};
 use crate::vm::breaches;
 
 /// How long news may take from the device's process to the driver, under emulation.
 const LIMIT: Duration = Duration::from_secs(30);
 const PAGE_BYTES: u64 = 4096;
+/// How late a device answers that forgets a page late: a wait that nobody notices otherwise.
+const LATE_MS: u32 = 1500;
 
 /// Starts `cdm-failing`, which waits until /tmp/end exists, and says which page it uses.
 const USE: &str = "rm -f /tmp/end; echo > /tmp/failing; \
@@ -101,12 +103,17 @@ fn wait_for_log(session: &mut Session, part: &str) -> Result<()> {
     bail!("the kernel does not say '{part}':\n{log}")
 }
 
+/// Has a process use memory that is about to fail; what it says of its pages.
+fn start(session: &mut Session, mode: &str) -> Result<String> {
+    let said = session.text(&USE.replace("MODE", mode))?;
+    let pages = said.lines().find_map(|line| line.strip_prefix("page "));
+    let pages = pages.with_context(|| format!("it says: {said}"))?;
+    Ok(pages.to_owned())
+}
+
 /// Has a process use memory of which a page is about to fail; which page.
 fn use_memory(session: &mut Session, mode: &str) -> Result<u64> {
-    let said = session.text(&USE.replace("MODE", mode))?;
-    let page = said.lines().find_map(|line| line.strip_prefix("page "));
-    let page = page.with_context(|| format!("it says: {said}"))?;
-    Ok(page.parse()?)
+    Ok(start(session, mode)?.parse()?)
 }
 
 /// Lets the process go on; what it says in all.
@@ -160,6 +167,136 @@ pub fn touched_page_raises_sigbus(session: &mut Session) -> Result<()> {
 /// The same with a page of a folio of 2 MiB, of which the rest stays.
 pub fn page_of_a_huge_page_fails_alone(session: &mut Session) -> Result<()> {
     touched_page_fails(session, "huge")
+}
+
+/// The page of a process that the device has the address space of is lost to the device as well,
+/// which has to forget it first, and may take its time.
+pub fn bound_process_loses_its_page(session: &mut Session) -> Result<()> {
+    let before = figure(session, "pages_poisoned")?;
+    let page = use_memory(session, "bound")?;
+    let forgotten = figure(session, "invalidations")?;
+    faults::set(session, &format!("late-invalidation,ms={LATE_MS}"))?;
+    let start = Instant::now();
+    poison(session, &format!("page={page}"))?;
+    wait_for_poisoned(session, before + 1)?;
+    ensure!(
+        start.elapsed() >= Duration::from_millis(LATE_MS.into()),
+        "the page was out of use before the device had forgotten it"
+    );
+    ensure!(
+        figure(session, "invalidations")? > forgotten,
+        "the device was not made to forget the page"
+    );
+    faults::clear(session)?;
+    let said = go_on(session)?;
+    expect_said(&said, "addresses: the device answered PAGE_ERROR")?;
+    expect_said(&said, "addresses beside it: done")?;
+    expect_said(&said, "load: BUS_MCEERR_AR at its address")?;
+    expect_said(&said, "neighbours: moved")?;
+    is_out_of_use(session, page)
+}
+
+/// Where the process keeps the page, the device refuses it, whether it knows where the page is
+/// or, after a RESET, has to ask.
+pub fn commands_on_addresses_are_told(session: &mut Session) -> Result<()> {
+    for is_reset in [false, true] {
+        let before = figure(session, "pages_poisoned")?;
+        let page = use_memory(session, "bound")?;
+        new_log(session)?;
+        poison(session, &format!("page={page}"))?;
+        wait_for_log(session, "bytes of the device memory have failed")?;
+        if is_reset {
+            session.text("cdmctl reset")?;
+        }
+        let said = go_on(session)?;
+        expect_said(&said, "addresses: the device answered POISONED")?;
+        expect_said(&said, "addresses beside it: done")?;
+        expect_said(&said, "load: what was there")?;
+        expect_said(&said, "neighbours: moved")?;
+        wait_for_poisoned(session, before + 1)?;
+        is_out_of_use(session, page)?;
+    }
+    Ok(())
+}
+
+/// A private page that fails is lost to the device as well.
+pub fn bound_process_loses_its_private_page(session: &mut Session) -> Result<()> {
+    let before = figure(session, "pages_poisoned")?;
+    let page = use_memory(session, "bound")?;
+    let forgotten = figure(session, "invalidations")?;
+    poison(session, &format!("page={page}"))?;
+    wait_for_poisoned(session, before + 1)?;
+    ensure!(
+        figure(session, "invalidations")? > forgotten,
+        "the device was not made to forget the page"
+    );
+    let said = go_on(session)?;
+    expect_said(&said, "addresses: the device answered PAGE_ERROR")?;
+    expect_said(&said, "addresses beside it: done")?;
+    expect_said(&said, "load: BUS_MCEERR_AR at its address")?;
+    expect_said(&said, "neighbours: unchanged")?;
+    is_not_handed_out(session, page)
+}
+
+/// Pages fail one by one while they move there and back, and while the device reads them by their
+/// addresses: some are lost, and nobody uses them again; the others are as they were.
+pub fn pages_fail_while_they_move(session: &mut Session) -> Result<()> {
+    let said = start(session, "churn")?;
+    let pages: Vec<u64> = said.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+    // What the process lets go of is handed out again soon, so it comes by these all the time.
+    for page in pages.iter().step_by(3) {
+        poison(session, &format!("page={page}"))?;
+        thread::sleep(Duration::from_millis(100));
+    }
+    let said = go_on(session)?;
+    expect_said(&said, "rounds, lost")?;
+    let all = usable_bad_pages(session)?;
+    wait_for_poisoned(session, all)?;
+    new_log(session)?;
+    is_out_of_use(session, pages[0])
+}
+
+/// Lets a page fail that a process uses, and has the process look at it after `meanwhile`; what it
+/// finds.
+fn looks_after(
+    session: &mut Session,
+    sign: &str,
+    meanwhile: impl FnOnce(&mut Session) -> Result<()>,
+) -> Result<String> {
+    let page = use_memory(session, "loads")?;
+    new_log(session)?;
+    poison(session, &format!("page={page}"))?;
+    wait_for_log(session, sign)?;
+    meanwhile(session)?;
+    let said = go_on(session)?;
+    expect_said(&said, "neighbours: unchanged")?;
+    Ok(said)
+}
+
+/// A process that has lost a page has lost it for good, also when the driver has let go of the
+/// device, and another one has come.
+pub fn lost_page_stays_lost_without_the_driver(session: &mut Session) -> Result<()> {
+    let said = looks_after(session, "Memory failure", rebind)?;
+    expect_said(&said, "load: BUS_MCEERR_AR at its address")?;
+    let all = usable_bad_pages(session)?;
+    wait_for_poisoned(session, all)
+}
+
+/// A driver that lets go of the device takes memory along that has failed, for who still has it.
+pub fn failed_page_leaves_with_the_driver(session: &mut Session) -> Result<()> {
+    let said = looks_after(session, "have failed", rebind)?;
+    expect_said(&said, "load: what was there")?;
+    let all = usable_bad_pages(session)?;
+    wait_for_poisoned(session, all)
+}
+
+/// So does an unplug.
+pub fn failed_page_leaves_before_an_unplug(
+    session: &mut Session,
+    unplug: impl FnOnce(&mut Session) -> Result<()>,
+) -> Result<()> {
+    let said = looks_after(session, "have failed", unplug)?;
+    expect_said(&said, "load: what was there")
 }
 
 /// Where the kernel cannot take a page from its user, the driver says so, and the user goes on with
@@ -244,6 +381,25 @@ pub fn free_page_is_never_handed_out(session: &mut Session) -> Result<()> {
     wait_for_poisoned(session, before + 1)?;
     ensure!(free_pages(session)? == free - 1, "it is still free");
     is_out_of_use(session, page)
+}
+
+/// A device that refuses to say what has failed, or whose answer is lost, is asked again.
+pub fn failed_question_is_asked_again(session: &mut Session) -> Result<()> {
+    let last = state(session)?.memory_bytes / PAGE_BYTES - 1;
+    for (fault, page) in [
+        ("fail,queue=0,count=2", last - 2),
+        ("drop,queue=0", last - 4),
+    ] {
+        let before = figure(session, "pages_poisoned")?;
+        stuck::impatiently(session, |session| {
+            faults::set(session, fault)?;
+            poison(session, &format!("page={page}"))?;
+            wait_for_poisoned(session, before + 1).context(fault)
+        })?;
+        faults::clear(session)?;
+        is_out_of_use(session, page)?;
+    }
+    Ok(())
 }
 
 /// Bad pages that are not struct pages.

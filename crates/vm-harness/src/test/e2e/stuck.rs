@@ -14,7 +14,7 @@ const COMMAND_MS: u64 = 2000;
 const PARAMETER: &str = "/sys/module/cdm/parameters/command_ms";
 
 /// Runs `check` while the driver is less patient than usual.
-fn impatiently(
+pub fn impatiently(
     session: &mut Session,
     check: impl FnOnce(&mut Session) -> Result<()>,
 ) -> Result<()> {
