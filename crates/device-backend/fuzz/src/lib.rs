@@ -25,6 +25,9 @@ pub const PASID: u32 = 1;
 /// themselves have no other end.
 const GUEST_TIME: Duration = Duration::from_millis(20);
 
+/// A page of the device memory that has failed.
+const FAILED_PAGE: u64 = 3;
+
 /// What outlives a guest.
 pub fn parts() -> &'static Parts {
     static PARTS: OnceLock<Parts> = OnceLock::new();
@@ -44,6 +47,7 @@ pub fn parts() -> &'static Parts {
             },
         };
         let device = Arc::new(Device::new(&shape).expect("memory"));
+        device.fail_pages(FAILED_PAGE..FAILED_PAGE + 1);
         Parts {
             telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), None)),
             faults: Arc::new(Faults::new(device.clone())),
