@@ -15,6 +15,8 @@ use crate::telemetry::{Telemetry, Trace, TraceFile};
 use crate::vhost::{Bell, Parts};
 use cdm_protocol::QUEUE_FIRST_COMMAND;
 use clap::Parser;
+use nix::sys::signal::SigSet;
+use nix::sys::signal::Signal::{SIGINT, SIGTERM};
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -209,19 +211,31 @@ async fn or_warn(service: impl Future<Output = io::Result<()>>) {
     }
 }
 
-/// The signals that end the program.
+/// The signals that end the program. They are the main thread's: a handler runs in the thread that
+/// the kernel chooses, and what it does is in no other thread's list of system calls.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    /// Handles them from now on.
+    /// Handles them from now on, but none arrives before [`Self::let_in`]: threads that start
+    /// until then never get one.
     fn new() -> io::Result<Self> {
+        Self::all().thread_block()?;
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
+    }
+
+    /// This thread takes them, those that wait as well.
+    fn let_in(&self) -> io::Result<()> {
+        Ok(Self::all().thread_unblock()?)
+    }
+
+    fn all() -> SigSet {
+        SigSet::from_iter([SIGTERM, SIGINT])
     }
 
     /// Waits for one, and names it.
@@ -253,6 +267,7 @@ async fn supervise(
         })
         .map_err(setup("the serving thread"))?;
     sandbox.enter(Role::Main);
+    signals.let_in().map_err(setup("the signals"))?;
 
     let name = tokio::select! {
         result = &mut served => return Ok(result.unwrap_or_else(|_| server_panicked())),
