@@ -2,6 +2,7 @@
 
 //! Faults that a device can be told to have.
 
+use crate::Operation;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt::{self, Display};
@@ -48,9 +49,13 @@ pub enum FaultKind {
 pub struct Fault {
     /// What goes wrong.
     pub kind: FaultKind,
-    /// Number of the virtqueue; all command queues without one.
+    /// Number of the virtqueue; without one all that have the requests of `opcode`, and without
+    /// that all command queues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<u16>,
+    /// Only requests for this are counted and hit, on the queues that have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opcode: Option<Operation>,
     /// First request that can be hit, from 1.
     #[serde(default = "one")]
     pub nth: u64,
@@ -105,6 +110,14 @@ pub enum FaultError {
         kind: FaultKind,
         /// The field.
         field: &'static str,
+    },
+    /// The queue has no such requests.
+    #[error("'{opcode}' is no request of queue {queue}")]
+    Elsewhere {
+        /// The request.
+        opcode: Operation,
+        /// The queue.
+        queue: u16,
     },
     /// A field that the kind cannot do without.
     #[error("'{kind}' needs '{field}'")]
@@ -169,6 +182,14 @@ impl FaultKind {
         matches!(self, Self::Delay | Self::LateInvalidation)
     }
 
+    /// Whether it happens to requests as they are taken off a queue, of whatever operation.
+    pub fn is_of_requests(self) -> bool {
+        !matches!(
+            self,
+            Self::RefusePage | Self::LateInvalidation | Self::Poison
+        )
+    }
+
     /// Whether it may be told what a request ends with.
     fn takes_status(self) -> bool {
         matches!(self, Self::Fail | Self::RefusePage)
@@ -187,6 +208,7 @@ impl Fault {
         Self {
             kind,
             queue: None,
+            opcode: None,
             nth: 1,
             every: 1,
             count: 1,
@@ -215,6 +237,7 @@ impl Fault {
             ("queue", self.queue.is_some(), !is_poison),
             ("nth", self.nth != 1, !is_poison),
             ("every", self.every != 1, !is_poison),
+            ("opcode", self.opcode.is_some(), kind.is_of_requests()),
             ("ms", self.ms.is_some(), kind.takes_time()),
             (
                 "bytes",
@@ -228,6 +251,11 @@ impl Fault {
             if is_there && !has_use {
                 return Err(FaultError::Unused { kind, field });
             }
+        }
+        if let (Some(opcode), Some(queue)) = (self.opcode, self.queue)
+            && !opcode.is_on(queue)
+        {
+            return Err(FaultError::Elsewhere { opcode, queue });
         }
         if self.nth == 0 {
             return bad("nth", 0, "the first request is 1");
@@ -270,7 +298,7 @@ impl Fault {
     }
 }
 
-/// `kind,field=number,...`, as the command line has it.
+/// `kind,field=value,...`, as the command line has it: numbers, but for the name of an operation.
 impl FromStr for Fault {
     type Err = FaultError;
 
@@ -282,8 +310,11 @@ impl FromStr for Fault {
         for word in words {
             let form = || FaultError::Form(format!("'{word}' is not of the form field=number"));
             let (field, value) = word.split_once('=').ok_or_else(form)?;
-            let value: u64 = value.parse().map_err(|_| form())?;
-            if object.insert(field.to_owned(), value.into()).is_some() {
+            let value = match field {
+                "opcode" => Value::from(value),
+                _ => Value::from(value.parse::<u64>().map_err(|_| form())?),
+            };
+            if object.insert(field.to_owned(), value).is_some() {
                 return Err(FaultError::Form(format!("'{field}' is there twice")));
             }
         }
@@ -298,6 +329,9 @@ impl FromStr for Fault {
 impl Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind)?;
+        if let Some(opcode) = self.opcode {
+            write!(f, ",opcode={opcode}")?;
+        }
         let selection = [
             ("queue", self.queue.map(u64::from)),
             ("nth", Some(self.nth).filter(|&nth| nth != 1)),
@@ -334,14 +368,19 @@ mod tests {
             any::<u64>(),
         );
         let parameter = prop::option::of(1u32..24);
-        (kind, numbers, parameter).prop_map(
-            |(kind, (queue, nth, every, count, seed), parameter)| {
+        let opcode = prop::option::of(prop::sample::select(Operation::all().collect::<Vec<_>>()));
+        (kind, numbers, parameter, opcode).prop_map(
+            |(kind, (queue, nth, every, count, seed), parameter, opcode)| {
                 let only = |wanted| parameter.filter(|_| kind == wanted);
                 let bytes = only(FaultKind::Truncate).or(only(FaultKind::WrongLength));
                 let is_poison = kind == FaultKind::Poison;
+                let opcode = opcode.filter(|_| kind.is_of_requests());
                 Fault {
                     kind,
-                    queue: queue.filter(|_| !is_poison),
+                    queue: queue
+                        .filter(|_| !is_poison)
+                        .filter(|&queue| opcode.is_none_or(|opcode| opcode.is_on(queue))),
+                    opcode,
                     nth: if is_poison { 1 } else { nth },
                     every: if is_poison { 1 } else { every },
                     count: if is_poison { 1 + count % 65536 } else { count },
@@ -404,10 +443,24 @@ mod tests {
             ("fail,status=0", "that is OK"),
             ("drop,page=1", "'drop' has no 'page'"),
             ("poison,queue=2", "'poison' has no 'queue'"),
+            ("poison,opcode=COPY", "'poison' has no 'opcode'"),
             ("poison,nth=3", "'poison' has no 'nth'"),
             ("poison,every=2", "'poison' has no 'every'"),
             ("poison,count=0", "1 to 65536 pages"),
             ("poison,count=65537", "1 to 65536 pages"),
+            ("drop,opcode=8", "'8' is no operation"),
+            ("drop,opcode=invalidate", "'invalidate' is no operation"),
+            ("drop,opcode=BIND,opcode=BIND", "'opcode' is there twice"),
+            ("refuse-page,opcode=COPY", "'refuse-page' has no 'opcode'"),
+            (
+                "late-invalidation,ms=1,opcode=INVALIDATE",
+                "has no 'opcode'",
+            ),
+            (
+                "drop,opcode=INVALIDATE,queue=2",
+                "'INVALIDATE' is no request of queue 2",
+            ),
+            ("drop,opcode=COPY,queue=0", "no request of queue 0"),
         ] {
             let error = text.parse::<Fault>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");

@@ -18,7 +18,7 @@ mod tests;
 pub use effect::{Effects, Leave};
 
 use crate::model::Device;
-use cdm_control_protocol::{Fault, FaultError, FaultKind, FaultState};
+use cdm_control_protocol::{Fault, FaultError, FaultKind, FaultState, Operation};
 use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND, Status};
 use chance::Chance;
 use effect::Effect;
@@ -216,21 +216,23 @@ impl Faults {
     }
 
     /// Whether the next request of a queue must wait. It must be there: this is where it is
-    /// decided what will happen to it.
-    pub fn look(&self, queue: u16) -> bool {
+    /// decided what will happen to it. `opcode` tells the number that it begins with, if it can
+    /// be read; it is asked at most once for each request.
+    pub fn look(&self, queue: u16, opcode: impl FnOnce() -> Option<u16>) -> bool {
         if !self.are_any() {
             return false;
         }
-        self.state().decide(queue).is_stalled()
+        self.state().decide(queue, opcode).is_stalled()
     }
 
-    /// What happens to the request that is being taken off a queue.
-    pub fn take(&self, queue: u16) -> Effects {
+    /// What happens to the request that is being taken off a queue, whose opcode is asked if
+    /// nobody has looked at it before.
+    pub fn take(&self, queue: u16, opcode: impl FnOnce() -> Option<u16>) -> Effects {
         if !self.are_any() {
             return Effects::default();
         }
         let mut state = self.state();
-        state.decide(queue);
+        state.decide(queue, opcode);
         state
             .ahead
             .remove(&queue)
@@ -263,7 +265,7 @@ impl Faults {
         let mut state = self.state();
         let mut hit = None;
         for active in &mut state.active {
-            if active.hits(counted, queue).is_some() {
+            if active.hits(counted, queue, None).is_some() {
                 hit = hit.or(Some(active.fault.clone()));
             }
         }
@@ -301,12 +303,17 @@ impl Faults {
 
 impl State {
     /// Decides about the next request of a queue, unless that is done.
-    fn decide(&mut self, queue: u16) -> &Ahead {
+    fn decide(&mut self, queue: u16, opcode: impl FnOnce() -> Option<u16>) -> &Ahead {
         let active = &mut self.active;
         self.ahead.entry(queue).or_insert_with(|| {
+            let number = match active.iter().any(|active| active.fault.opcode.is_some()) {
+                true => opcode(),
+                false => None,
+            };
+            let operation = number.map(|number| Operation::on_queue(queue, number));
             let mut ahead = Ahead::default();
             for active in active.iter_mut() {
-                active.decide(queue, &mut ahead);
+                active.decide(queue, operation, &mut ahead);
             }
             ahead
         })
@@ -320,8 +327,8 @@ impl Active {
     }
 
     /// Has the fault take part in what happens to the next request of a queue.
-    fn decide(&mut self, queue: u16, ahead: &mut Ahead) {
-        let Some(mut chance) = self.hits(Counted::Requests, queue) else {
+    fn decide(&mut self, queue: u16, operation: Option<Operation>, ahead: &mut Ahead) {
+        let Some(mut chance) = self.hits(Counted::Requests, queue, operation) else {
             return;
         };
         let fault = &self.fault;
@@ -338,12 +345,20 @@ impl Active {
     }
 
     /// Counts one more of those things on a queue; if the fault hits it, what is left to chance.
-    fn hits(&mut self, counted: Counted, queue: u16) -> Option<Chance> {
+    fn hits(
+        &mut self,
+        counted: Counted,
+        queue: u16,
+        operation: Option<Operation>,
+    ) -> Option<Chance> {
         let fault = &self.fault;
-        let is_meant = match fault.queue {
+        let is_meant = match (fault.queue, fault.opcode) {
             _ if fault.kind == FaultKind::Poison => false,
-            Some(meant) => meant == queue,
-            None => counted != Counted::Requests || queue >= QUEUE_FIRST_COMMAND,
+            (Some(meant), _) if meant != queue => false,
+            // An operation is on the queues that have it.
+            (_, Some(_)) => operation == fault.opcode,
+            (Some(_), None) => true,
+            (None, None) => counted != Counted::Requests || queue >= QUEUE_FIRST_COMMAND,
         };
         if !is_meant || Counted::of(fault.kind) != counted {
             return None;

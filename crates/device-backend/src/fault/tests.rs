@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::model::{Capacity, Link, LinkSpeed, Shape};
-use cdm_protocol::{Completion, QUEUE_CONTROL, Status};
+use cdm_protocol::{Completion, ControlOpcode, Opcode, QUEUE_CONTROL, Status};
 
 /// First command queue.
 const COMMAND: u16 = QUEUE_FIRST_COMMAND;
@@ -36,7 +36,7 @@ fn faults(specs: &[&str]) -> Faults {
 /// Numbers, from 1, of the requests of a queue that something happens to.
 fn hit(faults: &Faults, queue: u16, requests: u64) -> Vec<u64> {
     (1..=requests)
-        .filter(|_| faults.take(queue) != Effects::default())
+        .filter(|_| faults.take(queue, || None) != Effects::default())
         .collect()
 }
 
@@ -44,7 +44,7 @@ fn hit(faults: &Faults, queue: u16, requests: u64) -> Vec<u64> {
 fn without_faults_nothing_happens() {
     let faults = faults(&[]);
     assert!(hit(&faults, COMMAND, 100).is_empty());
-    assert!(!faults.look(COMMAND));
+    assert!(!faults.look(COMMAND, || None));
 }
 
 #[test]
@@ -81,16 +81,18 @@ fn what_is_left_to_chance_is_the_same_whatever_happens_on_other_queues() {
     let (alone, busy) = (faults(&specs), faults(&specs));
     for request in 0..200 {
         for _ in 0..request % 3 {
-            busy.take(COMMAND + 1);
+            busy.take(COMMAND + 1, || None);
         }
-        assert_eq!(alone.take(COMMAND), busy.take(COMMAND));
+        assert_eq!(alone.take(COMMAND, || None), busy.take(COMMAND, || None));
     }
 }
 
 #[test]
 fn chance_is_the_same_in_every_version() {
     let faults = faults(&["corrupt,count=0,seed=42"]);
-    let found: Vec<Leave> = (0..4).map(|_| faults.take(COMMAND).leave[0]).collect();
+    let found: Vec<Leave> = (0..4)
+        .map(|_| faults.take(COMMAND, || None).leave[0])
+        .collect();
     let expected = CHANCE_OF_SEED_42.map(|(offset, change)| Leave::Corrupt { offset, change });
     assert_eq!(found, expected);
 }
@@ -107,7 +109,7 @@ fn every_parameter_by_chance_is_one_that_shows() {
     ]);
     let whole = size_of::<Completion>() as u32;
     for _ in 0..1000 {
-        for leave in faults.take(COMMAND).leave {
+        for leave in faults.take(COMMAND, || None).leave {
             match leave {
                 Leave::Truncate(bytes) => assert!(bytes < whole),
                 Leave::Corrupt { offset, change } => assert!(offset < whole && change != 0),
@@ -126,7 +128,7 @@ fn parameters_that_are_given_are_taken() {
         "wrong-length,bytes=99",
         "fail,status=13",
     ]);
-    let effects = faults.take(COMMAND);
+    let effects = faults.take(COMMAND, || None);
     assert_eq!(effects.refusal, Some(Status(13.into())));
     assert_eq!(effects.leave[0], Leave::Truncate(7));
     assert!(matches!(effects.leave[1], Leave::Corrupt { offset: 2, .. }));
@@ -177,22 +179,22 @@ fn fault_of_what_a_queue_does_not_have_is_refused() {
 #[test]
 fn a_hang_holds_its_queue_until_the_request_is_taken_all_the_same() {
     let faults = faults(&["hang,nth=2"]);
-    assert!(!faults.look(COMMAND));
-    faults.take(COMMAND);
+    assert!(!faults.look(COMMAND, || None));
+    faults.take(COMMAND, || None);
     for _ in 0..3 {
-        assert!(faults.look(COMMAND) && faults.is_stalled(COMMAND));
+        assert!(faults.look(COMMAND, || None) && faults.is_stalled(COMMAND));
     }
-    assert!(!faults.look(COMMAND + 1));
+    assert!(!faults.look(COMMAND + 1, || None));
     // As a RESET does.
-    faults.take(COMMAND);
-    assert!(!faults.look(COMMAND) && !faults.is_stalled(COMMAND));
+    faults.take(COMMAND, || None);
+    assert!(!faults.look(COMMAND, || None) && !faults.is_stalled(COMMAND));
 }
 
 #[test]
 fn a_delay_ends_by_itself_and_the_longest_counts() {
     let faults = faults(&["delay,ms=1", "delay,ms=30"]);
     let begin = Instant::now();
-    while faults.look(COMMAND) {
+    while faults.look(COMMAND, || None) {
         faults.wait();
     }
     assert!(begin.elapsed() >= Duration::from_millis(30));
@@ -201,9 +203,9 @@ fn a_delay_ends_by_itself_and_the_longest_counts() {
 #[test]
 fn a_fault_that_is_cleared_lets_go_and_the_others_stay() {
     let faults = faults(&["hang", "drop,nth=2,count=0"]);
-    assert!(faults.look(COMMAND));
+    assert!(faults.look(COMMAND, || None));
     assert_eq!(faults.clear(Some(0)), 1);
-    assert!(!faults.look(COMMAND));
+    assert!(!faults.look(COMMAND, || None));
     assert_eq!(faults.list().len(), 1);
     assert_eq!(faults.clear(Some(7)), 0);
     assert_eq!(faults.clear(None), 1);
@@ -213,9 +215,9 @@ fn a_fault_that_is_cleared_lets_go_and_the_others_stay() {
 #[test]
 fn new_rings_have_nothing_of_the_old_ones() {
     let faults = faults(&["hang"]);
-    assert!(faults.look(COMMAND));
+    assert!(faults.look(COMMAND, || None));
     faults.forget_requests();
-    assert!(!faults.look(COMMAND));
+    assert!(!faults.look(COMMAND, || None));
 }
 
 #[test]
@@ -276,4 +278,89 @@ fn memory_does_not_mend_when_its_fault_is_cleared() {
     let faults = faults(&["poison,page=1"]);
     assert_eq!(faults.clear(None), 1);
     assert_eq!(bad_pages(&faults), [1]);
+}
+
+/// Numbers, from 1, of the control requests that something happens to, which are of these
+/// operations.
+fn hit_of(faults: &Faults, requests: &[ControlOpcode]) -> Vec<u64> {
+    (1..)
+        .zip(requests)
+        .filter(|(_, opcode)| {
+            faults.take(QUEUE_CONTROL, || Some(opcode.get())) != Effects::default()
+        })
+        .map(|(number, _)| number)
+        .collect()
+}
+
+const BIND: ControlOpcode = ControlOpcode::BIND;
+const UNBIND: ControlOpcode = ControlOpcode::UNBIND;
+const INVALIDATE: ControlOpcode = ControlOpcode::INVALIDATE;
+
+#[test]
+fn fault_of_an_operation_counts_and_hits_no_other_request() {
+    let faults = faults(&["drop,opcode=INVALIDATE,nth=2,count=2"]);
+    let requests = [
+        BIND, INVALIDATE, UNBIND, INVALIDATE, BIND, INVALIDATE, INVALIDATE,
+    ];
+    assert_eq!(hit_of(&faults, &requests), [4, 6]);
+    assert_eq!(faults.list()[0].hits, 2);
+}
+
+#[test]
+fn fault_of_an_operation_is_on_all_queues_that_have_it_and_on_no_other() {
+    let copy = || Some(Opcode::COPY.get());
+    let faults = faults(&["fail,opcode=COPY,count=0"]);
+    // The number of a COPY is that of another operation on the control queue.
+    assert_eq!(ControlOpcode::RESET.get(), Opcode::COPY.get());
+    assert!(hit_of(&faults, &[ControlOpcode::RESET]).is_empty());
+    for queue in [COMMAND, COMMAND + 1] {
+        assert_ne!(faults.take(queue, copy), Effects::default());
+        assert_eq!(faults.take(queue, || None), Effects::default());
+    }
+}
+
+#[test]
+fn fault_of_an_operation_on_one_queue_is_on_that_one() {
+    let copy = || Some(Opcode::COPY.get());
+    let faults = faults(&["fail,opcode=COPY,queue=3,count=0"]);
+    assert_eq!(faults.take(COMMAND, copy), Effects::default());
+    assert_ne!(faults.take(COMMAND + 1, copy), Effects::default());
+    let error = no_faults().set(Fault {
+        queue: Some(QUEUE_CONTROL),
+        ..faults.list()[0].fault.clone()
+    });
+    assert!(matches!(error, Err(SetError::Fault(_))), "{error:?}");
+}
+
+#[test]
+fn seed_chooses_among_requests_of_an_operation_as_if_there_were_no_others() {
+    let faults_of = || faults(&["drop,opcode=INVALIDATE,every=4,count=0,seed=3"]);
+    let alone = hit_of(&faults_of(), &[INVALIDATE; 200]);
+    let requests: Vec<_> = (0..200).flat_map(|_| [BIND, INVALIDATE]).collect();
+    let among = hit_of(&faults_of(), &requests);
+    assert!(alone.len() > 20, "{alone:?}");
+    let expected: Vec<_> = alone.iter().map(|number| number * 2).collect();
+    assert_eq!(among, expected);
+}
+
+#[test]
+fn request_that_was_looked_at_is_decided_about_and_not_asked_again() {
+    let faults = faults(&["hang,opcode=UNBIND,nth=2"]);
+    let look = |opcode: ControlOpcode| faults.look(QUEUE_CONTROL, || Some(opcode.get()));
+    let take = || faults.take(QUEUE_CONTROL, || panic!("asked twice"));
+    for opcode in [UNBIND, BIND] {
+        assert!(!look(opcode));
+        take();
+    }
+    assert!(look(UNBIND));
+    // What waits there stays there, so nobody looks at what it says now.
+    assert!(faults.look(QUEUE_CONTROL, || panic!("asked twice")));
+    take();
+    assert!(!look(UNBIND));
+}
+
+#[test]
+fn opcodes_are_looked_at_only_if_a_fault_is_of_one() {
+    let faults = faults(&["drop,nth=3", "late-invalidation,ms=1"]);
+    assert!(!faults.look(COMMAND, || panic!("no fault asks for it")));
 }

@@ -12,6 +12,8 @@ use crate::model::{GuestMemory, MAX_REQUEST_BYTES};
 use std::sync::Arc;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address, GuestMemoryMmap};
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U16;
 
 /// One buffer of a chain.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +100,12 @@ impl Chain {
         Ok(RequestBytes { bytes, total })
     }
 
+    /// The number of the operation that the request begins with, if it has one.
+    pub fn opcode(&self, guest: &GuestView) -> Option<u16> {
+        let request = self.request(guest).ok()?;
+        opcode(&request.bytes).map(U16::get)
+    }
+
     /// Whether the chain has room for `bytes` of answer, all of it in guest memory.
     pub fn has_room(&self, bytes: usize, guest: &GuestView) -> bool {
         let mut found = 0;
@@ -124,6 +132,13 @@ impl Chain {
             }
         }
     }
+}
+
+/// The operation of a request, which every request begins with.
+pub fn opcode(request: &[u8]) -> Option<U16> {
+    U16::read_from_prefix(request)
+        .ok()
+        .map(|(number, _)| number)
 }
 
 /// Walks buffers in stretches of guest memory; ends at the first place that is none.

@@ -12,7 +12,7 @@
 
 use super::adapter::Shared;
 use super::asker::Asker;
-use super::chain::{Chain, Malformed};
+use super::chain::{self, Chain, Malformed};
 use super::engines::Crew;
 use super::guest_view::GuestView;
 use super::passage::{Passage, Served};
@@ -21,8 +21,7 @@ use super::vring::Vring;
 use crate::model::{Command, CommandQueue, Device, Means, Request, Task, Ticket};
 use cdm_protocol::{Completion, Opcode, QUEUE_FIRST_COMMAND, Status};
 use std::sync::Arc;
-use zerocopy::little_endian::U16;
-use zerocopy::{FromBytes, FromZeros};
+use zerocopy::FromZeros;
 
 /// Work above which the driver hears of the commands before first: below it, an interrupt
 /// costs more than the waiting.
@@ -102,7 +101,7 @@ pub fn serve_one(
     let Some((chain, ticket)) = ring.pop(|| queue.take())? else {
         return Ok(Served::Nothing);
     };
-    let mut passage = Passage::begin(shared, number);
+    let mut passage = Passage::begin(shared, number, &chain, &guest);
     if !chain.has_room(size_of::<Completion>(), &guest) {
         let given_back = ring.push_used(&chain, 0);
         queue.finish(&ticket, &with_status(Status::MALFORMED));
@@ -112,7 +111,7 @@ pub fn serve_one(
     let command = match chain.request(&guest) {
         Err(Malformed) => None,
         Ok(request) => {
-            passage.is_for(opcode(&request.bytes).and_then(|number| Opcode(number).name()));
+            passage.is_for(chain::opcode(&request.bytes).and_then(|number| Opcode(number).name()));
             Some(Command::parse(&Request::new(&request.bytes, request.total)))
         }
     };
@@ -264,13 +263,6 @@ impl Taken {
     fn is_cancelled(&self) -> bool {
         self.queue().is_cancelled(&self.ticket)
     }
-}
-
-/// The operation of a request, which every request begins with.
-pub fn opcode(request: &[u8]) -> Option<U16> {
-    U16::read_from_prefix(request)
-        .ok()
-        .map(|(number, _)| number)
 }
 
 /// A completion that says nothing but its status.

@@ -3,7 +3,7 @@
 //! Serving the control queue.
 
 use super::adapter::Shared;
-use super::chain::{Chain, Malformed};
+use super::chain::{self, Chain, Malformed};
 use super::command::{self, CommandRings, with_status};
 use super::guest_view::GuestView;
 use super::mapper::MapError;
@@ -30,7 +30,7 @@ pub fn serve_one(shared: &Arc<Shared>, vrings: &[Vring]) -> Result<Served, Broke
     let Some((chain, ())) = ring.pop(|| ())? else {
         return Ok(Served::Nothing);
     };
-    let mut passage = Passage::begin(shared, QUEUE_CONTROL);
+    let mut passage = Passage::begin(shared, QUEUE_CONTROL, &chain, &guest);
     if !chain.has_room(size_of::<Completion>(), &guest) {
         let given_back = ring.push_used(&chain, 0);
         let event = &vrings[usize::from(QUEUE_EVENT)];
@@ -57,7 +57,7 @@ fn carry_out(
         Ok(request) => request,
         Err(Malformed) => return Some(with_status(Status::MALFORMED)),
     };
-    let opcode = command::opcode(&request.bytes).map(ControlOpcode);
+    let opcode = chain::opcode(&request.bytes).map(ControlOpcode);
     passage.is_for(opcode.and_then(ControlOpcode::name));
     if opcode == Some(ControlOpcode::INVALIDATE) {
         passage.is_invalidation(shared);

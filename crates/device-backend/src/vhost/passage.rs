@@ -52,16 +52,17 @@ pub struct Held {
 impl Passage {
     /// Whether a fault keeps a queue from taking the request that waits there.
     pub fn is_barred(shared: &Shared, queue: u16, ring: &Ring<'_>) -> bool {
-        ring.with_waiting(|waiting| waiting > 0) && shared.faults.look(queue)
+        let opcode = || ring.peek()?.opcode(ring.guest());
+        ring.with_waiting(|waiting| waiting > 0) && shared.faults.look(queue, opcode)
     }
 
     /// Begins when the request has been taken off the ring.
-    pub fn begin(shared: &Shared, queue: u16) -> Self {
+    pub fn begin(shared: &Shared, queue: u16, chain: &Chain, guest: &GuestView) -> Self {
         Self {
             queue,
             opcode: UNKNOWN,
             began: Instant::now(),
-            effects: shared.faults.take(queue),
+            effects: shared.faults.take(queue, || chain.opcode(guest)),
             traffic: Traffic::default(),
             simulated: None,
             late: Duration::ZERO,

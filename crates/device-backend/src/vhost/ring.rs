@@ -49,6 +49,28 @@ impl<'a> Ring<'a> {
         Ok(Some((Chain::collect(descriptors), taken)))
     }
 
+    /// The next chain, which stays in the ring; `None` if there is none that can be read.
+    pub fn peek(&self) -> Option<Chain> {
+        let mut state = self.vring.get_mut();
+        if !state.is_enabled() {
+            return None;
+        }
+        let queue = state.get_queue_mut();
+        if self.waiting_in(queue).ok()? == 0 {
+            return None;
+        }
+        let next = queue.next_avail();
+        let descriptors = queue.iter(self.guest.memory().clone()).ok()?.next();
+        queue.set_next_avail(next);
+        drop(state);
+        descriptors.map(Chain::collect)
+    }
+
+    /// The memory that it lies in.
+    pub fn guest(&self) -> &'a GuestView {
+        self.guest
+    }
+
     /// Whether the driver uses the queue: it is set up, and neither paused nor reset.
     pub fn is_running(&self) -> bool {
         let state = self.vring.get_ref();

@@ -258,3 +258,52 @@ fn a_run_with_the_same_seed_has_the_same_faults() {
     assert!(first.1.iter().all(|&hits| hits > 5), "{:?}", first.1);
     assert_eq!(first, run());
 }
+
+#[test]
+fn fault_of_an_operation_hits_that_control_request_and_no_other() {
+    let (_backend, mut client, mut guest) = start(&["drop,opcode=UNBIND,nth=2"]);
+    let about_space = |opcode| control_of(opcode, 7, 0, 0);
+    for opcode in [
+        ControlOpcode::BIND,
+        ControlOpcode::INVALIDATE,
+        ControlOpcode::UNBIND,
+        ControlOpcode::BIND,
+        ControlOpcode::INVALIDATE,
+    ] {
+        let done = guest.request(QUEUE_CONTROL, &about_space(opcode));
+        assert_eq!(done.status, Status::OK, "{opcode:?}");
+    }
+    let lost = guest.post(QUEUE_CONTROL, &about_space(ControlOpcode::UNBIND));
+    // It is carried out, or the space could not be bound; its completion does not come.
+    let next = guest.post(QUEUE_CONTROL, &about_space(ControlOpcode::BIND));
+    assert_eq!(guest.wait(QUEUE_CONTROL, &next).status, Status::OK);
+    assert_eq!(guest.completion(&lost).as_bytes(), [0xee; 24]);
+    let faults = client.ask(cdm_control_protocol::Ask::Faults).faults;
+    assert_eq!(faults.unwrap()[0].hits, 1);
+}
+
+#[test]
+fn hang_at_an_operation_lets_through_what_is_before_it_and_nothing_behind() {
+    let (_backend, mut client, mut guest) = start(&["hang,opcode=FETCH_ADD,queue=2"]);
+    assert_eq!(guest.request(COMMAND, &nop()).status, Status::OK);
+    assert_eq!(guest.request(COMMAND, &checksum()).status, Status::OK);
+    let stuck = [guest.post(COMMAND, &add_one()), guest.post(COMMAND, &nop())];
+    wait_until("the queue hangs", || client.state().queues[1].is_stalled);
+    assert_eq!(guest.request(COMMAND + 1, &add_one()).status, Status::OK);
+    assert_eq!(guest.control(ControlOpcode::RESET, 0, 0).result.get(), 2);
+    for pending in &stuck {
+        assert_eq!(guest.wait(COMMAND, pending).status, Status::CANCELLED);
+    }
+    assert_eq!(additions(&guest), 1);
+}
+
+#[test]
+fn request_that_cannot_be_read_is_of_no_operation() {
+    let (_backend, mut client, mut guest) = start(&["fail,opcode=NOP,status=17"]);
+    // One byte is no number.
+    assert_eq!(guest.request(COMMAND, &[1]).status, Status::MALFORMED);
+    let refused = guest.request(COMMAND, &nop());
+    assert_eq!(refused.status, Status::BAD_ARGUMENT);
+    let faults = client.ask(cdm_control_protocol::Ask::Faults).faults;
+    assert_eq!(faults.unwrap()[0].hits, 1);
+}
