@@ -413,3 +413,23 @@ fn queue_errors_fit_the_buffers_of_page_requests() {
     assert_eq!(event.kind, EventKind::QUEUE_ERROR);
     assert_eq!(guest.read(buffer + 16, 16), [0xee; 16]);
 }
+
+#[test]
+fn page_requests_have_numbers_of_their_own_also_after_resets() {
+    let (_backend, mut guest) = start(0, &[]);
+    let mut numbers = Vec::new();
+    let mut ask = |guest: &mut Guest| {
+        let (_, request) = wait_for_page(guest, &fill(0, 8, 1));
+        numbers.push(request.id.get());
+    };
+    ask(&mut guest);
+    assert_eq!(guest.control(ControlOpcode::RESET, 0, 0).status, Status::OK);
+    guest.queues[usize::from(COMMAND)].wait_used();
+    ask(&mut guest);
+    guest.virtio_reset();
+    guest.map();
+    bind(&mut guest);
+    ask(&mut guest);
+    let first = numbers[0];
+    assert_eq!(numbers, [first, first + 1, first + 2]);
+}
