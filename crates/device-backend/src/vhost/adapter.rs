@@ -282,6 +282,10 @@ impl Adapter {
         let guest = self.shared.guest();
         Ring::new(vring, &guest).notify();
         if let Err(Broken) = result {
+            if guest.is_gone() {
+                // Its rings cannot be read since it went, and nobody is there to hear of it.
+                return;
+            }
             debug!(queue, "the driver's ring is inconsistent");
             // Whatever is in it: the driver may mend it, and its next kick must come through.
             let _ = Ring::new(vring, &guest).enable_kicks();
@@ -475,6 +479,8 @@ impl VhostUserBackend for Adapter {
 mod tests {
     use super::*;
     use crate::model::{Capacity, Link, LinkSpeed, Shape};
+    use vhost_user_backend::VringT;
+    use vm_memory::GuestAddress;
 
     fn adapter(command_queues: u16) -> Adapter {
         let shape = Shape {
@@ -514,6 +520,53 @@ mod tests {
         let before = adapter.get_config(0, 208);
         adapter.set_config(0, &[0; 8]).unwrap();
         assert_eq!(adapter.get_config(0, 208), before);
+    }
+
+    /// Memory of a guest that is there, with rings in it that nothing is in.
+    fn come(adapter: &Adapter) -> [Vring; 2] {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        let view = GuestView::new(Arc::new(memory.clone()), adapter.shared.own_file());
+        adapter.shared.set_guest(Arc::new(view));
+        [(); 2].map(|()| {
+            let vring = Vring::new(GuestMemoryAtomic::new(memory.clone()), QUEUE_SIZE).unwrap();
+            vring.set_queue_size(QUEUE_SIZE);
+            vring.set_queue_info(0, 0x4000, 0x8000).unwrap();
+            vring.set_queue_ready(true);
+            vring.set_enabled(true);
+            vring
+        })
+    }
+
+    #[test]
+    fn a_guest_that_goes_while_a_worker_is_at_its_ring_is_no_error_of_the_queue() {
+        let adapter = adapter(1);
+        let [command, event] = come(&adapter);
+        let rings = CommandRings {
+            command: &command,
+            event: &event,
+        };
+        let mut looks = 0;
+        adapter.drain(QUEUE_FIRST_COMMAND, &command, &event, || {
+            looks += 1;
+            if looks == 1 {
+                return Ok(Served::One);
+            }
+            adapter.hang_up();
+            command::serve_one(&adapter.shared, 0, rings)
+        });
+        assert_eq!(looks, 2);
+        let counters = &adapter.shared.telemetry.counters;
+        assert_eq!(counters.queue(QUEUE_FIRST_COMMAND).queue_errors.get(), 0);
+        assert_eq!(counters.events_lost.get(), 0);
+    }
+
+    #[test]
+    fn a_ring_that_makes_no_sense_is_an_error_of_the_queue_while_its_guest_is_there() {
+        let adapter = adapter(1);
+        let [command, event] = come(&adapter);
+        adapter.drain(QUEUE_FIRST_COMMAND, &command, &event, || Err(Broken));
+        let counters = &adapter.shared.telemetry.counters;
+        assert_eq!(counters.queue(QUEUE_FIRST_COMMAND).queue_errors.get(), 1);
     }
 
     #[test]

@@ -43,6 +43,11 @@ impl GuestView {
         !self.own_windows.is_empty()
     }
 
+    /// Whether there is no memory at all, as before a guest comes and after it went.
+    pub fn is_gone(&self) -> bool {
+        self.memory.num_regions() == 0
+    }
+
     /// The table itself, for the rings.
     pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
         &self.memory
