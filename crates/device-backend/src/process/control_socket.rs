@@ -2,54 +2,35 @@
 
 //! The control socket: what is asked there, line by line. `docs/specs/control-socket.md`.
 
+use super::clients;
 use super::observer::Observer;
 use cdm_control_protocol::{Ask, LINE_BYTES_MAX, Response};
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tokio::task::spawn_local;
-use tracing::{debug, warn};
-
-/// Clients that are served at a time; more wait in the backlog.
-const CLIENTS_MAX: usize = 8;
+use tracing::debug;
 
 /// A client that does not read its answer is let go.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Pause after a connection that could not be taken, for want of descriptors mostly.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves clients for ever. Runs inside a `LocalSet`.
 pub async fn serve(listener: StdListener, observer: Rc<Observer>) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
-    loop {
-        // Nobody closes the semaphore.
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return Ok(());
-        };
-        match listener.accept().await {
-            Ok((client, _)) => {
-                let observer = observer.clone();
-                spawn_local(async move {
-                    if let Err(error) = talk(client, &observer).await {
-                        debug!(%error, "lost a client of the control socket");
-                    }
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                warn!(%error, "cannot take a client of the control socket in");
-                tokio::time::sleep(RETRY_PAUSE).await;
+    let accept = async || listener.accept().await.map(|(client, _)| client);
+    let talk = |client| {
+        let observer = observer.clone();
+        async move {
+            if let Err(error) = talk(client, &observer).await {
+                debug!(%error, "lost a client of the control socket");
             }
         }
-    }
+    };
+    clients::serve("the control socket", accept, talk).await;
+    Ok(())
 }
 
 /// Answers one client until it hangs up, or says a line that is too long.

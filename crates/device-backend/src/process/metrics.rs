@@ -2,6 +2,7 @@
 
 //! The counters over HTTP, for a Prometheus server on the same machine.
 
+use super::clients;
 use super::observer::Observer;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -14,21 +15,12 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::task::spawn_local;
-use tracing::{debug, info, warn};
-
-/// Clients that are served at a time; more wait in the backlog.
-const CLIENTS_MAX: usize = 8;
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, info};
 
 /// A client says what it wants within this time, and is answered within as much.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Pause after a connection that could not be taken, for want of descriptors mostly.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// What the text format is called.
 const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -61,38 +53,27 @@ pub fn listen(address: SocketAddr) -> io::Result<StdListener> {
 pub async fn serve(listener: StdListener, observer: Rc<Observer>) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
-    loop {
-        // Nobody closes the semaphore.
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return Ok(());
-        };
-        match listener.accept().await {
-            Ok((client, _)) => {
-                let observer = observer.clone();
-                let service = service_fn(move |request| {
-                    let response = answer(&request, &observer);
-                    async move { Ok::<_, Infallible>(response) }
-                });
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(CLIENT_TIMEOUT)
-                    .keep_alive(false)
-                    .serve_connection(TokioIo::new(client), service);
-                spawn_local(async move {
-                    match tokio::time::timeout(2 * CLIENT_TIMEOUT, connection).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => debug!(%error, "lost a client of the metrics"),
-                        Err(_) => debug!("a client of the metrics took too long"),
-                    }
-                    drop(place);
-                });
-            }
-            Err(error) => {
-                warn!(%error, "cannot take a client of the metrics in");
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
-        }
+    let accept = async || listener.accept().await.map(|(client, _)| client);
+    let talk = |client| talk(client, observer.clone());
+    clients::serve("the metrics", accept, talk).await;
+    Ok(())
+}
+
+/// Answers one client's only request.
+async fn talk(client: TcpStream, observer: Rc<Observer>) {
+    let service = service_fn(move |request| {
+        let response = answer(&request, &observer);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(CLIENT_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(client), service);
+    match tokio::time::timeout(2 * CLIENT_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "lost a client of the metrics"),
+        Err(_) => debug!("a client of the metrics took too long"),
     }
 }
 

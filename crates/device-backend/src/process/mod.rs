@@ -7,6 +7,7 @@
 
 mod arguments;
 mod capabilities;
+mod clients;
 mod control_socket;
 mod exit;
 mod handed_socket;
