@@ -346,7 +346,8 @@ impl Code {
         &self.0
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// The same, as the device reads them.
+    pub fn bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 }

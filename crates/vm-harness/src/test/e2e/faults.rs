@@ -88,6 +88,25 @@ pub fn refused_commands_say_why(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// One command of many is refused, and no other notices.
+pub fn nth_command_is_refused_and_no_other(session: &mut Session) -> Result<()> {
+    // Commands on addresses of a process have one queue for all CPUs.
+    let line = format!("{RUN} --bind");
+    set(session, "fail,opcode=CHECKSUM,nth=3")?;
+    for number in 1..=5 {
+        if number == 3 {
+            let said = fails(session, &line)?;
+            ensure!(said.contains("HOST_ERROR"), "cdmctl says: {said}");
+        } else {
+            session
+                .text(&line)
+                .with_context(|| format!("run {number}"))?;
+        }
+    }
+    clear(session)?;
+    all_is_well(session)
+}
+
 /// Completions that are cut short or tell too small a length are errors.
 pub fn short_completions_are_errors(session: &mut Session) -> Result<()> {
     for spec in [

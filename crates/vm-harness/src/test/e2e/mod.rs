@@ -10,6 +10,7 @@
 
 mod cdmctl;
 mod faults;
+mod forget;
 mod group;
 mod held;
 mod identity;
@@ -91,6 +92,10 @@ const FAULTS: &[Check] = &[
         faults::refused_commands_say_why,
     ),
     (
+        "faults::nth_command_is_refused_and_no_other",
+        faults::nth_command_is_refused_and_no_other,
+    ),
+    (
         "faults::short_completions_are_errors",
         faults::short_completions_are_errors,
     ),
@@ -145,6 +150,34 @@ const FAULTS: &[Check] = &[
     (
         "stuck::lost_command_of_a_killed_process_keeps_nothing_after_a_reset",
         stuck::lost_command_of_a_killed_process_keeps_nothing,
+    ),
+    (
+        "forget::refused_page_ends_its_command_with_an_error_and_nothing_else",
+        forget::refused_page_ends_its_command_alone,
+    ),
+    (
+        "forget::late_invalidation_is_waited_for_before_its_pages_are_used_again",
+        forget::late_invalidation_is_waited_for,
+    ),
+    (
+        "forget::invalidation_that_is_too_late_ends_with_one_reset",
+        forget::invalidation_that_is_too_late_is_a_reset,
+    ),
+    (
+        "forget::lost_answer_to_an_invalidation_ends_with_one_reset",
+        forget::lost_answer_to_an_invalidation_is_a_reset,
+    ),
+    (
+        "forget::lost_answer_to_an_unbind_ends_with_one_reset",
+        forget::lost_answer_to_an_unbind_is_a_reset,
+    ),
+    (
+        "forget::pages_of_a_device_that_hangs_at_an_invalidation_are_never_used_again",
+        forget::pages_of_a_device_that_hangs_at_an_invalidation,
+    ),
+    (
+        "forget::pages_of_a_device_that_hangs_at_an_unbind_are_never_used_again",
+        forget::pages_of_a_device_that_hangs_at_an_unbind,
     ),
     (
         "stuck::device_without_an_answer_to_reset_is_given_up_and_nobody_hangs",

@@ -10,7 +10,7 @@ use super::faults::{self, LIMIT, RUN};
 use super::{Session, silent};
 
 /// How long the driver shall wait for an answer.
-const COMMAND_MS: u64 = 2000;
+pub const COMMAND_MS: u64 = 2000;
 const PARAMETER: &str = "/sys/module/cdm/parameters/command_ms";
 
 /// Runs `check` while the driver is less patient than usual.
@@ -26,7 +26,7 @@ pub fn impatiently(
 }
 
 /// RESETs of the first device because of a command without an answer.
-fn timeouts(session: &mut Session) -> Result<u64> {
+pub fn timeouts(session: &mut Session) -> Result<u64> {
     let text = session.text("cat /sys/kernel/debug/cdm/cdm0/timeouts")?;
     Ok(text.trim().parse()?)
 }
