@@ -60,7 +60,10 @@ fuzz_target!(|input: &[u8]| {
     assert!(completion.status.name().is_some(), "{completion:?}");
     assert_eq!(completion.reserved.get(), 0);
     if !HAVE_BEGUN.contains(&completion.status) {
-        assert_eq!((completion.result.get(), completion.bytes_done.get()), (0, 0));
+        assert_eq!(
+            (completion.result.get(), completion.bytes_done.get()),
+            (0, 0)
+        );
     }
     assert!(completion.bytes_done.get() <= cdm_protocol::TRANSFER_BYTES_MAX.max(COMPARE_EQUAL));
 });

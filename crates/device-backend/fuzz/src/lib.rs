@@ -2,6 +2,9 @@
 
 //! A device without a process around it, and a guest whose memory is whatever the fuzzer says.
 
+pub mod pages;
+pub mod script;
+
 use cdm_backend::fault::Faults;
 use cdm_backend::model::{Capacity, Device, Link, LinkSpeed, Shape};
 use cdm_backend::sandbox::Sandbox;
@@ -27,27 +30,33 @@ const GUEST_TIME: Duration = Duration::from_millis(20);
 
 /// A page of the device memory that has failed.
 const FAILED_PAGE: u64 = 3;
+const COMMAND_QUEUES: u16 = 1;
+
+/// A device that nobody has seen yet, and a page of whose memory has failed.
+pub fn new_device() -> Device {
+    let shape = Shape {
+        memory: "256M".parse().expect("a size"),
+        command_queues: COMMAND_QUEUES,
+        // An input is at its end when its kick is: what an engine could do is done in place.
+        engines: 0,
+        translations: Capacity::default(),
+        link: Link {
+            speed: LinkSpeed::Gt16,
+            width_lanes: 16,
+            timing: None,
+        },
+    };
+    let device = Device::new(&shape).expect("memory");
+    device.fail_pages(FAILED_PAGE..FAILED_PAGE + 1);
+    device
+}
 
 /// What outlives a guest.
 pub fn parts() -> &'static Parts {
     static PARTS: OnceLock<Parts> = OnceLock::new();
     PARTS.get_or_init(|| {
-        let command_queues = 1;
-        let num_queues = QUEUE_FIRST_COMMAND + command_queues;
-        let shape = Shape {
-            memory: "256M".parse().expect("a size"),
-            command_queues,
-            // An input is at its end when its kick is: what an engine could do is done in place.
-            engines: 0,
-            translations: Capacity::default(),
-            link: Link {
-                speed: LinkSpeed::Gt16,
-                width_lanes: 16,
-                timing: None,
-            },
-        };
-        let device = Arc::new(Device::new(&shape).expect("memory"));
-        device.fail_pages(FAILED_PAGE..FAILED_PAGE + 1);
+        let num_queues = QUEUE_FIRST_COMMAND + COMMAND_QUEUES;
+        let device = Arc::new(new_device());
         Parts {
             telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), None)),
             faults: Arc::new(Faults::new(device.clone())),
@@ -147,7 +156,7 @@ fn ring(memory: &GuestMemoryAtomic<GuestMemoryMmap>, queue: u16) -> Vring {
 
 /// Has the device believe that the guest sees its memory, as a frontend's answer does, and
 /// binds an address space.
-fn map(device: &Device) {
+pub fn map(device: &Device) {
     use cdm_backend::model::Request;
     use cdm_protocol::{ControlOpcode, ControlRequest};
     use zerocopy::IntoBytes;
