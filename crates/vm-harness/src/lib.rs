@@ -10,6 +10,7 @@
 pub mod behaviour;
 pub mod build;
 pub mod cache;
+mod calendar;
 pub mod clean;
 pub mod command;
 pub mod context;

@@ -32,17 +32,45 @@ const FLAGS: &[&str] = &[
     "--cfg=fuzzing",
 ];
 
+/// What the programs can tell of what an input reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instrumentation {
+    /// What libFuzzer wants to know.
+    Edges,
+    /// For llvm-cov, too, which knows the lines.
+    Lines,
+}
+
+impl Instrumentation {
+    /// Each is built in a folder of its own.
+    fn flavour(self) -> &'static str {
+        match self {
+            Self::Edges => "fuzz",
+            Self::Lines => "fuzz-lines",
+        }
+    }
+
+    fn flags(self) -> String {
+        let more = match self {
+            Self::Edges => None,
+            Self::Lines => Some("-Cinstrument-coverage"),
+        };
+        let all: Vec<&str> = FLAGS.iter().copied().chain(more).collect();
+        all.join("\x1f")
+    }
+}
+
 /// Builds all of them, and returns the folder that they are in.
-pub fn fuzz_programs(ctx: &Context, log: &Path) -> Result<PathBuf> {
+pub fn fuzz_programs(ctx: &Context, with: Instrumentation, log: &Path) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
-    set_environment(&mut command, ctx, "fuzz");
+    set_environment(&mut command, ctx, with.flavour());
     let task = ctx.progress.task("building the fuzzers", Some(log));
     let folder = ctx.repo.join(FOLDER);
     command
         .current_dir(&folder)
         .args(["build", "--release", "--locked", "--bins"])
         .args(["--target", TARGET])
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+        .env("CARGO_ENCODED_RUSTFLAGS", with.flags())
         // libFuzzer itself, which is C++.
         .env("CXX", "clang++");
     let target = command

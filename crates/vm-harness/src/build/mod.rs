@@ -27,7 +27,7 @@ use crate::context::Context;
 
 pub use backend::backend;
 pub use cargo::set_environment;
-pub use fuzz::{FOLDER as FUZZ_FOLDER, fuzz_programs};
+pub use fuzz::{FOLDER as FUZZ_FOLDER, Instrumentation, fuzz_programs};
 pub use guest_tools::guest_tools;
 pub use hmm_tests::hmm_tests;
 pub use initramfs::initramfs;

@@ -16,9 +16,10 @@ pub const MINIMUM_QEMU: u32 = 11;
 const REMAKE: &str = "just clean --all, then run this again: the toolbox is made anew";
 
 /// Programs of the toolbox, and what each is for.
-const TOOLS: [(&str, &str); 12] = [
+const TOOLS: [(&str, &str); 13] = [
     ("make", "builds the kernel"),
     ("clang", "compiles the kernel"),
+    ("llvm-cov", "tells what the fuzzers reach"),
     ("ld.lld", "links the kernel"),
     ("rustc", "compiles the driver and the tools"),
     ("cargo", "builds the tools"),

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::run::Run;
 use super::table::Table;
-use crate::build;
+use crate::build::{self, Instrumentation};
 use crate::fuzz::{self, Target};
 
 /// The stage `fuzz`.
@@ -15,6 +15,7 @@ pub const FUZZ: Table = Table {
     rows: &[
         ("fuzz::chains", |run| short_run(run, Target::Chains)),
         ("fuzz::commands", |run| short_run(run, Target::Commands)),
+        ("fuzz::pages", |run| short_run(run, Target::Pages)),
         ("fuzz::config", |run| short_run(run, Target::Config)),
         ("fuzz::control_socket", |run| {
             short_run(run, Target::ControlSocket)
@@ -26,7 +27,7 @@ pub const FUZZ: Table = Table {
 const SECONDS: u64 = 5;
 
 fn short_run(run: &Run, target: Target) -> Result<()> {
-    let programs = build::fuzz_programs(run.ctx(), &run.log("fuzz-build"))?;
+    let programs = build::fuzz_programs(run.ctx(), Instrumentation::Edges, &run.log("fuzz-build"))?;
     // A corpus of its own, so that each run begins with the seeds, and ends with its logs.
     let corpus = run.folder().join("fuzz");
     let log = run.log(&format!("fuzz-{}", target.name()));

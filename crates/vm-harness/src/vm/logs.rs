@@ -4,10 +4,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 
+use crate::calendar;
 use crate::context::Context;
 
 /// Runs whose logs stay in the cache; some 100 KiB each.
@@ -28,7 +29,7 @@ pub fn folder(ctx: &Context, wanted: Option<&Path>) -> Result<PathBuf> {
 fn new_in(runs: &Path, now: SystemTime) -> Result<PathBuf> {
     fs::create_dir_all(runs).with_context(|| format!("cannot make {}", runs.display()))?;
     forget_old(runs)?;
-    let stamp = utc(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+    let stamp = calendar::stamp(now);
     for number in 1.. {
         let path = runs.join(match number {
             1 => stamp.clone(),
@@ -61,55 +62,10 @@ fn forget_old(runs: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `20260131-235959` in UTC.
-fn utc(since_epoch: Duration) -> String {
-    let seconds = since_epoch.as_secs();
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
-    format!(
-        "{year:04}{month:02}{day:02}-{:02}{:02}{:02}",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
-}
-
-/// Year, month and day of a day since 1970.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let leap =
-        |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-    let (mut year, mut rest) = (1970, days);
-    while rest >= 365 + u64::from(leap(year)) {
-        rest -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if rest < length {
-            break;
-        }
-        rest -= length;
-        month += 1;
-    }
-    (year, month, rest + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stamp_is_the_date_in_utc() {
-        for (seconds, stamp) in [
-            (0, "19700101-000000"),
-            (951_782_400, "20000229-000000"),
-            (1_735_689_599, "20241231-235959"),
-            (1_709_251_199, "20240229-235959"),
-        ] {
-            assert_eq!(utc(Duration::from_secs(seconds)), stamp);
-        }
-    }
+    use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
     fn two_runs_of_one_second_have_two_folders() {
