@@ -192,6 +192,78 @@ pub fn runs_each_operation(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// `cdmctl run --bind`: the device finds the buffers by the addresses of the process, which it asks
+/// the driver for.
+pub fn runs_each_operation_on_addresses_of_its_process(session: &mut Session) -> Result<()> {
+    let asked = |session: &mut Session| -> Result<u64> {
+        let text = session.text("cat /sys/kernel/debug/cdm/cdm0/page_requests")?;
+        Ok(text.trim().parse()?)
+    };
+    session.text("head -c 100000 /dev/urandom > /tmp/a; head -c 64 /dev/zero > /tmp/zeroes")?;
+    session.text(
+        "printf 'SET d=1 imm=5\\nATOMIC_ADD d=0 b=1 imm=16 width=8 order=seq-cst\\n\
+         LOAD d=0 imm=16 width=8 order=relaxed' > /tmp/code",
+    )?;
+    for place in ["device", "system"] {
+        // The tool compares what the device finds with what the CPU does.
+        for (arguments, key, value) in [
+            ("checksum --input /tmp/a", "bytes_done", 100_000),
+            (
+                "fill --size 100000 --value 7 --width 1 --output /tmp/filled",
+                "bytes_done",
+                100_000,
+            ),
+            (
+                "copy --input /tmp/a --output /tmp/copy",
+                "bytes_done",
+                100_000,
+            ),
+            (
+                "compare --input /tmp/a --with /tmp/copy",
+                "bytes_done",
+                100_000,
+            ),
+            ("fetch-add --initial 7 --value 3 --times 10", "after", 37),
+            ("compare-swap --initial 7 --expect 7 --store 9", "after", 9),
+            (
+                "sum --input /tmp/a --type u64 --stride 16",
+                "bytes_done",
+                100_000,
+            ),
+            (
+                "axpy --type f32 --factor 2.5 --input /tmp/a --with /tmp/copy",
+                "bytes_done",
+                100_000,
+            ),
+            ("chase --size 64K --hops 5000", "bytes_done", 5000),
+            ("histogram --input /tmp/zeroes --bins 2", "outside", 0),
+            ("program --code /tmp/code --input /tmp/zeroes", "result", 5),
+        ] {
+            let before = asked(session)?;
+            let line = format!("cdmctl run {arguments} --in {place} --bind --json");
+            let report = json(session, &line, "cdmctl-run.schema.json")?;
+            ensure!(report[key] == value, "'{line}': {report}");
+            ensure!(
+                asked(session)? > before,
+                "'{line}': the device asked for no page"
+            );
+        }
+        session.text(
+            "cmp /tmp/a /tmp/copy && head -c 100000 /dev/zero | tr '\\0' '\\7' | cmp - /tmp/filled",
+        )?;
+    }
+    let bound = session.text("cat /sys/kernel/debug/cdm/cdm0/address_spaces")?;
+    ensure!(
+        bound.trim() == "0",
+        "{bound} address spaces are still bound"
+    );
+    // Without the option nobody asks.
+    let before = asked(session)?;
+    session.text("cdmctl run checksum --input /tmp/a")?;
+    ensure!(asked(session)? == before, "the device asked for a page");
+    Ok(())
+}
+
 fn expect(output: &Output, code: i32, words: &[&str], line: &str) -> Result<()> {
     let found = output.status.shell_code();
     let said = format!(

@@ -15,6 +15,7 @@ mod group;
 mod held;
 mod identity;
 mod known;
+mod link;
 mod litmus;
 mod machine;
 mod memory;
@@ -82,7 +83,7 @@ struct Suite {
     shape: fn(&mut crate::vm::VmSpec),
     /// Which tests inside the guest run on it.
     groups: Groups,
-    checks: &'static [Check],
+    checks: &'static [&'static [Check]],
 }
 
 /// A device that fails on request; each check leaves it as it was.
@@ -205,38 +206,66 @@ const PLUG: &[Check] = &[
     ),
 ];
 
-/// A device whose memory fails, whatever the kernel can do about it; in this order.
-macro_rules! poison_checks {
-    ($($first:expr),+ $(,)?) => {
-        &[
-            $($first,)+
-            (
-                "poison::free_page_that_fails_is_never_handed_out",
-                poison::free_page_is_never_handed_out,
-            ),
-            (
-                "poison::device_that_does_not_say_what_failed_is_asked_again",
-                poison::failed_question_is_asked_again,
-            ),
-            (
-                "poison::next_driver_uses_nothing_that_failed_before_it",
-                poison::next_driver_uses_nothing_that_failed,
-            ),
-            (
-                "poison::failed_struct_pages_are_said_and_then_avoided",
-                poison::failed_struct_pages_are_said,
-            ),
-            (
-                "poison::pages_that_fail_while_they_move_are_out_of_use_and_the_others_unchanged",
-                poison::pages_fail_while_they_move,
-            ),
-            (
-                "poison::errors_beyond_the_buffers_are_all_heard",
-                poison::errors_beyond_the_buffers_are_heard,
-            ),
-        ]
-    };
-}
+/// A device whose memory fails, whatever the kernel can do about it; in this order, after what the
+/// type of memory adds.
+const POISON: &[Check] = &[
+    (
+        "poison::free_page_that_fails_is_never_handed_out",
+        poison::free_page_is_never_handed_out,
+    ),
+    (
+        "poison::device_that_does_not_say_what_failed_is_asked_again",
+        poison::failed_question_is_asked_again,
+    ),
+    (
+        "poison::next_driver_uses_nothing_that_failed_before_it",
+        poison::next_driver_uses_nothing_that_failed,
+    ),
+    (
+        "poison::failed_struct_pages_are_said_and_then_avoided",
+        poison::failed_struct_pages_are_said,
+    ),
+    (
+        "poison::pages_that_fail_while_they_move_are_out_of_use_and_the_others_unchanged",
+        poison::pages_fail_while_they_move,
+    ),
+    (
+        "poison::errors_beyond_the_buffers_are_all_heard",
+        poison::errors_beyond_the_buffers_are_heard,
+    ),
+];
+
+/// What CPUs and device see of each other's accesses.
+const LITMUS: &[Check] = &[
+    (
+        "litmus::device_memory_shows_what_the_memory_model_says",
+        litmus::in_device_memory,
+    ),
+    (
+        "litmus::system_memory_shows_what_the_memory_model_says",
+        litmus::in_system_memory,
+    ),
+    (
+        "litmus::words_in_both_memories_show_what_the_memory_model_says",
+        litmus::in_both_memories,
+    ),
+    (
+        "litmus::report_is_what_its_schema_says",
+        litmus::report_follows_its_schema,
+    ),
+];
+
+/// A device on a link that takes time.
+const LINK: &[Check] = &[
+    (
+        "link::known_commands_come_to_what_the_arithmetic_says",
+        link::known_commands_come_to_what_the_arithmetic_says,
+    ),
+    (
+        "link::host_that_stands_still_changes_no_account",
+        link::host_that_stands_still_changes_no_account,
+    ),
+];
 
 /// Every machine, the main ones first.
 const SUITES: &[Suite] = &[
@@ -246,55 +275,48 @@ const SUITES: &[Suite] = &[
         shape: plan::main_machine,
         groups: Groups::General,
         checks: &[
-            (
-                "cdmctl::info_is_what_its_schema_says",
-                cdmctl::info_matches_schema,
-            ),
-            (
-                "cdmctl::best_memory_type_of_the_kernel_is_public",
-                cdmctl::memory_type_is_public,
-            ),
-            (
-                "cdmctl::migrates_a_process_and_tells_where_it_is",
-                cdmctl::migrates_a_process,
-            ),
-            ("cdmctl::runs_each_operation", cdmctl::runs_each_operation),
-            (
-                "cdmctl::failed_checks_exit_with_1",
-                cdmctl::failed_checks_exit_with_1,
-            ),
-            (
-                "cdmctl::what_cannot_run_exits_with_2_and_says_why",
-                cdmctl::errors_exit_with_2,
-            ),
-            (
-                "litmus::device_memory_shows_what_the_memory_model_says",
-                litmus::in_device_memory,
-            ),
-            (
-                "litmus::system_memory_shows_what_the_memory_model_says",
-                litmus::in_system_memory,
-            ),
-            (
-                "litmus::words_in_both_memories_show_what_the_memory_model_says",
-                litmus::in_both_memories,
-            ),
-            (
-                "litmus::report_is_what_its_schema_says",
-                litmus::report_follows_its_schema,
-            ),
-            (
-                "machine::reset_guest_finds_the_device_working",
-                machine::reboot_works,
-            ),
-            (
-                "machine::broken_streams_of_results_are_failures",
-                machine::broken_streams_fail,
-            ),
-            (
-                "machine::planted_warning_fails_the_log_check",
-                machine::planted_warning_is_found,
-            ),
+            &[
+                (
+                    "cdmctl::info_is_what_its_schema_says",
+                    cdmctl::info_matches_schema,
+                ),
+                (
+                    "cdmctl::runs_each_operation_on_addresses_of_its_process",
+                    cdmctl::runs_each_operation_on_addresses_of_its_process,
+                ),
+                (
+                    "cdmctl::best_memory_type_of_the_kernel_is_public",
+                    cdmctl::memory_type_is_public,
+                ),
+                (
+                    "cdmctl::migrates_a_process_and_tells_where_it_is",
+                    cdmctl::migrates_a_process,
+                ),
+                ("cdmctl::runs_each_operation", cdmctl::runs_each_operation),
+                (
+                    "cdmctl::failed_checks_exit_with_1",
+                    cdmctl::failed_checks_exit_with_1,
+                ),
+                (
+                    "cdmctl::what_cannot_run_exits_with_2_and_says_why",
+                    cdmctl::errors_exit_with_2,
+                ),
+            ],
+            LITMUS,
+            &[
+                (
+                    "machine::reset_guest_finds_the_device_working",
+                    machine::reboot_works,
+                ),
+                (
+                    "machine::broken_streams_of_results_are_failures",
+                    machine::broken_streams_fail,
+                ),
+                (
+                    "machine::planted_warning_fails_the_log_check",
+                    machine::planted_warning_is_found,
+                ),
+            ],
         ],
     },
     Suite {
@@ -303,38 +325,29 @@ const SUITES: &[Suite] = &[
         shape: plan::main_machine,
         groups: Groups::General,
         checks: &[
-            (
-                "cdmctl::info_is_what_its_schema_says",
-                cdmctl::info_matches_schema,
-            ),
-            (
-                "cdmctl::driver_falls_back_to_coherent_and_says_so",
-                cdmctl::falls_back_to_coherent,
-            ),
-            (
-                "parameters::public_memory_is_refused_with_one_line",
-                parameters::public_is_refused,
-            ),
-            (
-                "litmus::device_memory_shows_what_the_memory_model_says",
-                litmus::in_device_memory,
-            ),
-            (
-                "litmus::system_memory_shows_what_the_memory_model_says",
-                litmus::in_system_memory,
-            ),
-            (
-                "litmus::words_in_both_memories_show_what_the_memory_model_says",
-                litmus::in_both_memories,
-            ),
-            (
-                "litmus::report_is_what_its_schema_says",
-                litmus::report_follows_its_schema,
-            ),
-            (
+            &[
+                (
+                    "cdmctl::info_is_what_its_schema_says",
+                    cdmctl::info_matches_schema,
+                ),
+                (
+                    "cdmctl::runs_each_operation_on_addresses_of_its_process",
+                    cdmctl::runs_each_operation_on_addresses_of_its_process,
+                ),
+                (
+                    "cdmctl::driver_falls_back_to_coherent_and_says_so",
+                    cdmctl::falls_back_to_coherent,
+                ),
+                (
+                    "parameters::public_memory_is_refused_with_one_line",
+                    parameters::public_is_refused,
+                ),
+            ],
+            LITMUS,
+            &[(
                 "machine::reset_guest_finds_the_device_working",
                 machine::reboot_works,
-            ),
+            )],
         ],
     },
     Suite {
@@ -356,7 +369,7 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Public,
         shape: plan::large_device,
         groups: Groups::None,
-        checks: &[
+        checks: &[&[
             (
                 "memory::backend_grows_with_touched_pages_only",
                 memory::grows_with_touched_pages,
@@ -369,14 +382,14 @@ const SUITES: &[Suite] = &[
                 "parameters::unknown_memory_type_is_refused",
                 parameters::unknown_type_is_refused,
             ),
-        ],
+        ]],
     },
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::two_impostors,
         groups: Groups::None,
-        checks: &[
+        checks: &[&[
             (
                 "identity::wrong_magic_is_refused_with_one_line",
                 identity::wrong_magic,
@@ -385,14 +398,14 @@ const SUITES: &[Suite] = &[
                 "identity::wrong_version_is_refused_with_one_line",
                 identity::wrong_version,
             ),
-        ],
+        ]],
     },
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::one_device,
         groups: Groups::None,
-        checks: &[
+        checks: &[&[
             (
                 "persistence::second_guest_on_the_same_backend_works",
                 persistence::second_guest,
@@ -413,24 +426,24 @@ const SUITES: &[Suite] = &[
                 "silent::unbind_ends_and_memory_comes_home",
                 silent::addressable_memory_comes_home,
             ),
-        ],
+        ]],
     },
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::three_devices,
         groups: Groups::None,
-        checks: &[(
+        checks: &[&[(
             "parameters::list_with_too_few_memory_types_is_refused",
             parameters::short_list_is_refused,
-        )],
+        )]],
     },
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::one_private_device,
         groups: Groups::None,
-        checks: &[
+        checks: &[&[
             (
                 "stuck::fault_on_private_memory_outlives_a_hung_queue",
                 stuck::fault_on_private_memory_outlives_a_hung_queue,
@@ -447,14 +460,14 @@ const SUITES: &[Suite] = &[
                 "silent::unload_ends_and_private_memory_is_lost",
                 silent::unload_loses_private_memory,
             ),
-        ],
+        ]],
     },
     Suite {
         prefix: "e2e::vanilla",
         kernel: KernelChoice::Vanilla,
         shape: plan::one_private_device,
         groups: Groups::None,
-        checks: &[
+        checks: &[&[
             (
                 "stuck::fault_on_private_memory_outlives_a_hung_queue",
                 stuck::fault_on_private_memory_outlives_a_hung_queue,
@@ -471,58 +484,75 @@ const SUITES: &[Suite] = &[
                 "silent::unload_waits_for_users_of_private_memory_and_says_so",
                 silent::unload_waits_for_users_of_private_memory,
             ),
-        ],
+        ]],
     },
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::one_device,
         groups: Groups::None,
-        checks: FAULTS,
+        checks: &[FAULTS],
     },
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::one_device,
         groups: Groups::None,
-        checks: PLUG,
+        checks: &[PLUG],
     },
     Suite {
         prefix: "e2e::vanilla",
         kernel: KernelChoice::Vanilla,
         shape: plan::one_device,
         groups: Groups::None,
-        checks: FAULTS,
+        checks: &[FAULTS],
     },
     Suite {
         prefix: "e2e::vanilla",
         kernel: KernelChoice::Vanilla,
         shape: plan::one_device,
         groups: Groups::None,
-        checks: PLUG,
+        checks: &[PLUG],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::one_timed_device,
+        groups: Groups::None,
+        checks: &[LINK],
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::one_timed_device,
+        groups: Groups::None,
+        checks: &[LINK],
     },
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
         shape: plan::one_device_with_huge_pages,
         groups: Groups::None,
-        checks: poison_checks![
-            (
-                "poison::touched_page_raises_sigbus_at_its_address_and_neighbours_stay",
-                poison::touched_page_raises_sigbus,
-            ),
-            (
-                "poison::page_of_a_huge_page_fails_alone",
-                poison::page_of_a_huge_page_fails_alone,
-            ),
-            (
-                "poison::bound_process_loses_its_page_when_the_device_has_forgotten_it",
-                poison::bound_process_loses_its_page,
-            ),
-            (
-                "poison::lost_page_stays_lost_when_the_driver_has_gone",
-                poison::lost_page_stays_lost_without_the_driver,
-            ),
+        checks: &[
+            &[
+                (
+                    "poison::touched_page_raises_sigbus_at_its_address_and_neighbours_stay",
+                    poison::touched_page_raises_sigbus,
+                ),
+                (
+                    "poison::page_of_a_huge_page_fails_alone",
+                    poison::page_of_a_huge_page_fails_alone,
+                ),
+                (
+                    "poison::bound_process_loses_its_page_when_the_device_has_forgotten_it",
+                    poison::bound_process_loses_its_page,
+                ),
+                (
+                    "poison::lost_page_stays_lost_when_the_driver_has_gone",
+                    poison::lost_page_stays_lost_without_the_driver,
+                ),
+            ],
+            POISON,
         ],
     },
     Suite {
@@ -530,7 +560,7 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Public,
         shape: plan::one_private_device_with_huge_pages,
         groups: Groups::None,
-        checks: &[
+        checks: &[&[
             (
                 "poison::private_page_fails_alone",
                 poison::private_page_fails_alone,
@@ -543,36 +573,39 @@ const SUITES: &[Suite] = &[
                 "poison::page_of_a_private_huge_page_fails_alone",
                 poison::page_of_a_private_huge_page_fails_alone,
             ),
-        ],
+        ]],
     },
     Suite {
         prefix: "e2e::vanilla",
         kernel: KernelChoice::Vanilla,
         shape: plan::one_private_device,
         groups: Groups::None,
-        checks: &[(
+        checks: &[&[(
             "poison::private_page_cannot_be_taken_and_all_else_goes_on",
             poison::private_page_cannot_be_taken,
-        )],
+        )]],
     },
     Suite {
         prefix: "e2e::vanilla",
         kernel: KernelChoice::Vanilla,
         shape: plan::one_device,
         groups: Groups::None,
-        checks: poison_checks![
-            (
-                "poison::driver_says_that_it_cannot_and_all_else_goes_on",
-                poison::driver_says_that_it_cannot,
-            ),
-            (
-                "poison::commands_on_addresses_are_told_also_after_a_reset",
-                poison::commands_on_addresses_are_told,
-            ),
-            (
-                "poison::failed_page_leaves_with_the_driver_for_who_has_it",
-                poison::failed_page_leaves_with_the_driver,
-            ),
+        checks: &[
+            &[
+                (
+                    "poison::driver_says_that_it_cannot_and_all_else_goes_on",
+                    poison::driver_says_that_it_cannot,
+                ),
+                (
+                    "poison::commands_on_addresses_are_told_also_after_a_reset",
+                    poison::commands_on_addresses_are_told,
+                ),
+                (
+                    "poison::failed_page_leaves_with_the_driver_for_who_has_it",
+                    poison::failed_page_leaves_with_the_driver,
+                ),
+            ],
+            POISON,
         ],
     },
 ];
@@ -595,6 +628,7 @@ impl Suite {
         }
         names.extend(
             self.checks
+                .concat()
                 .iter()
                 .map(|(name, _)| format!("{}::{name}", self.prefix)),
         );
@@ -674,10 +708,10 @@ fn run_suite(
             wanted,
         );
     }
-    for (short, check) in suite.checks {
+    for (short, check) in suite.checks.concat() {
         let name = format!("{}::{short}", suite.prefix);
         if wanted.contains(&name) {
-            run.check(&name, |_| session.check(check));
+            run.check(&name, |_| session.check(&check));
         }
     }
     session.end()

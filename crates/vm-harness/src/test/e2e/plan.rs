@@ -128,6 +128,12 @@ pub fn one_private_device_with_huge_pages(spec: &mut VmSpec) {
     spec.memory_types = vec![MemoryType::Private];
 }
 
+/// One small device on a link that takes time.
+pub fn one_timed_device(spec: &mut VmSpec) {
+    one_device(spec);
+    spec.link_model = Some("on".to_owned());
+}
+
 /// Three small devices.
 pub fn three_devices(spec: &mut VmSpec) {
     one_device(spec);
