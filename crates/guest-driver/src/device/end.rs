@@ -4,9 +4,9 @@
 //!
 //! Facility: none of its own. Contexts: process context under the device lock. Lock order:
 //! as the driver's. Invariant: an unbind takes a limited time, and an unload does unless
-//! processes have private memory that this kernel cannot take from them; what is left behind
-//! is neither freed nor used again. An unplug leaves nothing behind, and takes as long as it
-//! takes.
+//! processes have private memory that this kernel cannot take from them, or the kernel itself
+//! keeps a page of it; what is left behind is neither freed nor used again. An unplug leaves
+//! nothing behind, and takes as long as it takes.
 
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -140,6 +140,10 @@ impl Device {
     /// Whether waiting is all that can be done. An unplug must not go on; and who has a page of
     /// private memory comes to the module for it, which is being unloaded, and the device could
     /// still give it back.
+    ///
+    /// That goes for a kernel that can take the memory from processes, too. A reference of its own
+    /// is all that can keep a page then, and it ends some time: the unload waits for it in any case
+    /// ([`Device::strand`]), and here the device is reset afterwards, and free for the next driver.
     fn is_to_be_waited_for(&self, is_retired: bool) -> bool {
         // SAFETY: Reads the state of this module.
         let is_live = unsafe { sys::cdm_module_is_live() };
