@@ -3,9 +3,8 @@
 //! Commands on addresses of the process: nothing is pinned, the device faults in what it needs,
 //! and what the process gives up it never touches again.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Seek};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread;
@@ -21,12 +20,13 @@ use cdm_guest_tools::uapi::{
 use cdm_guest_tools::userfault::Userfault;
 use cdm_protocol::{FEATURE_SVA, MemoryOrder, Opcode, PROGRAM_STEPS_MAX, Status};
 use nix::errno::Errno;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::fixture::{Fixture, expect_errno, figure};
 use crate::isolate::Child;
+use crate::stores::memory_file;
+use crate::wait;
 
 crate::tests!("addresses":
     driver_says_that_it_can_bind_where_the_device_can_translate,
@@ -77,12 +77,7 @@ fn untouched(pages: usize) -> Result<Mapping> {
 
 /// Waits until something is so.
 fn wait_until(what: &str, is_so: impl Fn() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    wait::wait_until(LIMIT, &format!("not so: {what}"), is_so)
 }
 
 /// Sends a command on addresses as they are: memory of the test's own that it accesses by atomics
@@ -278,21 +273,13 @@ fn stack_of_the_caller_is_an_operand(_: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// A file in memory of so many pages, zeroed.
-fn memory_file(pages: usize) -> Result<File> {
-    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::empty())?;
-    let file = File::from(fd);
-    file.set_len((pages * PAGE_BYTES) as u64)?;
-    Ok(file)
-}
-
 fn shared_file_gets_what_the_device_stores_and_a_private_mapping_keeps_it(
     _: &Fixture,
 ) -> Result<()> {
     const PAGES: usize = 40;
     const BYTES: usize = PAGES * PAGE_BYTES;
     let bound = bind()?;
-    let mut file = memory_file(PAGES)?;
+    let mut file = memory_file(PAGES * PAGE_BYTES)?;
     let shared = Mapping::shared_file(&file, BYTES)?;
     // Read first, so that the store has to ask for more.
     let crc = bound.checksum(&shared, Span::all(&shared), 0)?;
@@ -709,7 +696,7 @@ fn pages_that_are_not_there_or_not_allowed_end_a_command_with_their_status(
 
 fn page_beyond_the_end_of_a_file_is_a_page_error(_: &Fixture) -> Result<()> {
     let bound = bind()?;
-    let file = memory_file(1)?;
+    let file = memory_file(PAGE_BYTES)?;
     let memory = Mapping::shared_file(&file, 2 * PAGE_BYTES)?;
     let beyond = memory.address() + PAGE_BYTES as u64;
     expect_status(raw(&bound, checksum(beyond, 8)), Status::PAGE_ERROR)?;

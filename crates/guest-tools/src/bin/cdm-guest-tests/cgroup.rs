@@ -5,10 +5,11 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
+
+use crate::wait::wait_until_nothing;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// How long the kernel may take to uncharge what was freed.
@@ -76,68 +77,51 @@ impl Cgroup {
 
     /// Waits until no page of a process or of a file is charged to it any more.
     pub fn expect_no_pages(&self) -> Result<()> {
-        let deadline = Instant::now() + SETTLE_LIMIT;
-        loop {
+        wait_until_nothing(SETTLE_LIMIT, || {
             let mut charged = Vec::new();
             for kind in ["anon", "file", "shmem"] {
                 charged.push((kind, self.figure("memory.stat", kind)?));
             }
             charged.retain(|(_, bytes)| *bytes > 0);
             if charged.is_empty() {
-                return Ok(());
+                return Ok(None);
             }
-            ensure!(
-                Instant::now() < deadline,
-                "the test's control group is still charged with {charged:?} bytes"
-            );
             // Makes every CPU hand in its batches of pages, which it frees late.
             fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop caches")?;
-            thread::sleep(Duration::from_millis(10));
-        }
+            Ok(Some(format!(
+                "the test's control group is still charged with {charged:?} bytes"
+            )))
+        })
     }
 
     /// Waits until at most `bytes` are charged.
     pub fn expect_at_most(&self, bytes: u64) -> Result<()> {
-        let deadline = Instant::now() + SETTLE_LIMIT;
-        loop {
+        wait_until_nothing(SETTLE_LIMIT, || {
             let current = self.current()?;
-            if current <= bytes {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{current} bytes are charged, not {bytes} at most"
-            );
-            thread::sleep(Duration::from_millis(10));
-        }
+            let is_more = current > bytes;
+            Ok(is_more.then(|| format!("{current} bytes are charged, not {bytes} at most")))
+        })
     }
 
     /// Removes it, which shows that it is empty, and waits until nothing holds its remains.
     pub fn remove(self) -> Result<()> {
-        let deadline = Instant::now() + SETTLE_LIMIT;
-        while let Err(error) = fs::remove_dir(&self.path) {
-            ensure!(
-                Instant::now() < deadline,
-                "cannot remove the group: {error}"
-            );
-            thread::sleep(Duration::from_millis(10));
-        }
+        wait_until_nothing(SETTLE_LIMIT, || {
+            let removed = fs::remove_dir(&self.path);
+            Ok(removed
+                .err()
+                .map(|error| format!("cannot remove the group: {error}")))
+        })?;
         // Pages that are still charged to the group keep it alive.
-        loop {
+        wait_until_nothing(SETTLE_LIMIT, || {
             // Per-CPU stocks of charges go when somebody needs memory, or is told to.
             fs::write("/proc/sys/vm/drop_caches", "2").context("cannot call the shrinkers")?;
             let text = fs::read_to_string(format!("{ROOT}/cgroup.stat")).context("cgroup.stat")?;
             let dying = text
                 .lines()
-                .find_map(|line| line.strip_prefix("nr_dying_descendants "));
-            match dying {
-                Some("0") => return Ok(()),
-                Some(_) if Instant::now() < deadline => {}
-                Some(number) => bail!("{number} removed groups are still held"),
-                None => bail!("cgroup.stat has no nr_dying_descendants"),
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+                .find_map(|line| line.strip_prefix("nr_dying_descendants "))
+                .context("cgroup.stat has no nr_dying_descendants")?;
+            Ok((dying != "0").then(|| format!("{dying} removed groups are still held")))
+        })
     }
 }
 

@@ -4,8 +4,6 @@
 //! recently migrated first, or to make room; and what is not present is faulted in
 //! when asked for.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::thread;
 
@@ -14,12 +12,12 @@ use cdm_guest_tools::device::{Direction, Evicted, Migration, Options};
 use cdm_guest_tools::memory::{Mapping, PAGE_BYTES};
 use cdm_guest_tools::range::AddressRange;
 use nix::errno::Errno;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::{Fixture, expect_errno, physical_addresses};
 use crate::isolate::Child;
 use crate::processes::become_user;
+use crate::stores::memory_file;
 
 crate::tests!("eviction":
     eviction_of_all_brings_the_pages_of_every_process_home,
@@ -150,13 +148,6 @@ fn eviction_by_frame_takes_a_block_whole(t: &Fixture) -> Result<()> {
     t.expect_in_system(memory.range())?;
     memory.check_pattern(5)?;
     Ok(())
-}
-
-fn memory_file(bytes: usize) -> Result<File> {
-    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::empty())?;
-    let file = File::from(fd);
-    file.set_len(bytes as u64)?;
-    Ok(file)
 }
 
 fn eviction_by_frame_finds_pages_of_a_file_that_nobody_maps(t: &Fixture) -> Result<()> {

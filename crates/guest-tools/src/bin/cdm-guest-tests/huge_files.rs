@@ -5,24 +5,23 @@
 
 use std::fs;
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Direction, Span};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::vmstat;
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
 use crate::fixture::{Fixture, expect_huge_mapped, move_patiently, physical_addresses};
 use crate::huge::fragmented_device;
 use crate::isolate::Child;
 use crate::module;
+use crate::stores::memory_file;
 use crate::unload::without_node;
+use crate::wait::wait_until_nothing;
 
 crate::tests!("huge_files":
     huge_pages_of_a_file_go_in_and_come_back_whole,
@@ -74,9 +73,7 @@ impl Drop for HugeFiles {
 
 /// A new file, which gets huge pages while they are allowed, and all of it mapped.
 pub fn empty(bytes: usize) -> Result<(File, Mapping)> {
-    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::MFD_ALLOW_SEALING)?;
-    let file = File::from(fd);
-    file.set_len(bytes as u64)?;
+    let file = memory_file(bytes)?;
     let memory = Mapping::huge_aligned_file(&file, bytes)?;
     memory.advise(MmapAdvise::MADV_HUGEPAGE)?;
     Ok((file, memory))
@@ -314,18 +311,11 @@ fn huge_page_of_a_file_loses_nothing_where_no_block_is_free(t: &Fixture) -> Resu
         round(seed)?;
     }
     // What is only freed late comes back; what is lost does not.
-    let deadline = Instant::now() + LATE;
-    loop {
+    wait_until_nothing(LATE, || {
         let lost = before - free_memory()?;
-        if lost < HUGE_PAGES as i64 * ROUNDS as i64 / 4 {
-            break;
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "{lost} pages less are free after {ROUNDS} rounds"
-        );
-        thread::sleep(Duration::from_millis(200));
-    }
+        let is_lost = lost >= HUGE_PAGES as i64 * ROUNDS as i64 / 4;
+        Ok(is_lost.then(|| format!("{lost} pages less are free after {ROUNDS} rounds")))
+    })?;
     drop(filler);
     Ok(())
 }

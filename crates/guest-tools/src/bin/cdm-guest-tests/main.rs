@@ -36,6 +36,7 @@ mod stress;
 mod trace;
 mod two_devices;
 mod unload;
+mod wait;
 
 use std::process::ExitCode;
 

@@ -4,8 +4,6 @@
 //! page leaves service, its neighbours stay.
 
 use std::fs;
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -13,13 +11,13 @@ use anyhow::{Context, Result, bail, ensure};
 use cdm_guest_tools::bus_error::{self, FAULTED};
 use cdm_guest_tools::device::{Device, Direction};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::MmapAdvise;
 use nix::sys::wait::WaitStatus;
 
 use crate::fixture::{Fixture, move_patiently};
 use crate::isolate::Child;
 use crate::module;
+use crate::stores::memory_file;
 use crate::unload::without_node;
 
 crate::tests!("memory_failure":
@@ -137,10 +135,8 @@ fn failed_page_that_two_processes_share_raises_sigbus_in_both(t: &Fixture) -> Re
 
 fn failed_page_of_a_file_is_an_error_for_its_readers(t: &Fixture) -> Result<()> {
     t.need_files()?;
-    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::empty())?;
-    let file = File::from(fd);
     let bytes = PAGES * PAGE_BYTES;
-    file.set_len(bytes as u64)?;
+    let file = memory_file(bytes)?;
     let memory = Mapping::shared_file(&file, bytes)?;
     memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
     memory.fill_pattern(4);

@@ -6,12 +6,13 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
+
+use crate::wait::wait_until;
 
 const FILE: &str = "/lib/modules/cdm.ko";
 const PARAMETERS: &str = "/sys/module/cdm/parameters";
@@ -80,17 +81,11 @@ impl Unloaded {
         let file = File::open(FILE).with_context(|| format!("cannot open {FILE}"))?;
         finit_module(&file, &self.parameters, ModuleInitFlags::empty())
             .with_context(|| format!("cannot load {FILE} with {:?}", self.parameters))?;
-        let deadline = Instant::now() + NODE_LIMIT;
-        while !Path::new("/dev/cdm0").exists() {
-            if Instant::now() >= deadline {
-                bail!(
-                    "no /dev/cdm0 {} s after the module was loaded",
-                    NODE_LIMIT.as_secs()
-                );
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
+        wait_until(
+            NODE_LIMIT,
+            "no /dev/cdm0 after the module was loaded",
+            || Ok(Path::new("/dev/cdm0").exists()),
+        )
     }
 }
 

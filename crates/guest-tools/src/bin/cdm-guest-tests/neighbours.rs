@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use cdm_guest_tools::device::Direction;
@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::{Fixture, expect_errno, physical_addresses};
+use crate::wait::{wait_until, wait_until_nothing};
 
 crate::tests!("neighbours":
     mlock_of_device_pages_counts_them_as_of_system_pages,
@@ -38,20 +39,17 @@ const PAGES: usize = 64;
 /// Waits until the kernel counts `expected` locked pages: it counts them in batches.
 fn expect_locked(expected: i64) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(5);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    wait_until_nothing(PATIENCE, || {
         let locked = vmstat::Snapshot::take()?.get("nr_mlock");
         if locked == expected {
-            return Ok(());
+            return Ok(None);
         }
-        ensure!(
-            Instant::now() < deadline,
-            "{locked} pages are counted as locked, not {expected}"
-        );
         // Makes every CPU hand in its batch.
         fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")?;
-        thread::sleep(Duration::from_millis(20));
-    }
+        Ok(Some(format!(
+            "{locked} pages are counted as locked, not {expected}"
+        )))
+    })
 }
 
 fn mlock_of_device_pages_counts_them_as_of_system_pages(t: &Fixture) -> Result<()> {
@@ -132,17 +130,14 @@ fn ksm_merges_nothing_in_the_device(t: &Fixture) -> Result<()> {
     let physical = physical_addresses(resident)?;
     memory.advise(MmapAdvise::MADV_MERGEABLE)?;
     let merging = Merging::start()?;
-    let deadline = Instant::now() + PATIENCE;
     // The other half merges, which shows that KSM was here; two more rounds after that.
-    while ksm_figure("pages_sharing")? < PAGES as u64 / 2 {
-        ensure!(Instant::now() < deadline, "KSM merges nothing at all");
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_until(PATIENCE, "KSM merges nothing at all", || {
+        Ok(ksm_figure("pages_sharing")? >= PAGES as u64 / 2)
+    })?;
     let round = ksm_figure("full_scans")?;
-    while ksm_figure("full_scans")? < round + 2 {
-        ensure!(Instant::now() < deadline, "KSM does not go on");
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_until(PATIENCE, "KSM does not go on", || {
+        Ok(ksm_figure("full_scans")? >= round + 2)
+    })?;
     let sharing = ksm_figure("pages_sharing")? + ksm_figure("pages_shared")?;
     ensure!(
         sharing <= PAGES as u64,

@@ -10,8 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Direction, Migration};
@@ -22,7 +21,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::fixture::{Fixture, physical_addresses};
 use crate::module;
-use crate::stores::{Mounted, Stored, XFS, xfs_disk};
+use crate::stores::{Mounted, Stored, XFS, memory_file, xfs_disk};
+use crate::wait::wait_until;
 
 crate::tests!("refusals":
     ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping,
@@ -69,10 +69,7 @@ struct Loop {
 impl Loop {
     /// An empty disk.
     fn new(bytes: u64) -> Result<Self> {
-        let fd: OwnedFd = memfd_create(c"cdm-disk", MFdFlags::empty())?;
-        let file = File::from(fd);
-        file.set_len(bytes)?;
-        Self::of(file)
+        Self::of(memory_file(bytes as usize)?)
     }
 
     /// What a file holds, as a disk.
@@ -287,11 +284,9 @@ fn memory_of_a_dax_file_is_unsupported(t: &Fixture) -> Result<()> {
     t.need_files()?;
     module::load_of_kernel("nd_e820")?;
     module::load_of_kernel("nd_pmem")?;
-    let deadline = Instant::now() + PATIENCE;
-    while !Path::new(DISK).exists() {
-        ensure!(Instant::now() < deadline, "no {DISK} of persistent memory");
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_until(PATIENCE, "no disk of persistent memory", || {
+        Ok(Path::new(DISK).exists())
+    })?;
     let stored = ext4(DISK, "dax=always")?;
     let bytes = PAGES * PAGE_BYTES;
     stored.file.set_len(bytes as u64)?;

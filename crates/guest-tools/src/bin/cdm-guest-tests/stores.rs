@@ -21,14 +21,21 @@ pub struct Store {
     make: fn() -> Result<Stored>,
 }
 
+/// A file in memory, without a name, which may be sealed.
+pub fn memory_file(bytes: usize) -> Result<File> {
+    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::MFD_ALLOW_SEALING)?;
+    let file = File::from(fd);
+    file.set_len(bytes as u64)?;
+    Ok(file)
+}
+
 /// Files without a name.
 pub const MEMFD: Store = Store {
     name: "memfd",
     is_disk: false,
     make: || {
-        let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::MFD_ALLOW_SEALING)?;
         Ok(Stored {
-            file: fd.into(),
+            file: memory_file(0)?,
             path: None,
             _mounted: None,
         })
