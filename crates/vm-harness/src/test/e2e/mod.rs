@@ -760,3 +760,48 @@ fn follows_schema(ctx: &Context, schema: &str, document: &[u8]) -> Result<serde_
     }
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use cdm_control_protocol::FaultKind;
+
+    use super::*;
+
+    /// What the row of a kind says in the table whose head begins with these words.
+    fn row<'a>(page: &'a str, head: &str, kind: FaultKind) -> &'a str {
+        let (_, table) = page.split_once(head).expect("there is such a table");
+        let begin = format!("| `{kind}` | ");
+        let mut lines = table
+            .lines()
+            .skip(1)
+            .take_while(|line| line.starts_with('|'));
+        lines
+            .find_map(|line| line.strip_prefix(&begin))
+            .unwrap_or_else(|| panic!("no row for {kind} below '{head}'"))
+    }
+
+    #[test]
+    fn each_fault_has_tests_on_each_kernel_that_the_specification_names() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/specs/control-socket.md");
+        let page = fs::read_to_string(path).expect("a page");
+        for kind in FaultKind::ALL {
+            let named: Vec<&str> = row(&page, "| kind | tests |", kind)
+                .split('`')
+                .filter(|word| word.contains("::"))
+                .collect();
+            assert!(!named.is_empty(), "{kind}");
+            for test in named {
+                for prefix in ["e2e::public", "e2e::vanilla"] {
+                    let is_there = SUITES
+                        .iter()
+                        .any(|suite| suite.names(&[]).contains(&format!("{prefix}::{test}")));
+                    assert!(is_there, "{kind}: no {prefix}::{test}");
+                }
+            }
+            // And what a correct driver does.
+            assert!(row(&page, "| kind | what the device does |", kind).len() > 80);
+        }
+    }
+}
