@@ -44,9 +44,9 @@ enum What {
     Metrics,
     /// Print the faults that are set, one a line with its number and hits
     Faults,
-    /// Set a fault, such as drop,queue=2,nth=5; prints its number
+    /// Set a fault, such as drop,queue=2,nth=5 or hang,opcode=UNBIND; prints its number
     Fault {
-        /// kind,field=number,...
+        /// kind,field=value,...
         #[arg(value_name = "SPEC")]
         fault: Fault,
     },

@@ -135,6 +135,8 @@ pub fn run(ctx: &Context, args: &FuzzArgs) -> Result<ExitCode> {
     };
     let commit = Commit::of_run(ctx, args.record)?;
     let log = ctx.logs().join("fuzz-build.log");
+    // Before the store is read: another run adds to it.
+    let _lock = cache::lock(ctx, "fuzz", "fuzzing")?;
     let feeder = Feeder {
         ctx,
         programs: build::fuzz_programs(ctx, Instrumentation::Edges, &log)?,
@@ -146,7 +148,6 @@ pub fn run(ctx: &Context, args: &FuzzArgs) -> Result<ExitCode> {
         },
         store: Mutex::new(Store::open(ctx)?),
     };
-    let _lock = cache::lock(ctx, "fuzz", "fuzzing")?;
     let left = Mutex::new(targets.iter());
     let is_good = Mutex::new(true);
     thread::scope(|scope| {
