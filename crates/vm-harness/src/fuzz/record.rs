@@ -127,16 +127,15 @@ impl Store {
                 .filter(move |each| each.target == name)
         };
         let present = of_target().find(|stretch| stretch.source == source.as_str());
+        let last = of_target().next_back();
         Row {
             target: target.name(),
             seconds: of_target().map(|stretch| stretch.seconds).sum(),
             executions: of_target().map(|stretch| stretch.executions).sum(),
             seconds_on_this_code: present.map_or(0, |stretch| stretch.seconds),
             executions_on_this_code: present.map_or(0, |stretch| stretch.executions),
-            last_commit: of_target()
-                .next_back()
-                .map(|stretch| stretch.commit.clone()),
-            last_run: of_target().next_back().map(|stretch| stretch.date.clone()),
+            last_commit: last.map(|stretch| stretch.commit.clone()),
+            last_run: last.map(|stretch| stretch.date.clone()),
             left_to_fix,
         }
     }

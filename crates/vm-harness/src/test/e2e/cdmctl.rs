@@ -235,7 +235,7 @@ pub fn runs_each_operation_on_addresses_of_its_process(session: &mut Session) ->
                 "bytes_done",
                 100_000,
             ),
-            ("chase --size 64K --hops 5000", "bytes_done", 5000),
+            ("chase --size 64K --hops 5000", "bytes_done", 40_000),
             ("histogram --input /tmp/zeroes --bins 2", "outside", 0),
             ("program --code /tmp/code --input /tmp/zeroes", "result", 5),
         ] {
