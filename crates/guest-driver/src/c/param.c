@@ -143,10 +143,10 @@ module_param_named(evacuate_ms, param_evacuate_ms, uint, 0644);
 MODULE_PARM_DESC(evacuate_ms,
 		 "how long the end of a device waits without progress for pages to leave, in milliseconds (default 30000)");
 
-static uint param_command_ms = 120000;
+static uint param_command_ms = 30000;
 module_param_named(command_ms, param_command_ms, uint, 0644);
 MODULE_PARM_DESC(command_ms,
-		 "how long a queue of commands may go without an answer before the device is reset, in milliseconds; 0 for no limit (default 120000)");
+		 "how long a queue of commands may go without an answer before the device is reset, in milliseconds; 0 for no limit (default 30000)");
 
 static bool param_pressure_help = true;
 module_param_named(pressure_help, param_pressure_help, bool, 0644);
