@@ -9,8 +9,8 @@
 //!
 //! Each file is about one facility of the kernel, says so in its first lines, and
 //! keeps the unsafe code that the facility needs. `ages.rs`, `alloc.rs`, `answer.rs`,
-//! `batch.rs`, `identity.rs`, `plan.rs`, `stash.rs`, `table.rs` and `tally.rs` need no
-//! kernel: `lib.rs` takes them in for `cargo test`.
+//! `batch.rs`, `identity.rs`, `order.rs`, `plan.rs`, `stash.rs`, `table.rs` and `tally.rs`
+//! need no kernel: `lib.rs` takes them in for `cargo test`.
 
 // The derives that `wire.rs` uses; the kernel's zerocopy does not re-export them.
 #[macro_use]
@@ -48,6 +48,8 @@ mod misc;
 mod mover;
 mod notifier;
 mod number;
+#[allow(unreachable_pub)] // shared with lib.rs
+mod order;
 mod pagemap;
 mod pins;
 #[allow(unreachable_pub)] // shared with lib.rs
@@ -56,6 +58,7 @@ mod process;
 mod ram;
 mod recovery;
 mod residency;
+mod run;
 #[allow(dead_code, unreachable_pub)] // shared with lib.rs
 mod stash;
 mod stats;
@@ -66,6 +69,7 @@ mod table;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod tally;
 mod transfer;
+mod user_batch;
 mod virtio;
 #[allow(dead_code, unreachable_pub, unused_imports)]
 #[path = "../../device-protocol/src/wire.rs"]

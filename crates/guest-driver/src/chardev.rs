@@ -24,9 +24,11 @@ use crate::batch::PageRange;
 use crate::device::Device;
 use crate::misc::{Node, Operations, Shape};
 use crate::mover::{self, Direction, Options};
-use crate::plan::Request;
+use crate::plan::{Operands, Request};
+use crate::run::Command;
 use crate::sva::Binding;
-use crate::{command, process, residency, sys, wire, CdmModule};
+use crate::user_batch::UserBatch;
+use crate::{process, residency, run, sys, wire, CdmModule};
 
 /// File operations of every node.
 static OPERATIONS: Operations = Operations(sys::file_operations {
@@ -166,6 +168,7 @@ fn dispatch(client: &Client, cmd: u32, arg: usize) -> Result {
         sys::CDM_IOCTL_EVICT => exchange(arg, |request| self::evict(device, request)),
         sys::CDM_IOCTL_BIND => exchange(arg, |request| self::bind(client, request)),
         sys::CDM_IOCTL_UNBIND => unbind(client),
+        sys::CDM_IOCTL_BATCH => exchange(arg, |batch| self::batch(client, batch)),
         _ => Err(ENOTTY),
     }
 }
@@ -204,6 +207,7 @@ fn query(device: &Device, query: &mut sys::cdm_query) -> Result {
         num_slave_agents: identity.num_slave_agents,
         num_pools: identity.num_pools,
         capabilities: layout.memory_type.capabilities()
+            | sys::CDM_CAN_BATCH
             | if device.engine().process_queue().is_some() {
                 sys::CDM_CAN_BIND
             } else {
@@ -315,32 +319,62 @@ fn residency(device: &Device, residency: &mut sys::cdm_residency) -> Result {
 }
 
 fn command(client: &Client, command: &mut sys::cdm_command) -> Result {
-    let device = &*client.device;
-    let is_float = command.flags & sys::CDM_COMMAND_FLOAT != 0;
+    let has = |flag: u32| command.flags & flag != 0;
     let request = Request {
         opcode: command.opcode,
-        flags: if is_float { wire::FLAG_FLOAT } else { 0 },
-        source: command.source,
-        destination: command.destination,
-        length: command.length,
+        flags: if has(sys::CDM_COMMAND_FLOAT) {
+            wire::FLAG_FLOAT
+        } else {
+            0
+        },
         width: command.width,
         repeat: command.repeat,
         arg0: command.arg0,
         arg1: command.arg1,
     };
     let unknown = command.flags & !(sys::CDM_COMMAND_FLOAT | sys::CDM_COMMAND_SVA);
-    if unknown != 0 || command.reserved != 0 || !request.is_valid() {
+    if unknown != 0 || command.reserved != 0 {
         return Err(EINVAL);
     }
-    let answer = if command.flags & sys::CDM_COMMAND_SVA != 0 {
-        let binding = client.binding()?;
-        command::run_on_addresses(device, &binding, &request)?
+    let [source, destination] = request
+        .operands(command.source, command.destination, command.length)
+        .ok_or(EINVAL)?;
+    let binding = if has(sys::CDM_COMMAND_SVA) {
+        Some(client.binding()?)
     } else {
-        command::run(device, &request)?
+        None
     };
+    let asked = Command {
+        request,
+        named: Operands {
+            source: source.as_slice(),
+            destination: destination.as_slice(),
+        },
+    };
+    let answer = run::run(&client.device, binding.as_deref(), &[asked], false)?.of_one()?;
     command.status = answer.status.get().into();
     command.result = answer.result;
     command.bytes_done = answer.bytes_done;
+    Ok(())
+}
+
+fn batch(client: &Client, batch: &mut sys::cdm_batch) -> Result {
+    let has = |flag: u32| batch.flags & flag != 0;
+    let unknown = batch.flags & !(sys::CDM_BATCH_SVA | sys::CDM_BATCH_STOP);
+    if unknown != 0 || batch.reserved != 0 {
+        return Err(EINVAL);
+    }
+    let is_pinned = !has(sys::CDM_BATCH_SVA);
+    let user = UserBatch::read(batch.commands, batch.num_commands, is_pinned)?;
+    let binding = if is_pinned {
+        None
+    } else {
+        Some(client.binding()?)
+    };
+    let stops = has(sys::CDM_BATCH_STOP);
+    let outcome = run::run(&client.device, binding.as_deref(), &user.commands()?, stops)?;
+    batch.num_ok = user.write(&outcome.fates)?;
+    batch.error = outcome.error.map_or(0, |err| err.to_errno().unsigned_abs());
     Ok(())
 }
 

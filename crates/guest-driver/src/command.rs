@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests to the device and their answers.
+//! Requests to the device and their answers; the commands of the driver itself.
 //!
 //! Facility: none of its own; policy over [`crate::virtio`]. Contexts: process
 //! context, inside the device's gate for commands. Lock order: the queue's lock.
-//! Invariant: memory that a command names stays pinned until the device is done with it,
-//! whoever waits or not.
+//! Invariant: what the driver has the device work on is its own until the device is done with
+//! it, or is not asked any more. What processes ask for is in [`crate::run`].
 
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -14,15 +14,12 @@ use zerocopy::IntoBytes;
 use crate::device::Device;
 use crate::done::Wait;
 use crate::engine::Engine;
-use crate::in_place;
-use crate::pins::Operands;
-use crate::plan::{Answer, Job, Next, Request, Segment, Step};
+use crate::plan::{Answer, Job, Next, Operands, Request, Step};
 use crate::recovery::{Patience, Recovery};
-use crate::sva::Binding;
 use crate::sys;
-use crate::virtio::{self, Draft, Signals, Standing, Transport, Unanswered, FULL_MS};
+use crate::virtio::{self, Draft, Queue, Signals, Standing, Transport, Unanswered, FULL_MS};
 use crate::wire::{
-    CommandHeader, CommandTag, Completion, ControlOpcode, ControlRequest, Range, Status,
+    CommandHeader, CommandTag, Completion, ControlOpcode, ControlRequest, Opcode, Range, Status,
     FLAG_TAGGED, FLAG_UNORDERED, QUEUE_CONTROL, RANGES_MAX,
 };
 
@@ -31,9 +28,9 @@ use crate::wire::{
 pub(crate) const CONTROL_MS: u32 = 30_000;
 /// How long a waiter with a signal waits for its command to stop. One that has begun does
 /// within a millisecond; one behind others' commands is left to itself.
-const CANCEL_MS: u32 = 1_000;
+pub(crate) const CANCEL_MS: u32 = 1_000;
 /// How often a waiter looks whether the device is still there, and gets on.
-const LOOK_MS: u32 = 500;
+pub(crate) const LOOK_MS: u32 = 500;
 /// How often the driver has a device do what it needs for itself, if it does not answer.
 const TRIES: u32 = 2;
 
@@ -81,7 +78,7 @@ impl Control {
     }
 
     /// CANCEL of the command with that tag on a queue.
-    fn cancel(&self, tag: u64, queue: usize) -> Result {
+    pub(crate) fn cancel(&self, tag: u64, queue: usize) -> Result {
         let header = head(ControlOpcode::CANCEL, 0, tag, queue as u64);
         if self.send_within(CANCEL_MS, &header)?.status != Status::OK {
             return Err(EIO);
@@ -171,110 +168,6 @@ pub(crate) fn head(opcode: ControlOpcode, pasid: u32, arg0: u64, arg1: u64) -> C
     }
 }
 
-/// Carries out a valid request of the current process.
-///
-/// EFAULT, EINTR, ENOMEM, ENODEV as the interface says; EIO if the device was reset.
-pub(crate) fn run(device: &Device, request: &Request) -> Result<Answer> {
-    let mut job = Job::new(request);
-    if let Some(answer) = job.answer() {
-        device.counters().answered(false);
-        return Ok(answer);
-    }
-    let done = if device.region().is_cpu_addressable() {
-        run_pinned(device, request, &mut job)
-    } else {
-        in_place::run(device, request)
-    };
-    match &done {
-        Ok(answer) => device.counters().answered(answer.status == Status::OK),
-        Err(err) if *err == EIO => device.counters().answered(false),
-        Err(_) => {}
-    }
-    done
-}
-
-/// The same for memory that stays where it is because it is pinned.
-fn run_pinned(device: &Device, request: &Request, job: &mut Job) -> Result<Answer> {
-    let operands = Operands::pin(request, device.region())?;
-    let give = |request: Arc<virtio::Request>, step: &Step| {
-        if device.gate().is_shut() {
-            return Err(ENODEV);
-        }
-        let queue = device.engine().queue_of_cpu();
-        let mut lent = submit(device.engine(), &request, step, queue, Signals::Heard)?;
-        match wait(&request, &mut lent.patience, Signals::Heard) {
-            Ok(()) => finish(device.engine(), &request, &lent),
-            // The device is done with it, whether it came back or not.
-            Err(err) if err == ECANCELED => Err(ECANCELED),
-            Err(err) => {
-                device.counters().abandoned();
-                if err != EINTR || !cancel(device, &request, lent.queue) {
-                    // The device may be at it still: the pins go when it is done.
-                    request.abandon(operands.clone());
-                    lent.patience.park(request);
-                }
-                Err(if err == ETIMEDOUT { ENODEV } else { err })
-            }
-        }
-    };
-    let (source, destination) = (operands.source(), operands.destination());
-    let room = || draft(source.len() + destination.len());
-    match carry_out(device.engine(), job, source, destination, room, give) {
-        Err(err) if err == ECANCELED || err == ETIME => Err(was_reset(device)),
-        done => done,
-    }
-}
-
-/// Carries out a valid request of the current process on addresses of its own, which are bound.
-///
-/// EINTR, ENOMEM, ENODEV as the interface says; EIO if the device was reset.
-pub(crate) fn run_on_addresses(
-    device: &Device,
-    binding: &Binding,
-    request: &Request,
-) -> Result<Answer> {
-    let done = run_bound(device, binding, request);
-    match &done {
-        Ok(answer) => device.counters().answered(answer.status == Status::OK),
-        Err(err) if *err == EIO => device.counters().answered(false),
-        Err(_) => {}
-    }
-    done
-}
-
-/// The same without the counters. Nothing is kept for the device: what it may access, it is
-/// told and told to forget, whoever waits or not.
-fn run_bound(device: &Device, binding: &Binding, request: &Request) -> Result<Answer> {
-    let queue = device.engine().process_queue().ok_or(EOPNOTSUPP)?;
-    let _command = binding.begin_command();
-    let mut job = Job::on_addresses(request, binding.pasid());
-    let source = request.source_addresses();
-    let destination = request.destination_addresses();
-    let (source, destination) = (source.as_slice(), destination.as_slice());
-    let give = |request: Arc<virtio::Request>, step: &Step| {
-        if device.gate().is_shut() {
-            return Err(ENODEV);
-        }
-        let mut lent = submit(device.engine(), &request, step, queue, Signals::Heard)?;
-        match wait(&request, &mut lent.patience, Signals::Heard) {
-            Ok(()) => finish(device.engine(), &request, &lent),
-            Err(err) if err == ECANCELED => Err(ECANCELED),
-            Err(err) => {
-                device.counters().abandoned();
-                if err == EINTR {
-                    cancel(device, &request, queue);
-                }
-                Err(if err == ETIMEDOUT { ENODEV } else { err })
-            }
-        }
-    };
-    let room = || draft(source.len() + destination.len());
-    match carry_out(device.engine(), &mut job, source, destination, room, give) {
-        Err(err) if err == ECANCELED || err == ETIME => Err(was_reset(device)),
-        done => done,
-    }
-}
-
 /// What a process is told whose command a RESET ended.
 pub(crate) fn was_reset(device: &Device) -> Error {
     if device.gate().is_shut() {
@@ -284,29 +177,15 @@ pub(crate) fn was_reset(device: &Device) -> Error {
     }
 }
 
-/// Has the device stop a command that nobody waits for any more; whether it is done with it.
-fn cancel(device: &Device, request: &virtio::Request, queue: usize) -> bool {
-    let is_heard =
-        device.engine().has_tags() && device.control().cancel(request.token(), queue).is_ok();
-    is_heard && request.wait(CANCEL_MS).is_ok()
-}
-
 /// Has the device work for the driver itself: deaf to signals, and again after a RESET.
 ///
 /// The memory is the driver's until this returns. EIO if the device cannot do it, or had to be
 /// reset for it more than once; ENODEV if it is not asked any more; ETIMEDOUT if it does not
 /// answer, and then it may still come to touch the memory.
-pub(crate) fn run_for_driver(
-    engine: &Engine,
-    request: &Request,
-    source: &[Segment],
-    destination: &[Segment],
-) -> Result {
-    let ranges = source.len() + destination.len();
+pub(crate) fn run_for_driver(engine: &Engine, request: &Request, operands: Operands<'_>) -> Result {
     let mut tries = 0;
     loop {
-        let mut job = Job::new(request);
-        match once(engine, &mut job, source, destination, || draft(ranges)) {
+        match once(engine, request, operands, || draft(operands.ranges())) {
             // Somebody reset the device, who may do so as often as he likes.
             Err(err) if err == ECANCELED => {}
             Err(err) if err == ETIME => {
@@ -325,36 +204,42 @@ pub(crate) fn run_for_driver(
 pub(crate) fn run_once_for_driver(
     engine: &Engine,
     request: &Request,
-    source: &[Segment],
-    destination: &[Segment],
+    operands: Operands<'_>,
     room: impl FnMut() -> Result<Draft>,
 ) -> Result {
-    match once(engine, &mut Job::new(request), source, destination, room) {
+    match once(engine, request, operands, room) {
         Ok(answer) if answer.status != Status::OK => Err(EIO),
         Err(err) if err == ETIME => Err(EIO),
         done => done.map(drop),
     }
 }
 
-/// Takes a job through the device, deaf to signals; ECANCELED after a RESET, ETIME after one
-/// because this job had no answer, ETIMEDOUT as for [`run_for_driver`].
+/// Takes a request through the device, command by command, deaf to signals; `room` makes room for
+/// each. ECANCELED after a RESET, ETIME after one because there was no answer to this, ETIMEDOUT
+/// as for [`run_for_driver`].
 pub(crate) fn once(
     engine: &Engine,
-    job: &mut Job,
-    source: &[Segment],
-    destination: &[Segment],
-    room: impl FnMut() -> Result<Draft>,
+    request: &Request,
+    operands: Operands<'_>,
+    mut room: impl FnMut() -> Result<Draft>,
 ) -> Result<Answer> {
-    let give = |request: Arc<virtio::Request>, step: &Step| {
-        let queue = engine.queue_of_cpu();
-        let mut lent = submit(engine, &request, step, queue, Signals::Ignored)?;
-        match wait(&request, &mut lent.patience, Signals::Ignored) {
-            Ok(()) => finish(engine, &request, &lent),
-            Err(err) if err == ECANCELED && lent.patience.is_worn() => Err(ETIME),
-            Err(err) => Err(err),
+    let mut job = Job::new(request, operands);
+    loop {
+        if let Some(answer) = job.answer() {
+            return Ok(answer);
         }
-    };
-    carry_out(engine, job, source, destination, room, give)
+        let Some((request, step)) = make(engine, &mut job, operands, room()?)? else {
+            continue;
+        };
+        let queue = engine.queue_of_cpu();
+        let mut patience = submit(engine, &request, &step, queue)?;
+        let done = wait(&request, &mut patience, Signals::Ignored)
+            .and_then(|()| finish(engine, &request, queue));
+        match done {
+            Err(err) if err == ECANCELED && patience.is_worn() => return Err(ETIME),
+            done => job.complete(&step, &done?, operands),
+        }
+    }
 }
 
 /// Bytes of a command before its ranges, at most.
@@ -366,69 +251,62 @@ pub(crate) fn draft(ranges: usize) -> Result<Draft> {
     Draft::new(KVec::with_capacity(bytes, GFP_KERNEL)?, GFP_KERNEL)
 }
 
-/// Takes a job through the device, command by command: `draft` makes room for each, and
-/// `give` submits it and waits for its completion.
-///
-/// What `give` gives is not of a command that a RESET ended.
-fn carry_out(
+/// Writes the next command of a job into a draft that has room for it; `None` if the job has its
+/// answer. Nothing is allocated.
+pub(crate) fn make(
     engine: &Engine,
-    job: &mut Job,
-    source: &[Segment],
-    destination: &[Segment],
-    mut draft: impl FnMut() -> Result<Draft>,
-    mut give: impl FnMut(Arc<virtio::Request>, &Step) -> Result<Completion>,
-) -> Result<Answer> {
-    loop {
-        if let Some(answer) = job.answer() {
-            return Ok(answer);
-        }
-        let mut draft = draft()?;
-        let tag = engine.has_tags().then_some(draft.token());
-        let output = draft.output();
-        // The room was made before; nothing is allocated from here on.
-        output.extend_from_slice(&[0; size_of::<CommandHeader>()], GFP_NOWAIT)?;
-        if let Some(tag) = tag {
-            let tag = CommandTag { tag: tag.into() };
-            output.extend_from_slice(tag.as_bytes(), GFP_NOWAIT)?;
-        }
-        let next = job.next(source, destination, |range: Range| {
-            output.extend_from_slice(range.as_bytes(), GFP_NOWAIT)
-        })?;
-        let mut step = match next {
-            Next::Done(answer) => return Ok(answer),
-            Next::Submit(step) => step,
-        };
-        let mut flags = step.header.flags.get();
-        if tag.is_some() {
-            flags |= FLAG_TAGGED;
-        }
-        if job.is_on_addresses() {
-            // Pages are waited for, and nobody else shall wait for that.
-            flags |= FLAG_UNORDERED;
-        }
-        step.header.flags = flags.into();
-        output[..size_of::<CommandHeader>()].copy_from_slice(step.header.as_bytes());
-        let completion = give(draft.finish(), &step)?;
-        job.complete(&step, &completion);
+    job: &mut Job<'_>,
+    operands: Operands<'_>,
+    mut draft: Draft,
+) -> Result<Option<(Arc<virtio::Request>, Step)>> {
+    let tag = engine.has_tags().then_some(draft.token());
+    let output = draft.output();
+    output.extend_from_slice(&[0; size_of::<CommandHeader>()], GFP_NOWAIT)?;
+    if let Some(tag) = tag {
+        let tag = CommandTag { tag: tag.into() };
+        output.extend_from_slice(tag.as_bytes(), GFP_NOWAIT)?;
+    }
+    let next = job.next(operands, |range: Range| {
+        output.extend_from_slice(range.as_bytes(), GFP_NOWAIT)
+    })?;
+    let mut step = match next {
+        Next::Done(_) => return Ok(None),
+        Next::Submit(step) => step,
+    };
+    let mut flags = step.header.flags.get();
+    if tag.is_some() {
+        flags |= FLAG_TAGGED;
+    }
+    let keeps_order = if job.is_on_addresses() {
+        // Pages are waited for, and nobody else shall wait for that: the driver keeps the order.
+        flags |= FLAG_UNORDERED;
+        false
+    } else if engine.is_in_order() {
+        flags &= !FLAG_UNORDERED;
+        false
+    } else {
+        true
+    };
+    if !keeps_order && step.header.opcode == Opcode::FENCE {
+        step.header.opcode = Opcode::NOP;
+    }
+    step.header.flags = flags.into();
+    output[..size_of::<CommandHeader>()].copy_from_slice(step.header.as_bytes());
+    Ok(Some((draft.finish(), step)))
+}
+
+/// The patience of who waits for something on a queue of commands.
+pub(crate) fn patience<'a>(engine: &'a Engine, index: usize, queue: &'a Queue) -> Patience<'a> {
+    let patience = Patience::new(engine.recovery(), queue);
+    if engine.process_queue() == Some(index) {
+        patience.with_pages()
+    } else {
+        patience
     }
 }
 
-/// A command that the device has.
-struct Lent<'a> {
-    queue: usize,
-    patience: Patience<'a>,
-}
-
-/// Gives the device one command; waits for room on the queue.
-///
-/// EINTR after a signal, if they are heard; EIO if not even a RESET makes room; ENODEV.
-fn submit<'a>(
-    engine: &'a Engine,
-    request: &Arc<virtio::Request>,
-    step: &Step,
-    queue: usize,
-    signals: Signals,
-) -> Result<Lent<'a>> {
+/// A command is about to be put on a queue.
+pub(crate) fn trace_submit(engine: &Engine, request: &virtio::Request, step: &Step, queue: usize) {
     let ranges = u32::from(step.header.num_src.get()) + u32::from(step.header.num_dst.get());
     // SAFETY: Takes values only.
     unsafe {
@@ -441,45 +319,74 @@ fn submit<'a>(
             step.bytes,
         )
     };
-    let lender = engine.transport().queue(queue)?;
-    let patience = || {
-        let patience = Patience::new(engine.recovery(), lender);
-        if engine.process_queue() == Some(queue) {
-            patience.with_pages()
-        } else {
-            patience
-        }
-    };
-    let mut for_room = patience();
-    let mut is_last = false;
+}
+
+/// Gives the device one command, deaf to signals; waits for room on the queue.
+///
+/// EIO if not even a RESET makes room; ENODEV.
+fn submit<'a>(
+    engine: &'a Engine,
+    request: &Arc<virtio::Request>,
+    step: &Step,
+    index: usize,
+) -> Result<Patience<'a>> {
+    let queue = engine.transport().queue(index)?;
+    trace_submit(engine, request, step, index);
+    let mut for_room = None;
     loop {
-        match lender.try_submit(request) {
-            Err(err) if err == EBUSY && !is_last => {}
-            // All that is on it is lost, and takes room until the device is bound anew.
-            Err(err) if err == EBUSY => return Err(EIO),
-            done => break done?,
+        match queue.try_submit(request) {
+            Err(err) if err == EBUSY => {}
+            done => {
+                done?;
+                return Ok(patience(engine, index, queue));
+            }
         }
-        if signals == Signals::Heard && kernel::current!().signal_pending() {
-            return Err(EINTR);
+        let for_room = for_room.get_or_insert_with(|| ForRoom::new(patience(engine, index, queue)));
+        for_room.wait()?;
+    }
+}
+
+/// A wait for room on a queue that others have filled.
+pub(crate) struct ForRoom<'a> {
+    patience: Patience<'a>,
+    is_last: bool,
+}
+
+impl<'a> ForRoom<'a> {
+    pub(crate) fn new(patience: Patience<'a>) -> Self {
+        Self {
+            patience,
+            is_last: false,
+        }
+    }
+
+    /// Waits a little, deaf to signals.
+    ///
+    /// ENODEV if the device is past answering; EIO if not even a RESET made room.
+    pub(crate) fn wait(&mut self) -> Result {
+        if self.is_last {
+            // All that is on it is lost, and takes room until the device is bound anew.
+            return Err(EIO);
         }
         // SAFETY: Process context, no lock held that an interrupt takes.
         unsafe { sys::msleep(FULL_MS) };
-        match for_room.wear(FULL_MS) {
+        match self.patience.wear(FULL_MS) {
             Err(err) if err == ETIMEDOUT => return Err(ENODEV),
-            waited => is_last = waited.is_err(),
+            waited => self.is_last = waited.is_err(),
         }
+        Ok(())
     }
-    Ok(Lent {
-        queue,
-        patience: patience(),
-    })
 }
 
 /// Waits until the device answered a command, or a control request.
 ///
 /// EINTR after a signal, if they are heard, and ETIMEDOUT if the device is past answering: what
 /// it was given stays with it then. ECANCELED if a RESET did not bring that back either.
-fn wait(request: &virtio::Request, patience: &mut Patience<'_>, signals: Signals) -> Result {
+pub(crate) fn wait(
+    request: &virtio::Request,
+    patience: &mut Patience<'_>,
+    signals: Signals,
+) -> Result {
     loop {
         match request.look(LOOK_MS, signals) {
             Wait::Done => return Ok(()),
@@ -493,9 +400,21 @@ fn wait(request: &virtio::Request, patience: &mut Patience<'_>, signals: Signals
     }
 }
 
-/// The completion of a command that the device is done with; ECANCELED if a RESET ended it, and
-/// ETIME if this command was the reason for that.
-fn finish(engine: &Engine, request: &virtio::Request, lent: &Lent<'_>) -> Result<Completion> {
+/// The completion of a command that the device is done with; ECANCELED if a RESET ended it.
+fn finish(engine: &Engine, request: &virtio::Request, queue: usize) -> Result<Completion> {
+    let completion = completion(engine, request, queue)?;
+    if completion.status == Status::CANCELLED {
+        return Err(ECANCELED);
+    }
+    Ok(completion)
+}
+
+/// The same, also of a command that was cancelled.
+pub(crate) fn completion(
+    engine: &Engine,
+    request: &virtio::Request,
+    queue: usize,
+) -> Result<Completion> {
     let Some(completion) = request.answer::<Completion>() else {
         // The device gave the buffer back without an answer, as a reset does.
         return Err(if engine.transport().is_gone() {
@@ -508,18 +427,14 @@ fn finish(engine: &Engine, request: &virtio::Request, lent: &Lent<'_>) -> Result
     unsafe {
         sys::cdm_trace_command_done(
             engine.number(),
-            lent.queue as u32,
+            queue as u32,
             request.token(),
             completion.status.get().into(),
             completion.result.get(),
             completion.bytes_done.get(),
         )
     };
-    match completion.status {
-        Status::CANCELLED if lent.patience.is_worn() => Err(ETIME),
-        Status::CANCELLED => Err(ECANCELED),
-        _ => Ok(completion),
-    }
+    Ok(completion)
 }
 
 // A command with the most ranges is one slab object, so it is contiguous for the device.

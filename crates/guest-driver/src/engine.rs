@@ -24,6 +24,8 @@ pub(crate) struct Engine {
     recovery: Arc<Recovery>,
     /// The device knows commands by tags, and cancels them.
     has_tags: bool,
+    /// It carries out all commands of a queue in their order, and knows no FENCE.
+    is_in_order: bool,
     /// Queue for commands on addresses of processes, and for nothing else; none if the device
     /// cannot have them.
     process_queue: Option<usize>,
@@ -43,6 +45,7 @@ impl Engine {
             transport,
             recovery,
             has_tags: features & FEATURE_CANCEL != 0,
+            is_in_order: features & FEATURE_UNORDERED == 0,
             counters: Counters::new(),
         }
     }
@@ -64,6 +67,11 @@ impl Engine {
     /// Whether commands are given tags.
     pub(crate) fn has_tags(&self) -> bool {
         self.has_tags
+    }
+
+    /// Whether the device can do nothing but carry out a queue's commands one after another.
+    pub(crate) fn is_in_order(&self) -> bool {
+        self.is_in_order
     }
 
     /// Index of the queue for commands on addresses of processes.

@@ -16,7 +16,7 @@ use kernel::sync::Arc;
 
 use crate::batch::PAGE_BYTES;
 use crate::pagemap::Region;
-use crate::plan::{Request, Segment};
+use crate::plan::{self, in_pages, Request, Segment};
 use crate::sys;
 
 /// Pages pinned in one call, so that a signal is seen in between.
@@ -38,24 +38,32 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// Pins what lies under `[address, address + length)`, for the device to write to if
-    /// `is_written`. EFAULT if a part of it is not mapped, or not writable.
-    fn pin(address: u64, length: u64, is_written: bool) -> Result<Self> {
-        let first = address & !(PAGE_BYTES - 1);
-        let end = address.checked_add(length).ok_or(EINVAL)?;
-        let count = (end - first).div_ceil(PAGE_BYTES) as usize;
-        let flags = if is_written { sys::FOLL_WRITE } else { 0 };
+    /// Pins what an operand of the current process lies in, in the order of its pieces, for the
+    /// device to write to if `is_written`. EFAULT if a part of it is not mapped, or not writable.
+    fn pin(operand: &[Segment], is_written: bool) -> Result<Self> {
         let mut this = Self {
-            pages: KVVec::with_capacity(count, GFP_KERNEL)?,
+            pages: KVVec::with_capacity(in_pages(operand).count(), GFP_KERNEL)?,
             is_written,
         };
-        while this.pages.len() < count {
+        for range in operand {
+            this.pin_more(range)?;
+        }
+        Ok(this)
+    }
+
+    /// Pins what lies under a range; there is room for its pages.
+    fn pin_more(&mut self, range: &Segment) -> Result {
+        let first = range.address & !(PAGE_BYTES - 1);
+        let end = range.address.checked_add(range.bytes).ok_or(EINVAL)?;
+        let mut at = first;
+        while at < end {
             if kernel::current!().signal_pending() {
                 return Err(EINTR);
             }
-            let want = (count - this.pages.len()).min(CHUNK_PAGES);
-            let at = first + this.pages.len() as u64 * PAGE_BYTES;
-            let spare = this.pages.spare_capacity_mut();
+            let spare = self.pages.spare_capacity_mut();
+            let want = (end - at).div_ceil(PAGE_BYTES) as usize;
+            let want = want.min(CHUNK_PAGES).min(spare.len());
+            let flags = if self.is_written { sys::FOLL_WRITE } else { 0 };
             // SAFETY: The spare capacity has room for `want` pointers.
             let pinned = unsafe {
                 sys::pin_user_pages_fast(at as usize, want as i32, flags, spare.as_mut_ptr().cast())
@@ -64,7 +72,8 @@ impl Pages {
                 1.. => {
                     // INVARIANT: These pages are pinned now.
                     // SAFETY: The call filled in that many pointers, at most `want`.
-                    unsafe { this.pages.inc_len(pinned as usize) };
+                    unsafe { self.pages.inc_len(pinned as usize) };
+                    at = at.saturating_add(pinned as u64 * PAGE_BYTES);
                 }
                 0 => return Err(EFAULT),
                 _ if pinned == ENOMEM.to_errno() => return Err(ENOMEM),
@@ -72,7 +81,7 @@ impl Pages {
                 _ => return Err(EFAULT),
             }
         }
-        Ok(this)
+        Ok(())
     }
 }
 
@@ -100,28 +109,32 @@ struct Operand {
 }
 
 impl Operand {
-    fn new(address: u64, length: u64, is_written: bool, region: &Region) -> Result<Self> {
-        let pages = Pages::pin(address, length, is_written)?;
+    /// `None` for an operand of no ranges.
+    fn new(ranges: &[Segment], is_written: bool, region: &Region) -> Result<Option<Self>> {
+        if ranges.is_empty() {
+            return Ok(None);
+        }
+        let pages = Pages::pin(ranges, is_written)?;
         let mut segments: KVVec<Segment> = KVVec::new();
-        let mut offset = address % PAGE_BYTES;
-        let mut left = length;
-        for page in &pages.pages {
-            let bytes = (PAGE_BYTES - offset).min(left);
+        for (page, piece) in pages.pages.iter().zip(in_pages(ranges)) {
+            let offset = piece.address % PAGE_BYTES;
             // SAFETY: The page is pinned.
-            let segment = unsafe { region.segment_of(*page, offset, bytes) };
+            let segment = unsafe { region.segment_of(*page, offset, piece.bytes) };
             if !segments
                 .last_mut()
                 .is_some_and(|last| last.absorb(&segment))
             {
                 segments.push(segment, GFP_KERNEL)?;
             }
-            offset = 0;
-            left -= bytes;
         }
-        Ok(Self {
+        Ok(Some(Self {
             _pages: pages,
             segments,
-        })
+        }))
+    }
+
+    fn segments(&self) -> &[Segment] {
+        &self.segments
     }
 }
 
@@ -132,40 +145,26 @@ pub(crate) struct Operands {
 }
 
 impl Operands {
-    /// Pins the operands of a valid request.
-    pub(crate) fn pin(request: &Request, region: &Region) -> Result<Arc<Self>> {
-        let operand = |address: u64, bytes: u64, is_written: bool| -> Result<Option<Operand>> {
-            if address == 0 {
-                return Ok(None);
-            }
-            Ok(Some(Operand::new(address, bytes, is_written, region)?))
-        };
-        let source = operand(request.source, request.source_bytes(), false)?;
-        let destination = operand(
-            request.destination,
-            request.destination_bytes(),
-            request.writes_destination(),
-        )?;
+    /// Pins the operands that the current process named for a request.
+    pub(crate) fn pin(
+        request: &Request,
+        named: plan::Operands<'_>,
+        region: &Region,
+    ) -> Result<Arc<Self>> {
         Ok(Arc::new(
             Self {
-                source,
-                destination,
+                source: Operand::new(named.source, false, region)?,
+                destination: Operand::new(named.destination, request.writes_destination(), region)?,
             },
             GFP_KERNEL,
         )?)
     }
 
-    /// Source segments; empty if there is no source.
-    pub(crate) fn source(&self) -> &[Segment] {
-        self.source
-            .as_ref()
-            .map_or(&[], |operand| &operand.segments)
-    }
-
-    /// Destination segments; empty if there is no destination.
-    pub(crate) fn destination(&self) -> &[Segment] {
-        self.destination
-            .as_ref()
-            .map_or(&[], |operand| &operand.segments)
+    /// Where the device finds them.
+    pub(crate) fn found(&self) -> plan::Operands<'_> {
+        plan::Operands {
+            source: self.source.as_ref().map_or(&[], Operand::segments),
+            destination: self.destination.as_ref().map_or(&[], Operand::segments),
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! commands; it carries checksum, sum, comparison and byte count from one to the next, so
 //! that the caller sees one command with one answer.
 
+use crate::batch::PAGE_BYTES;
 use crate::wire::{self, CommandHeader, Completion, Opcode, Range, Space, Status};
 
 /// A piece of an operand that is contiguous for the device.
@@ -21,9 +22,10 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Addresses of a process; `None` for the address zero, which is no operand.
-    fn of_addresses(address: u64, bytes: u64) -> Option<Self> {
-        (address != 0).then_some(Self {
+    /// Addresses of a process; `None` if they are none: no byte, or more than there are.
+    pub fn of_process(address: u64, bytes: u64) -> Option<Self> {
+        let is_range = bytes != 0 && address.checked_add(bytes).is_some();
+        is_range.then_some(Self {
             space: Space::PROCESS,
             address,
             bytes,
@@ -39,21 +41,44 @@ impl Segment {
         }
         follows
     }
+
+    /// The pieces of it that lie in one page each.
+    fn in_pages(self) -> impl Iterator<Item = Segment> {
+        let mut at = 0;
+        core::iter::from_fn(move || {
+            if at == self.bytes {
+                return None;
+            }
+            let address = self.address + at;
+            let bytes = (PAGE_BYTES - address % PAGE_BYTES).min(self.bytes - at);
+            at += bytes;
+            Some(Self {
+                address,
+                bytes,
+                ..self
+            })
+        })
+    }
 }
 
-/// A command as the caller gives it; an address of zero means that there is no such operand.
+/// The same operand in pieces that lie in one page each.
+pub fn in_pages(list: &[Segment]) -> impl Iterator<Item = Segment> + '_ {
+    list.iter().flat_map(|segment| segment.in_pages())
+}
+
+/// Bytes of an operand; as many as there can be if the sum is larger.
+pub fn bytes_of(list: &[Segment]) -> u64 {
+    list.iter()
+        .fold(0, |sum: u64, segment| sum.saturating_add(segment.bytes))
+}
+
+/// A command without its operands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     /// Number of the operation.
     pub opcode: u32,
     /// Flags of the wire's header.
     pub flags: u16,
-    /// Address of the first source byte.
-    pub source: u64,
-    /// Address of the first destination byte.
-    pub destination: u64,
-    /// Bytes of each operand whose length nothing else says.
-    pub length: u64,
     /// Bytes of an element.
     pub width: u32,
     /// How often.
@@ -65,45 +90,48 @@ pub struct Request {
 }
 
 impl Request {
-    /// Whether the ranges are ranges: not empty where there is an operand, and not wrapping.
-    pub fn is_valid(&self) -> bool {
-        if self.source == 0 && self.destination == 0 {
-            return self.length == 0;
+    /// What a command for the device asks for.
+    pub fn of(header: &CommandHeader) -> Self {
+        Self {
+            opcode: header.opcode.get().into(),
+            flags: header.flags.get(),
+            width: header.width.get().into(),
+            repeat: header.repeat.get(),
+            arg0: header.arg0.get(),
+            arg1: header.arg1.get(),
         }
-        let operands = [
-            (self.source, self.source_bytes()),
-            (self.destination, self.destination_bytes()),
-        ];
-        self.length != 0
-            && operands
-                .iter()
-                .all(|(address, bytes)| address.checked_add(*bytes).is_some())
     }
 
-    /// Bytes of the source, if there is one.
-    pub fn source_bytes(&self) -> u64 {
+    /// Source and destination of a process that names one piece for each, and one length; an
+    /// address of zero means that there is no such operand. `None` if these are no ranges.
+    pub fn operands(
+        &self,
+        source: u64,
+        destination: u64,
+        length: u64,
+    ) -> Option<[Option<Segment>; 2]> {
+        if source == 0 && destination == 0 {
+            return (length == 0).then_some([None; 2]);
+        }
+        if length == 0 {
+            return None;
+        }
+        let operand = |address: u64, bytes: u64| match address {
+            0 => Some(None),
+            _ => Segment::of_process(address, bytes).map(Some),
+        };
+        let (mut source_bytes, mut destination_bytes) = (length, length);
         match self.shape() {
-            Shape::Program => self.bytes_of(PROGRAM_MAX, size_of::<wire::Instruction>()),
-            _ => self.length,
+            Shape::Program => {
+                source_bytes = self.bytes_of(PROGRAM_MAX, size_of::<wire::Instruction>());
+            }
+            Shape::Histogram => destination_bytes = self.bytes_of(wire::BINS_MAX, size_of::<u64>()),
+            Shape::Stream | Shape::Chase => {}
         }
-    }
-
-    /// Bytes of the destination, if there is one.
-    pub fn destination_bytes(&self) -> u64 {
-        match self.shape() {
-            Shape::Histogram => self.bytes_of(wire::BINS_MAX, size_of::<u64>()),
-            _ => self.length,
-        }
-    }
-
-    /// The source as a piece of the caller's own address space; empty if there is none.
-    pub fn source_addresses(&self) -> Option<Segment> {
-        Segment::of_addresses(self.source, self.source_bytes())
-    }
-
-    /// The destination as a piece of the caller's own address space; empty if there is none.
-    pub fn destination_addresses(&self) -> Option<Segment> {
-        Segment::of_addresses(self.destination, self.destination_bytes())
+        Some([
+            operand(source, source_bytes)?,
+            operand(destination, destination_bytes)?,
+        ])
     }
 
     /// Bytes of `repeat` elements; of one if the device refuses that many, whatever they are.
@@ -121,16 +149,24 @@ impl Request {
         self.shape() != Shape::Stream
     }
 
+    /// Whether it has its place between the commands before it and behind it.
+    pub fn is_ordered(&self) -> bool {
+        self.flags & wire::FLAG_UNORDERED == 0
+    }
+
     /// Bytes after which a part of it may end; zero if anywhere.
-    pub fn unit(&self) -> u64 {
-        let is = |opcode: Opcode| self.opcode == u32::from(opcode.get());
+    fn unit(&self) -> u64 {
         let width = u64::from(self.width);
-        if width != 0 && (is(Opcode::SUM) || is(Opcode::AXPY)) {
+        if width != 0 && (self.is(Opcode::SUM) || self.is(Opcode::AXPY)) {
             // A stride; one that is no multiple of the width is refused by the device.
             self.arg1.max(width)
         } else {
             width
         }
+    }
+
+    fn is(&self, opcode: Opcode) -> bool {
+        self.opcode == u32::from(opcode.get())
     }
 
     fn shape(&self) -> Shape {
@@ -145,13 +181,13 @@ impl Request {
     /// Whether the device stores to the destination. An operation that the driver does
     /// not know is taken to do so, which asks for the stronger right.
     pub fn writes_destination(&self) -> bool {
-        self.opcode != u32::from(Opcode::COMPARE.get())
+        !self.is(Opcode::COMPARE)
     }
 }
 
 const PROGRAM_MAX: u32 = wire::PROGRAM_INSTRUCTIONS_MAX;
 
-/// How operands go into commands.
+/// How operands go into commands, where they do not go into one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
     /// Piece by piece, the same of each operand.
@@ -169,6 +205,9 @@ enum Shape {
 pub struct Answer {
     /// Outcome.
     pub status: Status,
+    /// Which of the caller's ranges, or which instruction, the outcome speaks of, sources first;
+    /// zero if of none.
+    pub range_index: u32,
     /// Result of the operation.
     pub result: u64,
     /// Bytes that the device processed.
@@ -177,13 +216,45 @@ pub struct Answer {
 
 impl Answer {
     /// The answer that the device gives to a request with that fault.
-    pub fn refusal(status: Status) -> Self {
+    fn refusal(status: Status) -> Self {
         Self {
             status,
+            range_index: 0,
             result: 0,
             bytes_done: 0,
         }
     }
+}
+
+/// Whether an outcome speaks of a range.
+fn is_about_a_range(status: Status) -> bool {
+    matches!(
+        status,
+        Status::MISALIGNED
+            | Status::BAD_SPACE
+            | Status::ZERO_LENGTH
+            | Status::TOO_LONG
+            | Status::BAD_PASID
+            | Status::NOT_MAPPED
+            | Status::BAD_ADDRESS
+            | Status::PROTECTED
+            | Status::UNMAPPED
+            | Status::NO_ACCESS
+            | Status::UNBOUND
+            | Status::PAGE_QUEUE_FULL
+            | Status::PAGE_ERROR
+    )
+}
+
+/// The range of a list in which the byte `offset` of the operand lies.
+fn range_at(list: &[Segment], offset: u64) -> usize {
+    let mut end = 0u64;
+    list.iter()
+        .position(|range| {
+            end = end.saturating_add(range.bytes);
+            offset < end
+        })
+        .unwrap_or(0)
 }
 
 /// A place in a list of segments.
@@ -198,6 +269,12 @@ impl Cursor {
     fn left(&self, list: &[Segment]) -> u64 {
         list.get(self.index)
             .map_or(0, |segment| segment.bytes - self.offset)
+    }
+
+    /// Where in the operand the `index`th range begins that is emitted from here on.
+    fn start_of(&self, list: &[Segment], index: usize) -> u64 {
+        let before = list.get(..self.index + index).unwrap_or(list);
+        bytes_of(before) + if index == 0 { self.offset } else { 0 }
     }
 
     /// Moves on within the segment, or to the start of the next one.
@@ -247,6 +324,80 @@ pub struct Step {
     pub header: CommandHeader,
     /// Bytes of each operand that it covers.
     pub bytes: u64,
+    /// Where its ranges begin.
+    source: Cursor,
+    destination: Cursor,
+}
+
+impl Step {
+    /// Which of the ranges that the caller `named` a completion of this command speaks of, if it
+    /// does; the command's own are of the lists that were `found` for them.
+    fn range_named(
+        &self,
+        completion: &Completion,
+        found: Operands<'_>,
+        named: Operands<'_>,
+    ) -> u32 {
+        let index = completion.range_index.get();
+        if !is_about_a_range(completion.status) {
+            return if completion.status == Status::BAD_PROGRAM {
+                index
+            } else {
+                0
+            };
+        }
+        let num_src = u32::from(self.header.num_src.get());
+        let range = match index.checked_sub(num_src) {
+            None => {
+                let start = self.source.start_of(found.source, index as usize);
+                range_at(named.source, start)
+            }
+            Some(index) => {
+                let start = self.destination.start_of(found.destination, index as usize);
+                named.source.len() + range_at(named.destination, start)
+            }
+        };
+        range as u32
+    }
+}
+
+/// The operands of a command; a list is empty where there is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Operands<'a> {
+    /// What is read.
+    pub source: &'a [Segment],
+    /// What is written, or compared with the source.
+    pub destination: &'a [Segment],
+}
+
+impl Operands<'_> {
+    /// How many ranges they are.
+    pub fn ranges(&self) -> usize {
+        self.source.len() + self.destination.len()
+    }
+
+    /// Which range makes an operand longer than a command can carry, sources first.
+    fn too_long(&self) -> Option<u32> {
+        let passes = |list: &[Segment]| {
+            let mut sum = 0u64;
+            list.iter().position(|range| {
+                sum = sum.saturating_add(range.bytes);
+                sum > wire::TRANSFER_BYTES_MAX
+            })
+        };
+        let of_destination = || Some(self.source.len() + passes(self.destination)?);
+        Some(passes(self.source).or_else(of_destination)? as u32)
+    }
+
+    /// The last range of the operand that elements are taken from, or stored to if there is no other.
+    fn last(&self) -> u32 {
+        let operand = if self.source.is_empty() {
+            self.destination
+        } else {
+            self.source
+        };
+        operand.len().saturating_sub(1) as u32
+    }
 }
 
 /// What to do next with a [`Job`].
@@ -264,7 +415,7 @@ pub enum Next {
 ///
 /// `source` and `destination` stand `done` bytes into their lists.
 #[derive(Clone, Copy, Debug)]
-pub struct Job {
+pub struct Job<'a> {
     opcode: Opcode,
     shape: Shape,
     /// Bytes after which a command may end; zero if anywhere.
@@ -274,7 +425,10 @@ pub struct Job {
     repeat: u32,
     arg0: u64,
     arg1: u64,
+    /// Bytes to go over.
     length: u64,
+    /// The operands as the caller names them.
+    named: Operands<'a>,
     /// Elements that earlier commands found in no bin of a histogram.
     outside: u64,
     source: Cursor,
@@ -285,21 +439,29 @@ pub struct Job {
     pasid: u32,
 }
 
-impl Job {
-    /// A job for a valid request.
+impl<'a> Job<'a> {
+    /// A job for a request on operands that are named like that.
     ///
     /// A value that does not fit its field of the wire, or an operand that is longer
     /// than a command can carry, has its answer at once: the one that the device would
-    /// give.
-    pub fn new(request: &Request) -> Self {
+    /// give. So has a FENCE that is not one.
+    pub fn new(request: &Request, named: Operands<'a>) -> Self {
         let refusal = if request.opcode > u32::from(u16::MAX) {
-            Some(Status::UNKNOWN_OPCODE)
+            Some(Answer::refusal(Status::UNKNOWN_OPCODE))
+        } else if request.is(Opcode::FENCE) && !request.is_ordered() {
+            Some(Answer::refusal(Status::RESERVED_FIELD))
         } else if request.width > u32::from(u16::MAX) {
-            Some(Status::BAD_WIDTH)
-        } else if request.length > wire::TRANSFER_BYTES_MAX {
-            Some(Status::TOO_LONG)
+            Some(Answer::refusal(Status::BAD_WIDTH))
         } else {
-            None
+            named.too_long().map(|range_index| Answer {
+                range_index,
+                ..Answer::refusal(Status::TOO_LONG)
+            })
+        };
+        let length = match request.shape() {
+            Shape::Program => bytes_of(named.destination),
+            Shape::Stream if named.source.is_empty() => bytes_of(named.destination),
+            Shape::Stream | Shape::Histogram | Shape::Chase => bytes_of(named.source),
         };
         Self {
             opcode: Opcode((request.opcode as u16).into()),
@@ -310,21 +472,22 @@ impl Job {
             repeat: request.repeat,
             arg0: request.arg0,
             arg1: request.arg1,
-            length: request.length,
+            length,
+            named,
             outside: 0,
             source: Cursor::default(),
             destination: Cursor::default(),
             done: 0,
-            answer: refusal.map(Answer::refusal),
+            answer: refusal,
             pasid: 0,
         }
     }
 
     /// The same for operands whose segments are addresses of the process with that PASID.
-    pub fn on_addresses(request: &Request, pasid: u32) -> Self {
+    pub fn on_addresses(request: &Request, named: Operands<'a>, pasid: u32) -> Self {
         Self {
             pasid,
-            ..Self::new(request)
+            ..Self::new(request, named)
         }
     }
 
@@ -338,77 +501,112 @@ impl Job {
         self.answer
     }
 
+    /// Whether nothing of it will be left when this step is done.
+    pub fn ends_with(&self, step: &Step) -> bool {
+        self.done + step.bytes == self.length
+    }
+
+    /// The answer to a job that was given up between two commands; `None` if none was done.
+    pub fn given_up(&self) -> Option<Answer> {
+        (self.done != 0).then_some(Answer {
+            bytes_done: self.done,
+            ..Answer::refusal(Status::CANCELLED)
+        })
+    }
+
+    /// The answer to a job whose last command was lost with a RESET.
+    pub fn lost(&self) -> Answer {
+        Answer {
+            bytes_done: self.done,
+            ..Answer::refusal(Status::CANCELLED)
+        }
+    }
+
     /// The next command; its ranges, source first, go to `sink`.
     ///
-    /// The lists cover the request's operands and are the same in every call; a list is
-    /// empty where there is no operand.
+    /// The lists of `found` cover what was named and are the same in every call.
     pub fn next<E>(
         &mut self,
-        source: &[Segment],
-        destination: &[Segment],
+        found: Operands<'_>,
         mut sink: impl FnMut(Range) -> Result<(), E>,
     ) -> Result<Next, E> {
         if let Some(answer) = self.answer {
             return Ok(Next::Done(answer));
         }
-        let whole = source.len() + destination.len();
-        let (bytes, num_src, num_dst);
+        let Operands {
+            source,
+            destination,
+        } = found;
+        let is_whole = self.done == 0 && found.ranges() <= wire::RANGES_MAX;
+        let from = (self.source, self.destination);
+        let mut step = Step {
+            header: CommandHeader {
+                opcode: self.opcode,
+                flags: self.flags.into(),
+                num_src: 0.into(),
+                num_dst: 0.into(),
+                width: self.width.into(),
+                reserved: 0.into(),
+                repeat: self.repeat.into(),
+                arg0: self.arg0.into(),
+                arg1: self.arg1.into(),
+            },
+            bytes: self.length,
+            source: from.0,
+            destination: from.1,
+        };
+        let (num_src, num_dst);
         match self.shape {
-            Shape::Stream => {
-                let Some(found) = self.next_piece(source, destination, wire::RANGES_MAX) else {
-                    return Ok(Next::Done(self.refuse(Status::MISALIGNED)));
-                };
-                bytes = found;
-                num_src = self.source.emit(source, bytes, self.pasid, &mut sink)?;
-                num_dst = self
-                    .destination
-                    .emit(destination, bytes, self.pasid, &mut sink)?;
-            }
-            Shape::Histogram => {
-                // At most 129 pages, so there is room for the source.
-                let room = wire::RANGES_MAX.saturating_sub(destination.len());
-                let Some(found) = self.next_piece(source, &[], room) else {
-                    return Ok(Next::Done(self.refuse(Status::MISALIGNED)));
-                };
-                bytes = found;
-                num_src = self.source.emit(source, bytes, self.pasid, &mut sink)?;
-                num_dst = Cursor::default().emit(destination, u64::MAX, self.pasid, &mut sink)?;
-            }
-            Shape::Chase | Shape::Program if whole > wire::RANGES_MAX => {
-                return Ok(Next::Done(self.refuse(Status::BAD_RANGE_COUNT)));
-            }
-            Shape::Chase | Shape::Program => {
-                bytes = self.length;
+            // As it is. What is wrong with it, the device says.
+            _ if is_whole => {
                 num_src = self.source.emit(source, u64::MAX, self.pasid, &mut sink)?;
                 num_dst = self
                     .destination
                     .emit(destination, u64::MAX, self.pasid, &mut sink)?;
             }
+            Shape::Stream => {
+                if self.is_uneven() {
+                    return Ok(Next::Done(self.refuse(Status::LENGTH_MISMATCH)));
+                }
+                let Some(bytes) = self.next_piece(source, destination, wire::RANGES_MAX) else {
+                    return Ok(Next::Done(self.refuse(Status::MISALIGNED)));
+                };
+                step.bytes = bytes;
+                num_src = self.source.emit(source, bytes, self.pasid, &mut sink)?;
+                num_dst = self
+                    .destination
+                    .emit(destination, bytes, self.pasid, &mut sink)?;
+            }
+            Shape::Histogram if destination.len() < wire::RANGES_MAX => {
+                let room = wire::RANGES_MAX - destination.len();
+                let Some(bytes) = self.next_piece(source, &[], room) else {
+                    return Ok(Next::Done(self.refuse(Status::MISALIGNED)));
+                };
+                step.bytes = bytes;
+                num_src = self.source.emit(source, bytes, self.pasid, &mut sink)?;
+                num_dst = Cursor::default().emit(destination, u64::MAX, self.pasid, &mut sink)?;
+            }
+            Shape::Histogram | Shape::Chase | Shape::Program => {
+                return Ok(Next::Done(self.refuse(Status::BAD_RANGE_COUNT)));
+            }
         }
-        let header = CommandHeader {
-            opcode: self.opcode,
-            flags: self.flags.into(),
-            num_src: num_src.into(),
-            num_dst: num_dst.into(),
-            width: self.width.into(),
-            reserved: 0.into(),
-            repeat: self.repeat.into(),
-            arg0: self.arg0.into(),
-            arg1: self.arg1.into(),
-        };
-        Ok(Next::Submit(Step { header, bytes }))
+        step.header.num_src = num_src.into();
+        step.header.num_dst = num_dst.into();
+        Ok(Next::Submit(step))
     }
 
-    /// Takes in the completion of a step.
-    pub fn complete(&mut self, step: &Step, completion: &Completion) {
+    /// Takes in the completion of a step, whose ranges were of the lists of `found`.
+    pub fn complete(&mut self, step: &Step, completion: &Completion, found: Operands<'_>) {
         let before = self.done;
+        let is_end = self.ends_with(step);
         self.done += step.bytes;
         let mut answer = Answer {
             status: completion.status,
+            range_index: step.range_named(completion, found, self.named),
             result: completion.result.get(),
             bytes_done: before + completion.bytes_done.get(),
         };
-        let mut is_last = self.done == self.length || completion.status != Status::OK;
+        let mut is_last = is_end || completion.status != Status::OK;
         if completion.status == Status::OK {
             if self.opcode == Opcode::CHECKSUM || self.opcode == Opcode::SUM {
                 self.arg0 = answer.result;
@@ -425,9 +623,25 @@ impl Job {
         }
     }
 
+    /// Whether the operands differ in length, where they must not.
+    fn is_uneven(&self) -> bool {
+        let Operands {
+            source,
+            destination,
+        } = self.named;
+        !source.is_empty() && !destination.is_empty() && bytes_of(source) != bytes_of(destination)
+    }
+
     /// Ends the job with a status that the device would give, if it could be asked.
     fn refuse(&mut self, status: Status) -> Answer {
-        *self.answer.insert(Answer::refusal(status))
+        *self.answer.insert(Answer {
+            range_index: if status == Status::MISALIGNED {
+                self.named.last()
+            } else {
+                0
+            },
+            ..Answer::refusal(status)
+        })
     }
 
     /// Bytes for the next command, which takes at most `most` ranges of both lists; none if
@@ -591,10 +805,14 @@ mod tests {
         destination: &[Segment],
         device: &mut Model,
     ) -> Answer {
-        let mut job = Job::new(request);
+        let operands = Operands {
+            source,
+            destination,
+        };
+        let mut job = Job::new(request, operands);
         loop {
             let mut ranges = Vec::new();
-            let next = job.next(source, destination, |range| {
+            let next = job.next(operands, |range| {
                 ranges.push(range);
                 Ok::<(), ()>(())
             });
@@ -602,7 +820,7 @@ mod tests {
                 Next::Done(answer) => return answer,
                 Next::Submit(step) => {
                     let completion = device.run(&step.header, &ranges);
-                    job.complete(&step, &completion);
+                    job.complete(&step, &completion, operands);
                 }
             }
         }
@@ -615,28 +833,49 @@ mod tests {
         }
     }
 
+    /// One range of a process.
+    fn named(address: u64, bytes: u64) -> Segment {
+        Segment::of_process(address, bytes).expect("it is a range")
+    }
+
     #[test]
     fn ranges_that_are_none_are_refused() {
-        let good = Request {
-            source: 0x1000,
-            length: 8,
-            ..request(Opcode::CHECKSUM)
-        };
-        assert!(good.is_valid());
-        assert!(request(Opcode::NOP).is_valid());
-        assert!(!Request { length: 0, ..good }.is_valid());
-        assert!(!Request { source: 0, ..good }.is_valid());
+        let sum = request(Opcode::CHECKSUM);
+        let source = Some(named(0x1000, 8));
+        assert_eq!(sum.operands(0x1000, 0, 8), Some([source, None]));
+        assert_eq!(request(Opcode::NOP).operands(0, 0, 0), Some([None; 2]));
+        assert_eq!(sum.operands(0x1000, 0, 0), None);
+        assert_eq!(sum.operands(0, 0, 8), None);
         let high = u64::MAX - 6;
-        let source = Request {
-            source: high,
-            ..good
-        };
-        assert!(!source.is_valid());
-        let destination = Request {
-            destination: high,
-            ..good
-        };
-        assert!(!destination.is_valid());
+        assert_eq!(sum.operands(high, 0, 8), None);
+        assert_eq!(sum.operands(0x1000, high, 8), None);
+        assert_eq!(Segment::of_process(0, 0), None);
+        assert_eq!(Segment::of_process(high, 8), None);
+        assert!(Segment::of_process(0, u64::MAX).is_some());
+    }
+
+    #[test]
+    fn operand_is_cut_at_the_borders_of_pages() {
+        let list = [
+            named(0x1ffe, 3),
+            named(0x5000, 0x1000),
+            named(0x6001, 0x1fff),
+        ];
+        let pieces: Vec<_> = in_pages(&list)
+            .map(|piece| (piece.address, piece.bytes))
+            .collect();
+        assert_eq!(
+            pieces,
+            [
+                (0x1ffe, 2),
+                (0x2000, 1),
+                (0x5000, 0x1000),
+                (0x6001, 0xfff),
+                (0x7000, 0x1000)
+            ]
+        );
+        assert_eq!(bytes_of(&list), 3 + 0x1000 + 0x1fff);
+        assert_eq!(bytes_of(&[named(0, u64::MAX), named(0, 2)]), u64::MAX);
     }
 
     #[test]
@@ -661,6 +900,7 @@ mod tests {
             answer,
             Answer {
                 status: Status::OK,
+                range_index: 0,
                 result: 0,
                 bytes_done: 0
             }
@@ -670,43 +910,65 @@ mod tests {
 
     #[test]
     fn what_the_wire_cannot_carry_is_answered_without_the_device() {
-        let cases = [
-            (
-                Request {
-                    opcode: 0x1_0001,
-                    ..Request::default()
-                },
-                Status::UNKNOWN_OPCODE,
-            ),
-            (
-                Request {
-                    width: 0x1_0001,
-                    ..request(Opcode::FILL)
-                },
-                Status::BAD_WIDTH,
-            ),
-            (
-                Request {
-                    source: 1,
-                    length: wire::TRANSFER_BYTES_MAX + 1,
-                    ..request(Opcode::CHECKSUM)
-                },
-                Status::TOO_LONG,
-            ),
+        let short = [named(0x1000, 8), named(0x3000, 8)];
+        let long = [
+            named(0x1000, wire::TRANSFER_BYTES_MAX),
+            named(0x1000, 1),
+            named(0x1000, u64::MAX - 0x1000),
         ];
-        for (request, status) in cases {
-            assert_eq!(Job::new(&request).answer(), Some(Answer::refusal(status)));
+        let none: &[Segment] = &[];
+        let fill = u32::from(Opcode::FILL.get());
+        let cases = [
+            (0x1_0001, 0, &short[..], none, Status::UNKNOWN_OPCODE, 0),
+            (fill, 0x1_0001, none, &short, Status::BAD_WIDTH, 0),
+            (fill, 0, &long, none, Status::TOO_LONG, 1),
+            (fill, 0, &short, &long, Status::TOO_LONG, 3),
+            (fill, 0, &long[2..], &short, Status::TOO_LONG, 0),
+            (fill, 0, &short, &long[1..], Status::TOO_LONG, 3),
+        ];
+        for (opcode, width, source, destination, status, range_index) in cases {
+            let request = Request {
+                opcode,
+                width,
+                ..Request::default()
+            };
+            let job = Job::new(
+                &request,
+                Operands {
+                    source,
+                    destination,
+                },
+            );
+            let refusal = Answer {
+                range_index,
+                ..Answer::refusal(status)
+            };
+            assert_eq!(job.answer(), Some(refusal));
         }
+    }
+
+    #[test]
+    fn a_fence_that_need_not_wait_is_none() {
+        let fence = Request {
+            flags: wire::FLAG_UNORDERED,
+            ..request(Opcode::FENCE)
+        };
+        let refusal = Answer::refusal(Status::RESERVED_FIELD);
+        assert_eq!(
+            Job::new(&fence, Operands::default()).answer(),
+            Some(refusal)
+        );
+        let ordered = Job::new(&request(Opcode::FENCE), Operands::default());
+        assert_eq!(ordered.answer(), None);
     }
 
     #[test]
     fn a_broken_last_element_is_refused_before_the_first_command() {
         // Every other page, so that nothing merges and one command does not hold them all.
-        let pieces: Vec<_> = (0..600).map(|page| (page * 8192, 4096)).collect();
+        let mut pieces: Vec<_> = (0..600).map(|page| (page * 8192, 4096)).collect();
+        pieces[599].1 = 12;
         let list = segments(&pieces);
         let request = Request {
-            destination: 0x1000,
-            length: 599 * 4096 + 12,
             width: 8,
             ..request(Opcode::FILL)
         };
@@ -716,29 +978,116 @@ mod tests {
         };
         assert_eq!(
             play(&request, &[], &list, &mut device),
-            Answer::refusal(Status::MISALIGNED)
+            Answer {
+                range_index: 599,
+                ..Answer::refusal(Status::MISALIGNED)
+            }
         );
         assert_eq!(device.commands, 0);
+    }
+
+    #[test]
+    fn operands_that_differ_in_length_are_the_devices_to_refuse_where_it_sees_them_whole() {
+        let copy = request(Opcode::COPY);
+        let pieces = |count: u64| segments(&(0..count).map(|at| (at * 64, 8)).collect::<Vec<_>>());
+        let (source, destination) = (pieces(2), pieces(3));
+        let operands = Operands {
+            source: &source,
+            destination: &destination,
+        };
+        let mut whole = Job::new(&copy, operands);
+        let next = whole.next(operands, |_| Ok::<(), ()>(()));
+        let Ok(Next::Submit(step)) = next else {
+            panic!("no command: {next:?}");
+        };
+        let header = step.header;
+        assert_eq!((header.num_src.get(), header.num_dst.get()), (2, 3));
+        let mut device = Model {
+            memory: Vec::new(),
+            commands: 0,
+        };
+        assert_eq!(
+            play(&copy, &pieces(300), &pieces(301), &mut device),
+            Answer::refusal(Status::LENGTH_MISMATCH)
+        );
+        assert_eq!(device.commands, 0);
+    }
+
+    #[test]
+    fn more_counters_than_ranges_are_refused() {
+        let pieces: Vec<_> = (0..512).map(|at| (at * 64, 8)).collect();
+        let counters = segments(&pieces);
+        let histogram = Request {
+            repeat: 512,
+            width: 0,
+            ..request(Opcode::HISTOGRAM)
+        };
+        let mut device = Model {
+            memory: Vec::new(),
+            commands: 0,
+        };
+        assert_eq!(
+            play(&histogram, &segments(&[(0, 8)]), &counters, &mut device),
+            Answer::refusal(Status::BAD_RANGE_COUNT)
+        );
+    }
+
+    #[test]
+    fn a_status_of_the_device_speaks_of_the_callers_range() {
+        // Three ranges of one operand, found in four pieces; of the other, in one.
+        let named_source = [named(0x1000, 100), named(0x5000, 100), named(0x9000, 100)];
+        let found_source = segments(&[(0, 50), (1000, 100), (2000, 50), (3000, 100)]);
+        let named_destination = [named(0x2_0000, 200), named(0x3_0000, 100)];
+        let found_destination = segments(&[(5000, 300)]);
+        let named = Operands {
+            source: &named_source,
+            destination: &named_destination,
+        };
+        let found = Operands {
+            source: &found_source,
+            destination: &found_destination,
+        };
+        let answer = |status, index: u32| {
+            let mut job = Job::new(&request(Opcode::COPY), named);
+            let next = job.next(found, |_| Ok::<(), ()>(()));
+            let Ok(Next::Submit(step)) = next else {
+                panic!("no command: {next:?}");
+            };
+            let completion = Completion {
+                status,
+                reserved: 0.into(),
+                range_index: index.into(),
+                result: 0.into(),
+                bytes_done: 0.into(),
+            };
+            job.complete(&step, &completion, found);
+            job.answer().expect("the status ends it").range_index
+        };
+        let of_ranges: Vec<_> = (0..5).map(|at| answer(Status::BAD_ADDRESS, at)).collect();
+        assert_eq!(of_ranges, [0, 0, 1, 2, 3]);
+        assert_eq!(answer(Status::BAD_PROGRAM, 77), 77);
+        assert_eq!(answer(Status::CANCELLED, 3), 0);
     }
 
     #[test]
     fn an_error_of_a_later_command_ends_the_job_and_counts_the_earlier_ones() {
         let pieces: Vec<_> = (0..600).map(|page| (page * 8192, 4096)).collect();
         let list = segments(&pieces);
-        let request = Request {
-            source: 0x1000,
-            length: 600 * 4096,
-            ..request(Opcode::CHECKSUM)
+        let operands = Operands {
+            source: &list,
+            destination: &[],
         };
-        let mut job = Job::new(&request);
-        let take = |job: &mut Job| {
-            job.next(&list, &[], |_| Ok::<(), ()>(()))
+        let mut job = Job::new(&request(Opcode::CHECKSUM), operands);
+        assert_eq!(job.given_up(), None);
+        let take = |job: &mut Job<'_>| {
+            job.next(operands, |_| Ok::<(), ()>(()))
                 .expect("sink takes all")
         };
         let Next::Submit(first) = take(&mut job) else {
             panic!("the job has just begun")
         };
         assert_eq!(first.bytes, 512 * 4096);
+        assert!(!job.ends_with(&first));
         let done = |status, bytes: u64| Completion {
             status,
             reserved: 0.into(),
@@ -746,31 +1095,40 @@ mod tests {
             result: 5.into(),
             bytes_done: bytes.into(),
         };
-        job.complete(&first, &done(Status::OK, first.bytes));
+        job.complete(&first, &done(Status::OK, first.bytes), operands);
+        let given_up = job.given_up().expect("a part of it is done");
+        assert_eq!(given_up.status, Status::CANCELLED);
+        assert_eq!(given_up.bytes_done, 512 * 4096);
         let Next::Submit(second) = take(&mut job) else {
             panic!("88 pages are left")
         };
+        assert!(job.ends_with(&second));
         assert_eq!(second.header.arg0.get(), 5);
-        job.complete(&second, &done(Status::CANCELLED, 4096));
+        job.complete(&second, &done(Status::BAD_ADDRESS, 4096), operands);
         let Next::Done(answer) = take(&mut job) else {
             panic!("the device gave up")
         };
-        assert_eq!(answer.status, Status::CANCELLED);
+        assert_eq!(answer.status, Status::BAD_ADDRESS);
         assert_eq!(answer.bytes_done, 513 * 4096);
+        // The first range of the second command.
+        assert_eq!(answer.range_index, 512);
     }
 
     /// The steps of a job on so many pages that lie apart, each completed with `result`.
     fn steps(request: &Request, pages: usize, result: u64) -> (Vec<(Step, usize)>, Answer) {
         let pieces: Vec<_> = (0..pages as u64).map(|page| (page * 8192, 4096)).collect();
         let list = segments(&pieces);
-        let counters = segments(&[(1 << 40, request.destination_bytes())]);
+        let one = segments(&[(1 << 40, 40)]);
         let (source, destination): (&[Segment], &[Segment]) = match request.shape() {
-            Shape::Program => (&counters, &list),
-            _ if request.destination == 0 => (&list, &[]),
-            Shape::Histogram => (&list, &counters),
-            _ => (&list, &list),
+            Shape::Program => (&one, &list),
+            Shape::Histogram => (&list, &one),
+            Shape::Chase | Shape::Stream => (&list, &[]),
         };
-        let mut job = Job::new(request);
+        let operands = Operands {
+            source,
+            destination,
+        };
+        let mut job = Job::new(request, operands);
         let mut steps = Vec::new();
         loop {
             let mut ranges = 0;
@@ -778,10 +1136,7 @@ mod tests {
                 ranges += 1;
                 Ok::<(), ()>(())
             };
-            match job
-                .next(source, destination, count)
-                .expect("sink takes all")
-            {
+            match job.next(operands, count).expect("sink takes all") {
                 Next::Done(answer) => return (steps, answer),
                 Next::Submit(step) => {
                     steps.push((step, ranges));
@@ -792,7 +1147,7 @@ mod tests {
                         result: result.into(),
                         bytes_done: step.bytes.into(),
                     };
-                    job.complete(&step, &completion);
+                    job.complete(&step, &completion, operands);
                 }
             }
         }
@@ -801,8 +1156,6 @@ mod tests {
     #[test]
     fn a_sum_goes_on_from_step_to_step_at_whole_strides() {
         let request = Request {
-            source: 0x1000,
-            length: 600 * 4096,
             width: 4,
             arg1: 12,
             flags: wire::FLAG_FLOAT,
@@ -822,30 +1175,21 @@ mod tests {
     #[test]
     fn a_stride_longer_than_a_command_reaches_is_refused() {
         let request = Request {
-            source: 0x1000,
-            length: 600 * 4096,
             width: 4,
             arg1: 513 * 4096,
             ..request(Opcode::SUM)
         };
-        assert_eq!(
-            steps(&request, 600, 0).1,
-            Answer::refusal(Status::MISALIGNED)
-        );
+        assert_eq!(steps(&request, 600, 0).1.status, Status::MISALIGNED);
     }
 
     #[test]
     fn a_histogram_has_all_counters_in_each_step_and_adds_up_what_is_outside() {
         let request = Request {
-            source: 0x1000,
-            destination: 0x1000,
-            length: 1000 * 4096,
             width: 2,
             repeat: 5,
             arg1: 1,
             ..request(Opcode::HISTOGRAM)
         };
-        assert_eq!(request.destination_bytes(), 40);
         let (steps, answer) = steps(&request, 1000, 3);
         let counts: Vec<_> = steps
             .iter()
@@ -862,94 +1206,89 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_a_process_are_one_range_for_each_operand() {
-        let request = Request {
-            source: 0x1003,
-            destination: 0x7f00_0000_0000,
-            length: 700 * 4096,
-            ..request(Opcode::COPY)
+    fn addresses_of_a_process_are_the_ranges_that_the_caller_named() {
+        let source = [named(0x1003, 700 * 4096)];
+        let destination = [
+            named(0x7f00_0000_0000, 4096),
+            named(0x7f00_0000_1000, 699 * 4096),
+        ];
+        let operands = Operands {
+            source: &source,
+            destination: &destination,
         };
-        let source = request.source_addresses();
-        let destination = request.destination_addresses();
-        let mut job = Job::on_addresses(&request, 77);
+        let mut job = Job::on_addresses(&request(Opcode::COPY), operands, 77);
         let mut ranges = Vec::new();
-        let next = job.next(source.as_slice(), destination.as_slice(), |range| {
+        let next = job.next(operands, |range| {
             ranges.push(range);
             Ok::<(), ()>(())
         });
         let Ok(Next::Submit(step)) = next else {
             panic!("no command: {next:?}");
         };
-        assert_eq!(step.bytes, request.length);
+        assert_eq!(step.bytes, 700 * 4096);
+        assert!(job.ends_with(&step));
         let found: Vec<_> = ranges
             .iter()
-            .map(|range| (range.space, range.pasid.get(), range.address.get()))
+            .map(|range| (range.pasid.get(), range.address.get(), range.bytes.get()))
             .collect();
         assert_eq!(
             found,
             [
-                (Space::PROCESS, 77, request.source),
-                (Space::PROCESS, 77, request.destination)
+                (77, 0x1003, 700 * 4096),
+                (77, 0x7f00_0000_0000, 4096),
+                (77, 0x7f00_0000_1000, 699 * 4096)
             ]
         );
-        let is_whole = |range: &Range| range.bytes.get() == request.length;
-        assert!(ranges.iter().all(is_whole));
-        assert_eq!(
-            Request {
-                source: 0,
-                ..request
-            }
-            .source_addresses(),
-            None
-        );
+        assert!(ranges.iter().all(|range| range.space == Space::PROCESS));
     }
 
     #[test]
     fn what_cannot_be_cut_is_one_command_or_refused() {
         let program = Request {
-            source: 0x1000,
-            destination: 0x1000,
-            length: 511 * 4096,
             repeat: 4,
             arg1: 1,
             ..request(Opcode::PROGRAM)
         };
-        assert_eq!(program.source_bytes(), 64);
         let (one, answer) = steps(&program, 511, 7);
         assert_eq!((one.len(), one[0].1, answer.result), (1, 512, 7));
-        let longer = Request {
-            length: 512 * 4096,
-            ..program
-        };
-        let (none, answer) = steps(&longer, 512, 7);
+        let (none, answer) = steps(&program, 512, 7);
         assert_eq!(none.len(), 0);
         assert_eq!(answer, Answer::refusal(Status::BAD_RANGE_COUNT));
         let chase = Request {
-            source: 0x1000,
-            length: 512 * 4096,
             repeat: 1,
             ..request(Opcode::POINTER_CHASE)
         };
         assert_eq!(steps(&chase, 512, 7).0.len(), 1);
-        assert!(chase.is_indivisible() && longer.is_indivisible());
+        assert!(chase.is_indivisible() && program.is_indivisible());
     }
 
     #[test]
-    fn more_of_something_than_the_device_takes_is_left_to_the_device_to_refuse() {
-        let many = Request {
-            source: 1,
-            destination: 1,
-            length: 8,
-            repeat: u32::MAX,
+    fn operands_of_one_piece_have_the_lengths_that_the_operation_gives_them() {
+        let lengths = |request: Request| {
+            let operands = request.operands(1, 1, 8).expect("they are ranges");
+            operands.map(|operand| operand.map_or(0, |operand| operand.bytes))
+        };
+        let program = Request {
+            repeat: 4,
+            ..request(Opcode::PROGRAM)
+        };
+        assert_eq!(lengths(program), [64, 8]);
+        let histogram = Request {
+            repeat: 5,
             ..request(Opcode::HISTOGRAM)
         };
-        assert!(many.is_valid());
-        assert_eq!(many.destination_bytes(), 8);
-        let program = Request {
-            opcode: Opcode::PROGRAM.get().into(),
-            ..many
-        };
-        assert_eq!(program.source_bytes(), 16);
+        assert_eq!(lengths(histogram), [8, 40]);
+        assert_eq!(lengths(request(Opcode::COPY)), [8, 8]);
+        // More than the device takes is left to the device to refuse.
+        let repeat = u32::MAX;
+        assert_eq!(lengths(Request { repeat, ..program }), [16, 8]);
+        assert_eq!(
+            lengths(Request {
+                repeat,
+                ..histogram
+            }),
+            [8, 8]
+        );
     }
 
     /// `pages` pages of the flat memory in the order of `keys`, cut to `bytes` from `skip` on.
@@ -1000,21 +1339,18 @@ mod tests {
                     .collect()
             };
             let mut device = Model { memory, commands: 0 };
-            let both = Request { source: 1, destination: 1, length, ..Request::default() };
-
             let expected = checksum(77, &flat(&source, &device.memory));
-            let sum = Request { destination: 0, arg0: 77, ..both };
-            let sum = Request { opcode: Opcode::CHECKSUM.get().into(), ..sum };
+            let sum = Request { arg0: 77, ..request(Opcode::CHECKSUM) };
             let answer = play(&sum, &source, &[], &mut device);
-            prop_assert_eq!(answer, Answer { status: Status::OK, result: expected, bytes_done: length });
+            prop_assert_eq!(answer, Answer { status: Status::OK, range_index: 0, result: expected, bytes_done: length });
 
-            let copy = Request { opcode: Opcode::COPY.get().into(), ..both };
+            let copy = request(Opcode::COPY);
             let expected = flat(&source, &device.memory);
             let answer = play(&copy, &source, &destination, &mut device);
             prop_assert_eq!(answer.bytes_done, length);
             prop_assert_eq!(&flat(&destination, &device.memory), &expected);
 
-            let compare = Request { opcode: Opcode::COMPARE.get().into(), ..both };
+            let compare = request(Opcode::COMPARE);
             let answer = play(&compare, &source, &destination, &mut device);
             prop_assert_eq!(answer.result, wire::COMPARE_EQUAL);
             prop_assert_eq!(answer.bytes_done, length);
@@ -1029,11 +1365,10 @@ mod tests {
                     left -= segment.bytes;
                 }
                 let answer = play(&compare, &source, &destination, &mut device);
-                prop_assert_eq!(answer, Answer { status: Status::OK, result: at, bytes_done: at });
+                prop_assert_eq!(answer, Answer { status: Status::OK, range_index: 0, result: at, bytes_done: at });
             }
 
-            let fill = Request { source: 0, width: 8, arg0: 0x0102_0304_0506_0708, ..both };
-            let fill = Request { opcode: Opcode::FILL.get().into(), ..fill };
+            let fill = Request { width: 8, arg0: 0x0102_0304_0506_0708, ..request(Opcode::FILL) };
             let answer = play(&fill, &[], &destination, &mut device);
             prop_assert_eq!(answer.bytes_done, length);
             let filled = flat(&destination, &device.memory);

@@ -143,12 +143,12 @@ impl Recovery {
     }
 
     /// The last RESET that was begun. One that begins later finds what is on the queues now.
-    fn mark(&self) -> u64 {
+    pub(crate) fn mark(&self) -> u64 {
         self.state.lock().begun
     }
 
     /// Whether a RESET has been answered that began after that mark.
-    fn is_done_since(&self, mark: u64) -> bool {
+    pub(crate) fn is_done_since(&self, mark: u64) -> bool {
         self.state.lock().done > mark
     }
 
@@ -293,8 +293,9 @@ impl Recovery {
         Ok(())
     }
 
-    /// Keeps a command whose waiter went away, until the device is done with its memory.
-    fn park(&self, request: Arc<Request>, mark: u64) {
+    /// Keeps a command whose waiter went away, until the device is done with its memory. `mark` is
+    /// the last RESET that was begun when the command was on its queue.
+    pub(crate) fn park(&self, request: Arc<Request>, mark: u64) {
         let mut parked = self.parked.lock();
         if self.is_done_since(mark) {
             request.let_go();
@@ -424,8 +425,8 @@ impl<'a> Patience<'a> {
         self.is_worn
     }
 
-    /// The waiter goes away; the command, and what it keeps, stays until the device is done.
-    pub(crate) fn park(&self, request: Arc<Request>) {
-        self.recovery.park(request, self.mark);
+    /// The last RESET that was begun when it began.
+    pub(crate) fn mark(&self) -> u64 {
+        self.mark
     }
 }

@@ -218,6 +218,7 @@ figures! {
     c"commands" => |device| device.counters().commands.load(Relaxed);
     c"commands_refused" => |device| device.counters().commands_refused.load(Relaxed);
     c"commands_abandoned" => |device| device.counters().commands_abandoned.load(Relaxed);
+    c"kicks" => |device| device.transport().kicks();
     c"resets" => |device| device.counters().resets.load(Relaxed);
     c"timeouts" => |device| device.engine().recovery().timeouts();
     c"address_spaces" => |device| device.spaces().count();

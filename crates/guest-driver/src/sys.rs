@@ -67,6 +67,18 @@ unsafe impl kernel::transmute::AsBytes for cdm_command {}
 unsafe impl kernel::transmute::FromBytes for cdm_bind {}
 // SAFETY: As above.
 unsafe impl kernel::transmute::AsBytes for cdm_bind {}
+// SAFETY: `struct cdm_range` is made of integers without padding; every bit pattern is valid.
+unsafe impl kernel::transmute::FromBytes for cdm_range {}
+// SAFETY: As above.
+unsafe impl kernel::transmute::AsBytes for cdm_range {}
+// SAFETY: `struct cdm_batch_command` is made of integers without padding; every bit pattern is valid.
+unsafe impl kernel::transmute::FromBytes for cdm_batch_command {}
+// SAFETY: As above.
+unsafe impl kernel::transmute::AsBytes for cdm_batch_command {}
+// SAFETY: `struct cdm_batch` is made of integers without padding; every bit pattern is valid.
+unsafe impl kernel::transmute::FromBytes for cdm_batch {}
+// SAFETY: As above.
+unsafe impl kernel::transmute::AsBytes for cdm_batch {}
 // SAFETY: `struct hmm_dmirror_cmd` is made of integers without padding; every bit pattern is valid.
 unsafe impl kernel::transmute::FromBytes for hmm_dmirror_cmd {}
 // SAFETY: As above.

@@ -18,7 +18,7 @@ use crate::batch::{BATCH_PAGES, PAGE_BYTES};
 use crate::command;
 use crate::migrate::Collected;
 use crate::pagemap::{region_of, Region};
-use crate::plan::{Request, Segment};
+use crate::plan::{Operands, Request, Segment};
 use crate::sys;
 use crate::tally::Reason;
 use crate::wire::Opcode;
@@ -189,13 +189,11 @@ impl Transfer {
     fn run_on_device(&mut self, region: &Region, is_copy: bool) -> Result {
         self.source.clear();
         self.destination.clear();
-        let mut length = 0;
         for item in &self.items {
             if !item.is_beyond_cpu || item.from.is_null() == is_copy {
                 continue;
             }
             let bytes = PAGE_BYTES << item.order;
-            length += bytes;
             // SAFETY: The pages are held, by the contract of `add`.
             unsafe {
                 append(&mut self.destination, region.segment_of(item.to, 0, bytes))?;
@@ -204,19 +202,21 @@ impl Transfer {
                 }
             }
         }
-        if length == 0 {
+        if self.destination.is_empty() {
             return Ok(());
         }
         let request = Request {
             opcode: if is_copy { Opcode::COPY } else { Opcode::FILL }
                 .get()
                 .into(),
-            length,
             width: if is_copy { 0 } else { FILL_WIDTH },
             ..Request::default()
         };
-        let done =
-            command::run_for_driver(region.engine(), &request, &self.source, &self.destination);
+        let operands = Operands {
+            source: &self.source,
+            destination: &self.destination,
+        };
+        let done = command::run_for_driver(region.engine(), &request, operands);
         if done == Err(ETIMEDOUT) {
             // The device may write yet to what it was given.
             region.engine().forsake(&self.destination);

@@ -21,7 +21,7 @@
 #include <linux/types.h>
 
 /* Version of this interface; grows with every addition. */
-#define CDM_UAPI_VERSION	4
+#define CDM_UAPI_VERSION	5
 
 #define CDM_IOC_MAGIC		0xCD
 
@@ -98,6 +98,8 @@ struct cdm_query {
 #define CDM_CAN_CPU_ACCESS	(1u << 3)
 /* The device works on addresses of a process: CDM_IOC_BIND. */
 #define CDM_CAN_BIND		(1u << 4)
+/* The driver takes many commands in one call: CDM_IOC_BATCH. */
+#define CDM_CAN_BATCH		(1u << 5)
 
 /* Where a migration goes. */
 enum cdm_direction {
@@ -311,7 +313,7 @@ struct cdm_bind {
 /**
  * struct cdm_command - let the device work on the caller's memory
  * @opcode: [in] operation, by its number in the device specification
- * @flags: [in] CDM_COMMAND_*
+ * @flags: [in] CDM_COMMAND_FLOAT, CDM_COMMAND_SVA
  * @source: [in] address of the first source byte; zero if the operation has none
  * @destination: [in] address of the first destination byte; zero if it has none
  * @length: [in] bytes of each operand; zero for NOP. HISTOGRAM: of the source, and
@@ -361,6 +363,142 @@ struct cdm_command {
 	__u64 bytes_done;
 };
 
+/*
+ * The device need not wait for other commands of the batch that have this flag. A command
+ * without it begins when all before it in the batch have ended, and ends before any behind it
+ * begins. In a batch only.
+ */
+#define CDM_COMMAND_UNORDERED	(1u << 2)
+
+/**
+ * struct cdm_range - a piece of an operand
+ * @address: [in] first byte
+ * @bytes: [in] length, not zero
+ */
+struct cdm_range {
+	__u64 address;
+	__u64 bytes;
+};
+
+/*
+ * Values of cdm_batch_command.status of a command that the device did not answer; above all
+ * statuses of the device.
+ */
+/* The device was not given the command. Nothing of it is done, and nothing will be. */
+#define CDM_STATUS_NOT_BEGUN	0x10000
+/*
+ * The device was given the command, and the call did not wait for the answer. The device may
+ * still be at it, and come to write to its destination.
+ */
+#define CDM_STATUS_NO_ANSWER	0x10001
+
+/**
+ * struct cdm_batch_command - a command of a batch
+ * @opcode: [in] operation, by its number in the device specification
+ * @flags: [in] CDM_COMMAND_FLOAT, CDM_COMMAND_UNORDERED
+ * @source: [in] address of @num_source struct cdm_range, which are the source one after
+ *	another; zero if there are none
+ * @destination: [in] the same for the destination
+ * @num_source: [in] ranges of the source
+ * @num_destination: [in] ranges of the destination
+ * @width: [in] bytes of an element where the operation has elements, else zero
+ * @repeat: [in] how often or how many where the operation has a count, else zero
+ * @arg0: [in] first argument of the operation
+ * @arg1: [in] second argument of the operation
+ * @status: [out] status of the device specification, 0 is OK; or CDM_STATUS_*
+ * @range_index: [out] range that a bad status speaks of, sources first, or instruction; zero if
+ *	it speaks of none
+ * @result: [out] result of the operation
+ * @bytes_done: [out] bytes that the device processed
+ * @reserved: [in] zero
+ */
+struct cdm_batch_command {
+	__u32 opcode;
+	__u32 flags;
+	__u64 source;
+	__u64 destination;
+	__u32 num_source;
+	__u32 num_destination;
+	__u32 width;
+	__u32 repeat;
+	__u64 arg0;
+	__u64 arg1;
+	__u32 status;
+	__u32 range_index;
+	__u64 result;
+	__u64 bytes_done;
+	__u64 reserved;
+};
+
+/* Most commands of a batch. */
+#define CDM_BATCH_COMMANDS_MAX	1024
+/* Most ranges of one of its commands, source and destination together. */
+#define CDM_COMMAND_RANGES_MAX	512
+/* Most ranges of all its commands together. */
+#define CDM_BATCH_RANGES_MAX	8192
+/* Most bytes of all operands of a batch together, unless CDM_BATCH_SVA (2 GiB). */
+#define CDM_BATCH_BYTES_MAX	0x80000000
+
+/* All operands are addresses of the process that is bound, and are not pinned. */
+#define CDM_BATCH_SVA		(1u << 0)
+/*
+ * When a command ends with another status than OK, none behind it begins any more that has to
+ * wait for it: none at all if it is without CDM_COMMAND_UNORDERED, else none from the next one
+ * on that is without it. Unordered ones beside it may have begun; these go on to their end.
+ */
+#define CDM_BATCH_STOP		(1u << 1)
+
+/**
+ * struct cdm_batch - let the device carry out many commands
+ * @commands: [in] address of @num_commands struct cdm_batch_command
+ * @num_commands: [in] 1 to CDM_BATCH_COMMANDS_MAX
+ * @flags: [in] CDM_BATCH_*
+ * @num_ok: [out] commands whose status is OK
+ * @error: [out] 0; or, if the batch was ended early by something else than CDM_BATCH_STOP, the
+ *	errno that says by what
+ * @reserved: [in] zero
+ *
+ * All commands go to one queue of the device, in their order, and it is told of as many at once
+ * as the queue has room for. Each has its own answer, in its own structure, as with
+ * CDM_IOC_COMMAND. A command that fails does not keep later ones from being carried out, but
+ * with CDM_BATCH_STOP. FENCE is a command that does nothing but wait for all before it, and
+ * keep all behind it waiting. Between batches, and commands, of different calls there is no
+ * order but that a call which begins after another one has returned finds all of that done.
+ *
+ * Everything is copied in, and every operand pinned, before the first command is given to the
+ * device; operands stay pinned until the device has answered the command, as with
+ * CDM_IOC_COMMAND. With CDM_BATCH_SVA nothing is pinned, see struct cdm_bind and
+ * CDM_COMMAND_SVA. In memory that the CPU cannot reach nothing is pinned either; a batch is
+ * carried out command by command there.
+ *
+ * The call returns 0 when something was given to the device, whatever became of it. A signal,
+ * or kernel work for the task, ends the batch: @error is EINTR, what the device has it is asked
+ * to cancel, and @status tells of each command what became of it: it has ended by itself, was
+ * cancelled (CANCELLED, and @bytes_done), has not begun (CDM_STATUS_NOT_BEGUN), or does not end
+ * within a second (CDM_STATUS_NO_ANSWER). The same goes for what else ends a batch: EIO the
+ * device was reset, on request or because it gave no answer for too long, or gave one that
+ * is none, or, with CDM_BATCH_SVA, the machine was paused; ENODEV the device is going away, or
+ * does not answer any more; ENOMEM; and, in memory that the CPU cannot reach, EFAULT an operand
+ * is not mapped, or not writable. To go on, send those again that have not begun.
+ *
+ * Errors, with nothing given to the device: EINVAL no commands, unknown flag or reserved value,
+ * zero or wrapping range, a list of ranges without address or an address without ranges; E2BIG
+ * more commands, ranges or bytes than CDM_*_MAX; EFAULT a structure is not readable and
+ * writable, a list of ranges not readable, or an operand is not mapped, or not writable;
+ * EOPNOTSUPP the memory is one that the CPU cannot reach, and HISTOGRAM, POINTER_CHASE and
+ * PROGRAM do not work there; EINTR; ENODEV; ENOMEM; EIO; with CDM_BATCH_SVA also ENXIO nothing
+ * is bound, and EPERM it is another process's. EFAULT also if structures cannot be written to
+ * any more when all is done.
+ */
+struct cdm_batch {
+	__u64 commands;
+	__u32 num_commands;
+	__u32 flags;
+	__u32 num_ok;
+	__u32 error;
+	__u64 reserved;
+};
+
 #define CDM_IOC_QUERY		_IOWR(CDM_IOC_MAGIC, 0x00, struct cdm_query)
 #define CDM_IOC_MIGRATE		_IOWR(CDM_IOC_MAGIC, 0x01, struct cdm_migrate)
 #define CDM_IOC_RESIDENCY	_IOWR(CDM_IOC_MAGIC, 0x02, struct cdm_residency)
@@ -374,5 +512,6 @@ struct cdm_command {
 #define CDM_IOC_BIND		_IOWR(CDM_IOC_MAGIC, 0x06, struct cdm_bind)
 /* Ends the binding of the file. Errors: ENXIO nothing is bound; EPERM another process's. */
 #define CDM_IOC_UNBIND		_IO(CDM_IOC_MAGIC, 0x07)
+#define CDM_IOC_BATCH		_IOWR(CDM_IOC_MAGIC, 0x08, struct cdm_batch)
 
 #endif /* _UAPI_CDM_H */

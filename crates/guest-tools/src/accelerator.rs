@@ -350,6 +350,12 @@ impl Code {
     pub fn bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
+
+    /// Writes the program to the beginning of some memory; its length.
+    pub fn write_to(&self, memory: &Mapping) -> usize {
+        memory.write_bytes(self.bytes());
+        self.bytes().len()
+    }
 }
 
 /// Why a text is no program.

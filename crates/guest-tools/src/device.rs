@@ -524,6 +524,11 @@ impl Device {
         })
     }
 
+    /// Whether its commands name memory by addresses of this process.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.flags & uapi::CDM_COMMAND_SVA != 0
+    }
+
     /// Sends a command whose operands are spans of mappings.
     pub(crate) fn send(&self, mut request: uapi::cdm_command) -> io::Result<Answer> {
         request.flags |= self.flags;
@@ -662,6 +667,7 @@ pub fn memory_type_name(number: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::mem::offset_of;
 
     #[test]
     fn migration_adds_up_only_if_every_page_is_counted_once() {
@@ -735,5 +741,21 @@ mod tests {
         assert_eq!(size_of::<uapi::cdm_residency>(), 32 + 8 * (4 + 2));
         assert_eq!(size_of::<uapi::cdm_command>(), 80);
         assert_eq!(size_of::<uapi::cdm_bind>(), 16);
+        assert_eq!(size_of::<uapi::cdm_range>(), 16);
+        assert_eq!(size_of::<uapi::cdm_batch_command>(), 88);
+        assert_eq!(size_of::<uapi::cdm_batch>(), 32);
+    }
+
+    #[test]
+    fn words_of_64_bits_lie_where_a_32_bit_program_puts_them_too() {
+        // There they need an alignment of four bytes only, so an odd place would be another one.
+        assert!(offset_of!(uapi::cdm_batch_command, source).is_multiple_of(8));
+        assert!(offset_of!(uapi::cdm_batch_command, arg0).is_multiple_of(8));
+        assert!(offset_of!(uapi::cdm_batch_command, result).is_multiple_of(8));
+        assert!(offset_of!(uapi::cdm_batch, reserved).is_multiple_of(8));
+        let of_words = |words: usize, halves: usize| 8 * words + 4 * halves;
+        assert_eq!(size_of::<uapi::cdm_batch_command>(), of_words(7, 8));
+        assert_eq!(size_of::<uapi::cdm_batch>(), of_words(2, 4));
+        assert_eq!(size_of::<uapi::cdm_command>(), of_words(7, 6));
     }
 }

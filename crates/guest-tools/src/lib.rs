@@ -5,6 +5,7 @@
 
 pub mod accelerator;
 pub mod agent;
+pub mod batch;
 pub mod bus_error;
 pub mod device;
 pub mod init;

@@ -17,7 +17,7 @@ use crate::command;
 use crate::exclusive::Exclusive;
 use crate::fault::Want;
 use crate::mirror::Room;
-use crate::plan::Request;
+use crate::plan::{Operands, Request};
 use crate::table::{Access, Leaf};
 use crate::wire::{Opcode, RANGES_MAX};
 
@@ -123,13 +123,13 @@ fn copy(client: &Client, window: PageRange, access: Access, bounce: &Bounce) -> 
     let mut draft = Some(command::draft(RANGES_MAX)?);
     let request = Request {
         opcode: Opcode::COPY.get().into(),
-        length: pages as u64 * PAGE_BYTES,
         ..Request::default()
     };
     let buffer = bounce.segments(pages);
 
     let table = client.space.mirror().lock();
-    if !table.resolve(window.start(), request.length, access, &mut segments) {
+    let bytes = pages as u64 * PAGE_BYTES;
+    if !table.resolve(window.start(), bytes, access, &mut segments) {
         return Ok(Window::Incomplete);
     }
     let (source, destination) = match access {
@@ -138,7 +138,11 @@ fn copy(client: &Client, window: PageRange, access: Access, bounce: &Bounce) -> 
     };
     let room = || draft.take().ok_or(EIO);
     let engine = client.device.engine();
-    let done = command::run_once_for_driver(engine, &request, source, destination, room);
+    let operands = Operands {
+        source,
+        destination,
+    };
+    let done = command::run_once_for_driver(engine, &request, operands, room);
     if done == Err(ETIMEDOUT) {
         engine.forsake(destination);
         return Err(ENODEV);

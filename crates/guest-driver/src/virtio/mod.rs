@@ -168,6 +168,13 @@ impl Transport {
         unsafe { sys::cdm_vdev_is_leaving(self.vdev.as_ptr()) }
     }
 
+    /// Times that the device was told of commands.
+    pub(crate) fn kicks(&self) -> u64 {
+        let queues = self.queues.iter();
+        let commands = queues.skip(wire::QUEUE_FIRST_COMMAND.into());
+        commands.map(|queue| queue.kicks()).sum()
+    }
+
     /// Takes what the device has given back on the command queues, without its interrupt.
     pub(crate) fn take_answers(&self) {
         for queue in self.queues.iter().skip(wire::QUEUE_FIRST_COMMAND.into()) {

@@ -29,14 +29,8 @@ struct Ring {
     lent: u64,
     /// Requests that it gave back.
     answered: u64,
-}
-
-/// Why a request cannot be lent now.
-enum Refused {
-    /// No descriptor is free.
-    Full,
-    /// The queue is closed, or broken.
-    Errno(Error),
+    /// Times that it was told of requests.
+    kicks: u64,
 }
 
 /// One virtqueue.
@@ -67,14 +61,16 @@ impl Queue {
                 takes_more: true,
                 lent: 0,
                 answered: 0,
+                kicks: 0,
             }),
         })
     }
 
-    /// Adds a request to the ring; the caller holds the lock that `ring` comes from.
-    fn add(&self, ring: &mut Ring, request: &Arc<Request>) -> Result<(), Refused> {
+    /// Adds a request to the ring, EBUSY if no descriptor is free; the caller holds the lock that
+    /// `ring` comes from.
+    fn add(&self, ring: &mut Ring, request: &Arc<Request>) -> Result {
         if !ring.is_open || !ring.takes_more {
-            return Err(Refused::Errno(ENODEV));
+            return Err(ENODEV);
         }
         let token = request.clone().into_foreign();
         // SAFETY: The lock is held. Both buffers stay allocated and untouched while the
@@ -91,27 +87,40 @@ impl Queue {
         };
         if err == 0 {
             ring.lent += 1;
-            // SAFETY: The lock is held and the queue is open, so the device is not reset.
-            unsafe { sys::virtqueue_kick(self.vq.as_ptr()) };
             return Ok(());
         }
         // SAFETY: The ring did not take the token.
         drop(unsafe { Arc::<Request>::from_foreign(token) });
         let err = Error::from_errno(err);
-        Err(if err == ENOSPC {
-            Refused::Full
-        } else {
-            Refused::Errno(err)
-        })
+        Err(if err == ENOSPC { EBUSY } else { err })
     }
 
-    /// Lends a request to the device if there is room.
-    pub(crate) fn try_submit(&self, request: &Arc<Request>) -> Result {
-        match self.add(&mut self.ring.lock(), request) {
-            Ok(()) => Ok(()),
-            Err(Refused::Errno(err)) => Err(err),
-            Err(Refused::Full) => Err(EBUSY),
+    /// Tells the device of what was added; the caller holds the lock that `ring` comes from.
+    fn tell(&self, ring: &mut Ring) {
+        if ring.is_open {
+            ring.kicks += 1;
+            // SAFETY: The lock is held and the queue is open, so the device is not reset.
+            unsafe { sys::virtqueue_kick(self.vq.as_ptr()) };
         }
+    }
+
+    /// Lends a request to the device, EBUSY if there is no room. The device need not know before
+    /// the next [`kick`](Self::kick), which has to come.
+    pub(crate) fn try_add(&self, request: &Arc<Request>) -> Result {
+        self.add(&mut self.ring.lock(), request)
+    }
+
+    /// Tells the device of what was added.
+    pub(crate) fn kick(&self) {
+        self.tell(&mut self.ring.lock());
+    }
+
+    /// Lends a request to the device if there is room, EBUSY if not.
+    pub(crate) fn try_submit(&self, request: &Arc<Request>) -> Result {
+        let mut ring = self.ring.lock();
+        self.add(&mut ring, request)?;
+        self.tell(&mut ring);
+        Ok(())
     }
 
     /// Lends a request to the device, deaf to signals; ETIMEDOUT if there is no room for `ms`
@@ -134,6 +143,11 @@ impl Queue {
     pub(crate) fn answered_and_lent(&self) -> (u64, u64) {
         let ring = self.ring.lock();
         (ring.answered, ring.lent)
+    }
+
+    /// Times that the device was told of requests.
+    pub(super) fn kicks(&self) -> u64 {
+        self.ring.lock().kicks
     }
 
     /// Takes the next used buffer off the ring: the request and the bytes written.
