@@ -3,7 +3,7 @@
 //! Operations of `cdmctl run` that calculate, each checked against the CPU where the CPU
 //! can tell.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use cdm_guest_tools::accelerator::{Bins, Code, Elements, Number};
@@ -13,10 +13,9 @@ use cdm_protocol::{BINS_MAX, PROGRAM_STEPS_MAX, REPEAT_MAX};
 use clap::ValueEnum;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::Verdict;
 use crate::buffer::{Buffer, Contents, Placement};
 use crate::report::RunResult;
-use crate::run::{Outcome, answered, number};
+use crate::run::{Outcome, carry_out, number};
 
 /// Bytes of a word: a pointer or a counter.
 const WORD_BYTES: usize = 8;
@@ -86,38 +85,24 @@ pub struct Sum {
 
 impl Sum {
     pub fn run(&self) -> anyhow::Result<Outcome> {
-        let device = self.placement.open()?;
         let buffer = Buffer::load(&self.contents)?;
         let elements = self.vector.elements();
         let bytes = buffer.memory.read_bytes(buffer.bytes);
-        buffer.place(&device, self.placement.memory)?;
-        let answer = answered(
-            &device,
-            device.sum(&buffer.memory, buffer.span(), elements, 0),
-        )?;
+        let answer = carry_out(&self.placement, &[&buffer], |device| {
+            device.sum(&buffer.memory, buffer.span(), elements, 0)
+        })?;
         let (sum, by_cpu) = (answer.result, elements.sum(0, elements.read(&bytes)));
         let shown = self.vector.shown(sum);
-        let (sentence, verdict) = match sum == by_cpu {
-            true => (
-                format!("sum {shown}, {} bytes", buffer.bytes),
-                Verdict::Done,
-            ),
-            false => (
-                format!(
-                    "sum differs: device {shown}, CPU {}",
-                    self.vector.shown(by_cpu)
-                ),
-                Verdict::CheckFailed,
-            ),
+        let said = match sum == by_cpu {
+            true => Ok(format!("sum {shown}, {} bytes", buffer.bytes)),
+            false => Err(format!(
+                "sum differs: device {shown}, CPU {}",
+                self.vector.shown(by_cpu)
+            )),
         };
-        Ok(Outcome {
-            operation: "sum",
-            device: self.placement.device,
-            bytes_done: answer.bytes_done,
-            result: RunResult::Number { result: sum },
-            sentence,
-            verdict,
-        })
+        let result = RunResult::Number { result: sum };
+        let bytes = answer.bytes_done;
+        Ok(Outcome::new(&self.placement, "sum", bytes, said, result))
     }
 }
 
@@ -146,7 +131,6 @@ pub struct Axpy {
 
 impl Axpy {
     pub fn run(&self) -> anyhow::Result<Outcome> {
-        let device = self.placement.open()?;
         let x = Buffer::load(&self.contents)?;
         let y = match &self.other {
             Some(path) => Buffer::load(&Contents {
@@ -163,13 +147,10 @@ impl Axpy {
         );
         let (elements, factor) = (self.vector.elements(), self.vector.scalar(self.factor));
         let [xs, ys] = [&x, &y].map(|buffer| buffer.memory.read_bytes(buffer.bytes));
-        x.place(&device, self.placement.memory)?;
-        y.place(&device, self.placement.memory)?;
         let operands = ((&x.memory, x.span()), (&y.memory, y.span()));
-        let answer = answered(
-            &device,
-            device.axpy(operands.0, operands.1, elements, factor),
-        )?;
+        let answer = carry_out(&self.placement, &[&x, &y], |device| {
+            device.axpy(operands.0, operands.1, elements, factor)
+        })?;
         let found = y.memory.read_bytes(y.bytes);
         let expected = elements
             .read(&xs)
@@ -182,24 +163,13 @@ impl Axpy {
         if let Some(path) = &self.output {
             y.save(path)?;
         }
-        let (sentence, verdict) = match differs {
-            None => (
-                format!("{} bytes gone over", answer.bytes_done),
-                Verdict::Done,
-            ),
-            Some(index) => (
-                format!("element {index} is not what the CPU makes of it"),
-                Verdict::CheckFailed,
-            ),
+        let bytes = answer.bytes_done;
+        let said = match differs {
+            None => Ok(format!("{bytes} bytes gone over")),
+            Some(index) => Err(format!("element {index} is not what the CPU makes of it")),
         };
-        Ok(Outcome {
-            operation: "axpy",
-            device: self.placement.device,
-            bytes_done: answer.bytes_done,
-            result: RunResult::Nothing {},
-            sentence,
-            verdict,
-        })
+        let result = RunResult::Nothing {};
+        Ok(Outcome::new(&self.placement, "axpy", bytes, said, result))
     }
 }
 
@@ -225,7 +195,6 @@ pub struct Chase {
 
 impl Chase {
     pub fn run(&self) -> anyhow::Result<Outcome> {
-        let device = self.placement.open()?;
         let buffer = Buffer::zeroed(self.size)?;
         let (base, words) = (buffer.memory.address(), buffer.memory.words());
         let words = &words[..buffer.bytes / WORD_BYTES];
@@ -242,44 +211,33 @@ impl Chase {
             let next = order[(index + 1) % order.len()];
             words[word].store(base + (next * WORD_BYTES) as u64, Relaxed);
         }
-        buffer.place(&device, self.placement.memory)?;
         let first = order[0];
         let mut span = buffer.span();
         span.bytes = words.len() * WORD_BYTES;
-        let start = Instant::now();
         let address = base + (first * WORD_BYTES) as u64;
-        let answer = answered(
-            &device,
-            device.chase(&buffer.memory, span, address, self.hops),
-        )?;
-        let took = start.elapsed();
+        let mut took = Duration::ZERO;
+        let answer = carry_out(&self.placement, &[&buffer], |device| {
+            let start = Instant::now();
+            let answer = device.chase(&buffer.memory, span, address, self.hops);
+            took = start.elapsed();
+            answer
+        })?;
         let last = order[self.hops as usize % order.len()];
         let found = answer.result.wrapping_sub(base);
-        let (sentence, verdict) = match found == (last * WORD_BYTES) as u64 {
-            true => (
-                format!(
-                    "{} hops, {:.0} ns each, the way to the device and back included",
-                    self.hops,
-                    took.as_nanos() as f64 / f64::from(self.hops)
-                ),
-                Verdict::Done,
-            ),
-            false => (
-                format!(
-                    "the list leads to byte {}, the device to {found}",
-                    last * WORD_BYTES
-                ),
-                Verdict::CheckFailed,
-            ),
+        let said = match found == (last * WORD_BYTES) as u64 {
+            true => Ok(format!(
+                "{} hops, {:.0} ns each, the way to the device and back included",
+                self.hops,
+                took.as_nanos() as f64 / f64::from(self.hops)
+            )),
+            false => Err(format!(
+                "the list leads to byte {}, the device to {found}",
+                last * WORD_BYTES
+            )),
         };
-        Ok(Outcome {
-            operation: "chase",
-            device: self.placement.device,
-            bytes_done: answer.bytes_done,
-            result: RunResult::Number { result: found },
-            sentence,
-            verdict,
-        })
+        let result = RunResult::Number { result: found };
+        let bytes = answer.bytes_done;
+        Ok(Outcome::new(&self.placement, "chase", bytes, said, result))
     }
 }
 
@@ -311,12 +269,9 @@ pub struct Histogram {
 
 impl Histogram {
     pub fn run(&self) -> anyhow::Result<Outcome> {
-        let device = self.placement.open()?;
         let source = Buffer::load(&self.contents)?;
         let target = Buffer::zeroed(u64::from(self.bins) * WORD_BYTES as u64)?;
         let crc_before = source.memory.crc32c(source.bytes);
-        source.place(&device, self.placement.memory)?;
-        target.place(&device, self.placement.memory)?;
         let bins = Bins {
             base: self.base,
             width: self.bin_width,
@@ -325,37 +280,35 @@ impl Histogram {
             (&source.memory, source.span()),
             (&target.memory, target.span()),
         );
-        let answer = answered(
-            &device,
-            device.histogram(operands.0, operands.1, self.width, bins),
-        )?;
+        let answer = carry_out(&self.placement, &[&source, &target], |device| {
+            device.histogram(operands.0, operands.1, self.width, bins)
+        })?;
         let words = target.memory.words()[..self.bins as usize].iter();
         let counters: Vec<u64> = words.map(|word| word.load(Relaxed)).collect();
-        let counted: u64 = counters.iter().sum::<u64>() + answer.result;
+        let outside = answer.result;
+        let counted: u64 = counters.iter().sum::<u64>() + outside;
         // Each element is in one bin or outside, and nothing is changed by looking.
         let elements = source.bytes as u64 / u64::from(self.width.max(1));
         let is_whole = counted == elements && source.memory.crc32c(source.bytes) == crc_before;
         let used = counters.iter().filter(|&&count| count != 0).count();
-        Ok(Outcome {
-            operation: "histogram",
-            device: self.placement.device,
-            bytes_done: answer.bytes_done,
-            sentence: match is_whole {
-                true => format!(
-                    "{elements} elements in {used} of {} bins, {} outside",
-                    self.bins, answer.result
-                ),
-                false => format!("{counted} counted, but there are {elements} elements"),
-            },
-            verdict: match is_whole {
-                true => Verdict::Done,
-                false => Verdict::CheckFailed,
-            },
-            result: RunResult::Histogram {
-                outside: answer.result,
-                counters,
-            },
-        })
+        let said = match is_whole {
+            true => Ok(format!(
+                "{elements} elements in {used} of {} bins, {outside} outside",
+                self.bins
+            )),
+            false => Err(format!(
+                "{counted} counted, but there are {elements} elements"
+            )),
+        };
+        let result = RunResult::Histogram { outside, counters };
+        let bytes = answer.bytes_done;
+        Ok(Outcome::new(
+            &self.placement,
+            "histogram",
+            bytes,
+            said,
+            result,
+        ))
     }
 }
 
@@ -392,29 +345,25 @@ impl Program {
         let code: Code = text
             .parse()
             .map_err(|error| anyhow::anyhow!("program '{}': {error}", self.code))?;
-        let device = self.placement.open()?;
         let buffer = Buffer::load(&self.contents)?;
-        buffer.place(&device, self.placement.memory)?;
         let operand = (&buffer.memory, buffer.span());
-        let answer = answered(
-            &device,
-            device.program(&code, operand, self.argument, self.limit),
-        )?;
+        let answer = carry_out(&self.placement, &[&buffer], |device| {
+            device.program(&code, operand, self.argument, self.limit)
+        })?;
         if let Some(path) = &self.output {
             buffer.save(path)?;
         }
-        Ok(Outcome {
-            operation: "program",
-            device: self.placement.device,
-            bytes_done: answer.bytes_done,
-            result: RunResult::Number {
-                result: answer.result,
-            },
-            sentence: format!(
-                "register 0 is {}, after {} instructions",
-                answer.result, answer.bytes_done
-            ),
-            verdict: Verdict::Done,
-        })
+        let (register, steps) = (answer.result, answer.bytes_done);
+        let said = Ok(format!(
+            "register 0 is {register}, after {steps} instructions"
+        ));
+        let result = RunResult::Number { result: register };
+        Ok(Outcome::new(
+            &self.placement,
+            "program",
+            steps,
+            said,
+            result,
+        ))
     }
 }

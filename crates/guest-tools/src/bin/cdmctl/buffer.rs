@@ -55,8 +55,17 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// Opens the device, and puts buffers where they shall lie.
+    pub fn prepare(&self, buffers: &[&Buffer]) -> anyhow::Result<Device> {
+        let device = self.open()?;
+        for buffer in buffers {
+            buffer.place(&device, self.memory)?;
+        }
+        Ok(device)
+    }
+
     /// Opens the device, and binds this process to it if it shall be.
-    pub fn open(&self) -> anyhow::Result<Device> {
+    fn open(&self) -> anyhow::Result<Device> {
         let device = open(self.device)?;
         if !self.bind {
             return Ok(device);
@@ -125,7 +134,7 @@ impl Buffer {
     }
 
     /// Moves it into the device, if it is to lie there.
-    pub fn place(&self, device: &Device, memory: Memory) -> anyhow::Result<()> {
+    fn place(&self, device: &Device, memory: Memory) -> anyhow::Result<()> {
         if memory == Memory::System {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 
 mod accelerate;
 mod account;
+mod batch;
 mod buffer;
 mod evict;
 mod info;

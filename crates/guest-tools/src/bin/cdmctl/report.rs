@@ -3,11 +3,13 @@
 //! What cdmctl prints for programs: versioned JSON, documented in
 //! docs/reference-cdmctl.md and by schemas in docs/specs/.
 
+use std::fmt;
+
 use cdm_guest_tools::device::{Migration, Residency, memory_type_name};
 use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::uapi::{
-    CDM_CAN_BIND, CDM_CAN_CPU_ACCESS, CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE, CDM_CAN_RELIEVE,
-    cdm_query,
+    CDM_CAN_BATCH, CDM_CAN_BIND, CDM_CAN_CPU_ACCESS, CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE,
+    CDM_CAN_RELIEVE, cdm_query,
 };
 use cdm_protocol::{
     FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE, FEATURE_MEMORY_ERROR, FEATURE_METADATA_GUARD,
@@ -125,6 +127,7 @@ fn capabilities(bits: u32) -> Vec<String> {
             CDM_CAN_RELIEVE => "relieve".into(),
             CDM_CAN_CPU_ACCESS => "cpu-access".into(),
             CDM_CAN_BIND => "bind".into(),
+            CDM_CAN_BATCH => "batch".into(),
             _ => format!("bit-{bit}"),
         })
         .collect()
@@ -255,7 +258,37 @@ pub enum RunResult {
         outside: u64,
         counters: Vec<u64>,
     },
+    Batch {
+        commands: Vec<BatchCommand>,
+    },
     Nothing {},
+}
+
+/// A command of `cdmctl run batch`.
+#[derive(Serialize)]
+pub struct BatchCommand {
+    pub operation: &'static str,
+    pub status: String,
+    pub range_index: u32,
+    pub result: u64,
+    pub bytes_done: u64,
+}
+
+impl fmt::Display for BatchCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            operation,
+            status,
+            range_index,
+            result,
+            bytes_done,
+        } = self;
+        write!(f, "{operation}: {status}")?;
+        match status.as_str() {
+            "OK" => write!(f, ", result {result:#x}, {bytes_done} bytes"),
+            _ => write!(f, ", range {range_index}, {bytes_done} bytes"),
+        }
+    }
 }
 
 /// Prints a report as one JSON document.
@@ -492,6 +525,18 @@ pub mod tests {
                 RunResult::Histogram {
                     outside: 1,
                     counters: vec![2, 0],
+                },
+            ),
+            (
+                "batch",
+                RunResult::Batch {
+                    commands: vec![BatchCommand {
+                        operation: "COPY",
+                        status: "LENGTH_MISMATCH".into(),
+                        range_index: 0,
+                        result: 0,
+                        bytes_done: 0,
+                    }],
                 },
             ),
         ];

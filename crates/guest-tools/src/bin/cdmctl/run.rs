@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! `cdmctl run`: one command of the device on a buffer of this process.
+//! `cdmctl run`: commands of the device on a buffer of this process.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -11,6 +11,7 @@ use cdm_protocol::{REPEAT_MAX, Status};
 use clap::Subcommand;
 
 use crate::accelerate::{Axpy, Chase, Histogram, Program, Sum};
+use crate::batch::Batch;
 use crate::buffer::{Buffer, Contents, Placement};
 use crate::report::{self, RunReport, RunResult};
 use crate::{Verdict, open};
@@ -27,7 +28,8 @@ Examples:
   cdmctl run axpy --type f32 --factor 2.5 --input x.bin --with y.bin --output -
   cdmctl run chase --size 64M --in device
   cdmctl run histogram --input /etc/passwd --bins 256 --json
-  cdmctl run program --code increment.txt --size 4K";
+  cdmctl run program --code increment.txt --size 4K
+  cdmctl run batch --commands copies.txt --size 1M --json";
 
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -132,6 +134,8 @@ enum Operation {
     Histogram(Histogram),
     /// Carry out instructions on a buffer
     Program(Program),
+    /// Carry out many commands in one call, on ranges of a buffer
+    Batch(Batch),
 }
 
 /// Reads a decimal or, with `0x`, hexadecimal number.
@@ -147,10 +151,47 @@ pub(crate) fn number(text: &str) -> Result<u64, String> {
 pub(crate) struct Outcome {
     pub(crate) operation: &'static str,
     pub(crate) device: u32,
+    pub(crate) status: String,
     pub(crate) bytes_done: u64,
     pub(crate) result: RunResult,
     pub(crate) sentence: String,
     pub(crate) verdict: Verdict,
+}
+
+impl Outcome {
+    /// Of an operation that the device has carried out; what is said of it is an error if a check
+    /// failed.
+    pub(crate) fn new(
+        placement: &Placement,
+        operation: &'static str,
+        bytes_done: u64,
+        said: Result<String, String>,
+        result: RunResult,
+    ) -> Self {
+        let verdict = match said {
+            Ok(_) => Verdict::Done,
+            Err(_) => Verdict::CheckFailed,
+        };
+        Self {
+            operation,
+            device: placement.device,
+            status: Status::OK.name().unwrap_or_default().to_owned(),
+            bytes_done,
+            result,
+            sentence: said.unwrap_or_else(|said| said),
+            verdict,
+        }
+    }
+}
+
+/// Has the device carry out a command on buffers, which are put where they shall lie before.
+pub(crate) fn carry_out(
+    placement: &Placement,
+    buffers: &[&Buffer],
+    command: impl FnOnce(&Device) -> std::io::Result<Answer>,
+) -> anyhow::Result<Answer> {
+    let device = placement.prepare(buffers)?;
+    answered(&device, command(&device))
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Verdict> {
@@ -160,7 +201,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
             version: report::VERSION,
             device: outcome.device,
             operation: outcome.operation,
-            status: Status::OK.name().unwrap_or_default().to_owned(),
+            status: outcome.status,
             bytes_done: outcome.bytes_done,
             result: outcome.result,
         })?;
@@ -179,9 +220,9 @@ fn writes_to_stdout(operation: &Operation) -> bool {
         Operation::Fill { output, .. } | Operation::Copy { output, .. } => {
             output.as_deref() == Some("-")
         }
-        Operation::Axpy(Axpy { output, .. }) | Operation::Program(Program { output, .. }) => {
-            output.as_deref() == Some("-")
-        }
+        Operation::Axpy(Axpy { output, .. })
+        | Operation::Program(Program { output, .. })
+        | Operation::Batch(Batch { output, .. }) => output.as_deref() == Some("-"),
         _ => false,
     }
 }
@@ -227,6 +268,7 @@ fn perform(operation: &Operation) -> anyhow::Result<Outcome> {
         Operation::Chase(chase) => chase.run(),
         Operation::Histogram(histogram) => histogram.run(),
         Operation::Program(program) => program.run(),
+        Operation::Batch(batch) => batch.run(),
     }
 }
 
@@ -236,6 +278,7 @@ fn nop(number: u32) -> anyhow::Result<Outcome> {
     Ok(Outcome {
         operation: "nop",
         device: number,
+        status: Status::OK.name().unwrap_or_default().to_owned(),
         bytes_done: answer.bytes_done,
         result: RunResult::Nothing {},
         sentence: format!("device {number} answered"),
@@ -244,33 +287,22 @@ fn nop(number: u32) -> anyhow::Result<Outcome> {
 }
 
 fn checksum(contents: &Contents, placement: &Placement) -> anyhow::Result<Outcome> {
-    let device = placement.open()?;
     let buffer = Buffer::load(contents)?;
     let by_cpu = buffer.memory.crc32c(buffer.bytes);
-    buffer.place(&device, placement.memory)?;
+    let device = placement.prepare(&[&buffer])?;
     let crc = device
         .checksum(&buffer.memory, buffer.span(), 0)
         .with_context(|| format!("device {} gave no checksum", placement.device))?;
-    let (sentence, verdict) = match crc == by_cpu {
-        true => (
-            format!("crc32c {crc:#010x}, {} bytes", buffer.bytes),
-            Verdict::Done,
-        ),
-        false => (
-            format!("crc32c differs: device {crc:#010x}, CPU {by_cpu:#010x}"),
-            Verdict::CheckFailed,
-        ),
+    let said = match crc == by_cpu {
+        true => Ok(format!("crc32c {crc:#010x}, {} bytes", buffer.bytes)),
+        false => Err(format!(
+            "crc32c differs: device {crc:#010x}, CPU {by_cpu:#010x}"
+        )),
     };
-    Ok(Outcome {
-        operation: "checksum",
-        device: placement.device,
-        bytes_done: buffer.bytes as u64,
-        result: RunResult::Checksum {
-            crc32c: format!("{crc:#010x}"),
-        },
-        sentence,
-        verdict,
-    })
+    let bytes = buffer.bytes as u64;
+    let crc32c = format!("{crc:#010x}");
+    let result = RunResult::Checksum { crc32c };
+    Ok(Outcome::new(placement, "checksum", bytes, said, result))
 }
 
 fn fill(
@@ -280,24 +312,17 @@ fn fill(
     output: Option<&str>,
     placement: &Placement,
 ) -> anyhow::Result<Outcome> {
-    let device = placement.open()?;
     let buffer = Buffer::zeroed(size)?;
-    buffer.place(&device, placement.memory)?;
-    let answer = answered(
-        &device,
-        device.fill(&buffer.memory, buffer.span(), width, value),
-    )?;
+    let answer = carry_out(placement, &[&buffer], |device| {
+        device.fill(&buffer.memory, buffer.span(), width, value)
+    })?;
     if let Some(path) = output {
         buffer.save(path)?;
     }
-    Ok(Outcome {
-        operation: "fill",
-        device: placement.device,
-        bytes_done: answer.bytes_done,
-        result: RunResult::Nothing {},
-        sentence: format!("{} bytes filled with {value:#x}", answer.bytes_done),
-        verdict: Verdict::Done,
-    })
+    let bytes = answer.bytes_done;
+    let said = Ok(format!("{bytes} bytes filled with {value:#x}"));
+    let result = RunResult::Nothing {};
+    Ok(Outcome::new(placement, "fill", bytes, said, result))
 }
 
 fn copy(
@@ -305,31 +330,24 @@ fn copy(
     output: Option<&str>,
     placement: &Placement,
 ) -> anyhow::Result<Outcome> {
-    let device = placement.open()?;
     let source = Buffer::load(contents)?;
     let target = Buffer::zeroed(source.bytes as u64)?;
-    source.place(&device, placement.memory)?;
-    target.place(&device, placement.memory)?;
-    let operands = (
-        (&source.memory, source.span()),
-        (&target.memory, target.span()),
-    );
-    let answer = answered(&device, device.copy(operands.0, operands.1))?;
+    let answer = carry_out(placement, &[&source, &target], |device| {
+        device.copy(
+            (&source.memory, source.span()),
+            (&target.memory, target.span()),
+        )
+    })?;
     if let Some(path) = output {
         target.save(path)?;
     }
-    Ok(Outcome {
-        operation: "copy",
-        device: placement.device,
-        bytes_done: answer.bytes_done,
-        result: RunResult::Nothing {},
-        sentence: format!("{} bytes copied", answer.bytes_done),
-        verdict: Verdict::Done,
-    })
+    let bytes = answer.bytes_done;
+    let said = Ok(format!("{bytes} bytes copied"));
+    let result = RunResult::Nothing {};
+    Ok(Outcome::new(placement, "copy", bytes, said, result))
 }
 
 fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Outcome> {
-    let device = placement.open()?;
     let load = |path: &str| {
         Buffer::load(&Contents {
             input: Some(path.into()),
@@ -337,8 +355,7 @@ fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Ou
         })
     };
     let (a, b) = (load(input)?, load(other)?);
-    a.place(&device, placement.memory)?;
-    b.place(&device, placement.memory)?;
+    let device = placement.prepare(&[&a, &b])?;
     // The device compares equal lengths; beyond the shorter file there is a difference.
     let span = Span {
         offset: 0,
@@ -352,21 +369,28 @@ fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Ou
         Comparison::Equal if a.bytes != b.bytes => Some(span.bytes as u64),
         Comparison::Equal => None,
     };
-    let (sentence, verdict) = match differs_at {
-        None => (format!("equal, {} bytes", span.bytes), Verdict::Done),
-        Some(offset) => (format!("differ at byte {offset}"), Verdict::CheckFailed),
+    let said = match differs_at {
+        None => Ok(format!("equal, {} bytes", span.bytes)),
+        Some(offset) => Err(format!("differ at byte {offset}")),
     };
-    Ok(Outcome {
-        operation: "compare",
-        device: placement.device,
-        bytes_done: span.bytes as u64,
-        result: RunResult::Compare {
-            equal: differs_at.is_none(),
-            differs_at,
-        },
-        sentence,
-        verdict,
-    })
+    let result = RunResult::Compare {
+        equal: differs_at.is_none(),
+        differs_at,
+    };
+    let bytes = span.bytes as u64;
+    Ok(Outcome::new(placement, "compare", bytes, said, result))
+}
+
+/// Has the device carry out an atomic command on eight bytes that hold `initial`: its answer, and
+/// what they hold afterwards.
+fn on_number(
+    initial: u64,
+    placement: &Placement,
+    command: impl FnOnce(&Device, &Buffer) -> std::io::Result<Answer>,
+) -> anyhow::Result<(Answer, u64)> {
+    let buffer = Buffer::from_bytes(&initial.to_le_bytes())?;
+    let answer = carry_out(placement, &[&buffer], |device| command(device, &buffer))?;
+    Ok((answer, buffer.memory.word(0).load(SeqCst)))
 }
 
 fn fetch_add(
@@ -375,23 +399,13 @@ fn fetch_add(
     times: u32,
     placement: &Placement,
 ) -> anyhow::Result<Outcome> {
-    let (device, buffer) = number_buffer(initial, placement)?;
-    let answer = answered(
-        &device,
-        device.fetch_add(&buffer.memory, buffer.span(), value, times),
-    )?;
-    let after = buffer.memory.word(0).load(SeqCst);
-    Ok(Outcome {
-        operation: "fetch-add",
-        device: placement.device,
-        bytes_done: answer.bytes_done,
-        result: RunResult::Atomic {
-            before: answer.result,
-            after,
-        },
-        sentence: format!("{after} (before the last addition: {})", answer.result),
-        verdict: Verdict::Done,
-    })
+    let (answer, after) = on_number(initial, placement, |device, buffer| {
+        device.fetch_add(&buffer.memory, buffer.span(), value, times)
+    })?;
+    let (before, bytes) = (answer.result, answer.bytes_done);
+    let said = Ok(format!("{after} (before the last addition: {before})"));
+    let result = RunResult::Atomic { before, after };
+    Ok(Outcome::new(placement, "fetch-add", bytes, said, result))
 }
 
 fn compare_swap(
@@ -400,39 +414,20 @@ fn compare_swap(
     store: u64,
     placement: &Placement,
 ) -> anyhow::Result<Outcome> {
-    let (device, buffer) = number_buffer(initial, placement)?;
-    let answer = answered(
-        &device,
-        device.compare_swap(&buffer.memory, buffer.span(), expect, store),
-    )?;
-    let (before, after) = (answer.result, buffer.memory.word(0).load(SeqCst));
-    let (sentence, verdict) = match before == expect {
-        true => (format!("{before} replaced by {after}"), Verdict::Done),
-        false => (
-            format!("found {before}, not {expect}; left alone"),
-            Verdict::CheckFailed,
-        ),
+    let (answer, after) = on_number(initial, placement, |device, buffer| {
+        device.compare_swap(&buffer.memory, buffer.span(), expect, store)
+    })?;
+    let (before, bytes) = (answer.result, answer.bytes_done);
+    let said = match before == expect {
+        true => Ok(format!("{before} replaced by {after}")),
+        false => Err(format!("found {before}, not {expect}; left alone")),
     };
-    Ok(Outcome {
-        operation: "compare-swap",
-        device: placement.device,
-        bytes_done: answer.bytes_done,
-        result: RunResult::Atomic { before, after },
-        sentence,
-        verdict,
-    })
-}
-
-/// Eight bytes that hold `initial`.
-fn number_buffer(initial: u64, placement: &Placement) -> anyhow::Result<(Device, Buffer)> {
-    let device = placement.open()?;
-    let buffer = Buffer::from_bytes(&initial.to_le_bytes())?;
-    buffer.place(&device, placement.memory)?;
-    Ok((device, buffer))
+    let result = RunResult::Atomic { before, after };
+    Ok(Outcome::new(placement, "compare-swap", bytes, said, result))
 }
 
 /// The answer, if the driver gave one and the device carried the command out.
-pub(crate) fn answered(device: &Device, answer: std::io::Result<Answer>) -> anyhow::Result<Answer> {
+fn answered(device: &Device, answer: std::io::Result<Answer>) -> anyhow::Result<Answer> {
     let number = device.number();
     let answer = answer.with_context(|| format!("device {number} took no command"))?;
     match answer.status {
