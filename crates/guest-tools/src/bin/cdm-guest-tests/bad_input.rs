@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use cdm_guest_tools::device::{Device, Direction};
 use cdm_guest_tools::memory::{Mapping, PAGE_BYTES};
 use cdm_guest_tools::uapi::{
-    CDM_IOC_MAGIC, CDM_IOCTL_COMMAND, CDM_IOCTL_MIGRATE, CDM_IOCTL_QUERY, CDM_IOCTL_RESET,
-    CDM_IOCTL_RESIDENCY, CDM_TO_DEVICE, cdm_command, cdm_migrate, cdm_residency,
+    CDM_COMMAND_UNORDERED, CDM_IOC_MAGIC, CDM_IOCTL_BATCH, CDM_IOCTL_COMMAND, CDM_IOCTL_MIGRATE,
+    CDM_IOCTL_QUERY, CDM_IOCTL_RESET, CDM_IOCTL_RESIDENCY, CDM_TO_DEVICE, cdm_command, cdm_migrate,
+    cdm_residency,
 };
 use cdm_protocol::Opcode;
 use nix::errno::Errno;
@@ -83,6 +84,7 @@ fn request_of_another_size_is_enotty(t: &Fixture) -> Result<()> {
         CDM_IOCTL_MIGRATE,
         CDM_IOCTL_RESIDENCY,
         CDM_IOCTL_COMMAND,
+        CDM_IOCTL_BATCH,
     ] {
         for request in [request - (8 << SIZE_SHIFT), request + (8 << SIZE_SHIFT)] {
             // SAFETY: whatever a driver might write fits into the scratch space.
@@ -118,6 +120,7 @@ fn structure_that_cannot_be_read_or_written_is_efault(t: &Fixture) -> Result<()>
         CDM_IOCTL_MIGRATE,
         CDM_IOCTL_RESIDENCY,
         CDM_IOCTL_COMMAND,
+        CDM_IOCTL_BATCH,
     ];
     for request in requests {
         for address in [0, gone, u64::MAX - 16, 1 << 63] {
@@ -290,7 +293,14 @@ fn command_refuses_each_bad_field(t: &Fixture) -> Result<()> {
     };
     let cases = [
         (
-            "flag",
+            "flag of a batch",
+            cdm_command {
+                flags: CDM_COMMAND_UNORDERED,
+                ..good
+            },
+        ),
+        (
+            "high flag",
             cdm_command {
                 flags: 1 << 31,
                 ..good

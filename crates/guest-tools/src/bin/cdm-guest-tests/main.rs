@@ -8,6 +8,7 @@ mod accounts;
 mod addresses;
 mod atomics;
 mod bad_input;
+mod batches;
 mod capacity;
 mod cgroup;
 mod commands;
@@ -92,6 +93,7 @@ fn all() -> Vec<Test> {
         commands::TESTS,
         accelerator::TESTS,
         addresses::TESTS,
+        batches::TESTS,
         atomics::TESTS,
         fork::TESTS,
         huge::TESTS,

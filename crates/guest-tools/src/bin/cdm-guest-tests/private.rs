@@ -10,15 +10,20 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::accelerator::{Elements, Number};
+use cdm_guest_tools::batch::{Command, Fate};
 use cdm_guest_tools::device::{Bound, Comparison, Device, Direction, Place, Span};
 use cdm_guest_tools::iomem;
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::pagemap;
 use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::uapi::CDM_MEMORY_PRIVATE;
+use cdm_protocol::Opcode;
+use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
-use crate::fixture::{Fixture, expect_free_pages, figure, free_pages, move_patiently};
+use crate::fixture::{
+    Fixture, expect_errno, expect_free_pages, figure, free_pages, move_patiently,
+};
 use crate::isolate::{Child, pipe_files};
 use crate::{module, unload};
 
@@ -38,6 +43,8 @@ crate::tests!("private":
     device_writes_in_place_and_the_cpu_sees_it,
     device_copies_and_compares_between_device_and_system,
     device_counts_atomically_in_place,
+    batch_works_on_ranges_of_pages_in_place,
+    batch_that_meets_a_hole_tells_what_it_did_before,
     command_on_addresses_works_on_pages_in_place,
     cpu_and_command_on_addresses_take_turns_on_pages,
     child_reads_device_pages_and_the_parent_keeps_its_bytes,
@@ -400,6 +407,90 @@ fn device_counts_atomically_in_place(t: &Fixture) -> Result<()> {
         "the CPU finds another count"
     );
     Ok(())
+}
+
+fn batch_works_on_ranges_of_pages_in_place(t: &Fixture) -> Result<()> {
+    const RANGES: usize = 400;
+    const BYTES: usize = 72;
+    let source = resident_pages(t, RANGES + 1, 31)?;
+    let target = resident_pages(t, RANGES + 1, 32)?;
+    let gathered = t.system_memory((RANGES * BYTES).div_ceil(PAGE_BYTES), 33)?;
+    let whole = Span {
+        offset: 0,
+        bytes: RANGES * BYTES,
+    };
+    // Each lies across two pages, the last ones first.
+    let spans = (0..RANGES).rev().map(|index| Span {
+        offset: (index + 1) * PAGE_BYTES - 24,
+        bytes: BYTES,
+    });
+    let mut gather = Command::new(Opcode::COPY).destination(&gathered, whole)?;
+    let mut scatter = Command::new(Opcode::COPY).source(&gathered, whole)?;
+    let mut checksum = Command::new(Opcode::CHECKSUM);
+    for span in spans.clone() {
+        gather = gather.source(&source, span)?;
+        scatter = scatter.destination(&target, span)?;
+        checksum = checksum.source(&target, span)?;
+    }
+    let fence = Command::new(Opcode::FENCE);
+    let commands = [gather, fence, scatter, checksum.unordered()];
+    let results = t.device.batch(&commands, false)?.ok()?;
+    for memory in [&source, &target] {
+        expect_resident(t, memory.range(), memory.pages() as u64)?;
+    }
+    let crc = u64::from(gathered.crc32c(whole.bytes));
+    ensure!(results[3] == crc, "{:#x}, not {crc:#x}", results[3]);
+    // The CPU's look brings them back.
+    let [from, to] = [&source, &target].map(|memory| memory.read_bytes(memory.bytes()));
+    let found = gathered.read_bytes(whole.bytes);
+    for (span, piece) in spans.zip(found.chunks(BYTES)) {
+        let inside = span.offset..span.offset + BYTES;
+        ensure!(from[inside.clone()] == *piece, "{span:?} was not gathered");
+        ensure!(to[inside] == *piece, "{span:?} was not scattered");
+    }
+    let counted = Command::new(Opcode::HISTOGRAM)
+        .width(8)
+        .repeat(9)
+        .args(0, 1)
+        .source(
+            &gathered,
+            Span {
+                offset: 0,
+                bytes: 72,
+            },
+        )?
+        .destination(
+            &target,
+            Span {
+                offset: 0,
+                bytes: 72,
+            },
+        )?;
+    let refused = t.device.batch(&[Command::new(Opcode::NOP), counted], false);
+    expect_errno(refused, Errno::EOPNOTSUPP)
+}
+
+fn batch_that_meets_a_hole_tells_what_it_did_before(t: &Fixture) -> Result<()> {
+    let memory = resident_pages(t, 4, 34)?;
+    let hole = resident_pages(t, 1, 35)?;
+    hole.protect_pages(0, 1, ProtFlags::PROT_NONE)?;
+    fn fill(memory: &Mapping, offset: usize) -> std::io::Result<Command<'_>> {
+        Command::fill(8, 5).destination(memory, Span { offset, bytes: 64 })
+    }
+    let commands = [
+        fill(&memory, 0)?,
+        fill(&hole, 0)?,
+        fill(&memory, PAGE_BYTES)?,
+    ];
+    let done = t.device.batch(&commands, false)?;
+    let error = done.error.as_ref().and_then(std::io::Error::raw_os_error);
+    ensure!(error == Some(Errno::EFAULT as i32), "{done:?}");
+    ensure!(done.fates[0].ok().is_ok(), "{done:?}");
+    ensure!(done.fates[1..] == [Fate::NotBegun; 2], "{done:?}");
+    ensure!(memory.word(0).load(Relaxed) == 5);
+    memory.check_pattern_pages(34, 1..4)?;
+    // With nothing done, the call itself fails.
+    expect_errno(t.device.batch(&commands[1..], false), Errno::EFAULT)
 }
 
 fn command_on_addresses_works_on_pages_in_place(t: &Fixture) -> Result<()> {
