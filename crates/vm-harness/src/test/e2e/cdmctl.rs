@@ -151,6 +151,10 @@ pub fn runs_each_operation(session: &mut Session) -> Result<()> {
         "printf 'SET d=1 imm=5 # to be added\\nATOMIC_ADD d=0 b=1 imm=16 width=8 order=seq-cst\\n\
          LOAD d=0 imm=16 width=8 order=relaxed' > /tmp/code",
     )?;
+    session.text(
+        "printf 'FILL to=0+64 width=8 arg0=0x61 unordered # as\\nFILL to=64+64 width=1 arg0=0x62\\n\
+         FENCE\\nCOPY from=120+8,0+1 to=128+9\\nCHECKSUM from=128+9\\n' > /tmp/batch",
+    )?;
     for place in ["device", "system"] {
         let mut report = |arguments: &str| {
             let line = format!("cdmctl run {arguments} --in {place} --json");
@@ -180,6 +184,13 @@ pub fn runs_each_operation(session: &mut Session) -> Result<()> {
         );
         let ended = report("program --code /tmp/code --input /tmp/zeroes")?;
         ensure!(ended["result"] == 5 && ended["bytes_done"] == 3, "{ended}");
+        let batch = report("batch --commands /tmp/batch --size 4K --output /tmp/copy")?;
+        let commands = batch["commands"].as_array().cloned().unwrap_or_default();
+        let is_ok = |command: &Value| command["status"] == "OK";
+        ensure!(commands.len() == 5 && commands.iter().all(is_ok), "{batch}");
+        ensure!(batch["bytes_done"] == 64 + 64 + 9 + 9, "{batch}");
+        let copied = session.text("head -c 137 /tmp/copy | tail -c 9")?;
+        ensure!(copied == "bbbbbbbba", "the batch copied '{copied}'");
         let filled =
             format!("cdmctl run fill --size 3 --value 0x61 --width 1 --output - --in {place}");
         let text = session.text(&filled)?;
@@ -286,7 +297,16 @@ fn expect(output: &Output, code: i32, words: &[&str], line: &str) -> Result<()> 
 /// Exit status 1: it ran, and the answer is no.
 pub fn failed_checks_exit_with_1(session: &mut Session) -> Result<()> {
     session.text("printf aaaa > /tmp/a; printf aaba > /tmp/b")?;
-    let cases: [(&str, &[&str]); 2] = [
+    session.text("printf 'COPY from=0+4 to=8+5\\nNOP\\n' > /tmp/batch")?;
+    let cases: [(&str, &[&str]); 4] = [
+        (
+            "cdmctl run batch --commands /tmp/batch --size 4K",
+            &["0 COPY: LENGTH_MISMATCH", "1 NOP: OK", "1 of 2"],
+        ),
+        (
+            "cdmctl run batch --commands /tmp/batch --size 4K --stop",
+            &["0 COPY: LENGTH_MISMATCH", "1 NOP: NOT_BEGUN", "0 of 2"],
+        ),
         (
             "cdmctl run compare --input /tmp/a --with /tmp/b",
             &["differ at byte 2"],
@@ -304,7 +324,12 @@ pub fn failed_checks_exit_with_1(session: &mut Session) -> Result<()> {
 
 /// Exit status 2: it could not run, and says what, where and what to do.
 pub fn errors_exit_with_2(session: &mut Session) -> Result<()> {
-    let cases: [(&str, &[&str]); 8] = [
+    session.text("printf 'NOP\\nFLY to=0+1\\n' > /tmp/batch")?;
+    let cases: [(&str, &[&str]); 9] = [
+        (
+            "cdmctl run batch --commands /tmp/batch --size 4K",
+            &["line 2", "FLY"],
+        ),
         (
             "cdmctl run nop --device 9",
             &["/dev/cdm9", "devices here: 0, 1"],

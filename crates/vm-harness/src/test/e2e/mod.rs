@@ -145,6 +145,10 @@ const FAULTS: &[Check] = &[
         stuck::lost_completion_ends_at_the_limit,
     ),
     (
+        "stuck::batch_without_answers_ends_at_the_limit_and_the_next_one_works",
+        stuck::batch_ends_at_the_limit,
+    ),
+    (
         "stuck::lost_answer_about_an_address_space_ends_at_the_limit",
         stuck::lost_answer_about_an_address_space_ends_at_the_limit,
     ),

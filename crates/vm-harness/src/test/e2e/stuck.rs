@@ -78,6 +78,36 @@ pub fn lost_completion_ends_at_the_limit(session: &mut Session) -> Result<()> {
     faults::all_is_well(session)
 }
 
+/// Nor does it matter how many commands there were: a batch ends with an error at the limit, what
+/// had not begun never does, and the next one is carried out.
+pub fn batch_ends_at_the_limit(session: &mut Session) -> Result<()> {
+    session.text("for i in $(seq 100); do echo FILL to=0+4096 width=8; done > /tmp/batch")?;
+    let runs = ["", " --bind"]
+        .map(|bind| format!("cdmctl run batch --commands /tmp/batch --size 64K{bind}"));
+    impatiently(session, |session| {
+        session.text(silent::TOUCH)?;
+        for run in &runs {
+            for fault in ["hang,count=0", "drop,count=0"] {
+                session.text(run)?;
+                let before = timeouts(session)?;
+                faults::set(session, fault)?;
+                let said = faults::fails(session, run)?;
+                ensure!(
+                    said.contains("Input/output error") && said.contains("0 of 100"),
+                    "{fault}: it says: {said}"
+                );
+                faults::clear(session)?;
+                ensure!(timeouts(session)? > before, "{fault}: nothing was reset");
+            }
+            for line in faults::rebinding(session)? {
+                session.text(&line)?;
+            }
+        }
+        faults::all_is_well(session)?;
+        silent::all_is_unchanged(session)
+    })
+}
+
 /// A process whose binding the device does not answer gets an error when the limit is over, and
 /// the next ones are bound.
 pub fn lost_answer_about_an_address_space_ends_at_the_limit(session: &mut Session) -> Result<()> {
