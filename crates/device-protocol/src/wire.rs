@@ -42,6 +42,8 @@ pub const FEATURE_CANCEL: u64 = 1 << 5;
 pub const FEATURE_SVA: u64 = 1 << 6;
 /// The device tells of memory of its own that has failed: [`ControlOpcode::FIND_BAD`] and [`MemoryError`].
 pub const FEATURE_MEMORY_ERROR: u64 = 1 << 7;
+/// The device's link carries no atomics: on guest memory they need pages with [`PageEntry::EXCLUSIVE`].
+pub const FEATURE_EXCLUSIVE_ATOMICS: u64 = 1 << 9;
 /// All features of this protocol version.
 pub const FEATURES_ALL: u64 = FEATURE_METADATA_GUARD
     | FEATURE_ATOMICS
@@ -50,7 +52,8 @@ pub const FEATURES_ALL: u64 = FEATURE_METADATA_GUARD
     | FEATURE_UNORDERED
     | FEATURE_CANCEL
     | FEATURE_SVA
-    | FEATURE_MEMORY_ERROR;
+    | FEATURE_MEMORY_ERROR
+    | FEATURE_EXCLUSIVE_ATOMICS;
 
 /// Smallest device memory, in bytes.
 pub const MEMORY_BYTES_MIN: u64 = 256 << 20;
@@ -304,6 +307,8 @@ impl PageEntry {
     pub const LARGE: u64 = 1 << 2;
     /// There is no page for the device.
     pub const REFUSED: u64 = 1 << 3;
+    /// No CPU accesses the page, so the device's atomics may; goes with [`Self::WRITABLE`].
+    pub const EXCLUSIVE: u64 = 1 << 4;
     /// Bits of the address.
     pub const ADDRESS_MASK: u64 = !(PAGE_BYTES_SMALL - 1);
     /// Place of the status in an entry that is refused.
@@ -612,6 +617,8 @@ assert_layout!(Event, 16, kind @ 0, queue @ 2, reserved @ 4, lost @ 8);
 
 /// Bit of [`PageRequest::flags`]: the device will store to the pages.
 pub const PAGE_REQUEST_WRITE: u16 = 1 << 0;
+/// Bit of [`PageRequest::flags`], beside [`PAGE_REQUEST_WRITE`]: the device will carry out atomic operations on the pages.
+pub const PAGE_REQUEST_ATOMIC: u16 = 1 << 1;
 
 /// Device to driver, in a buffer of the event queue: what a [`ControlOpcode::PAGE_RESPONSE`] answers.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -27,12 +27,13 @@ fn image(input: &[u8]) -> Vec<u8> {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let guest = Guest::connect(&image(input), true);
+    let atomics = fuzz_rig::atomics_for(input);
+    let guest = Guest::connect(&image(input), true, atomics);
     guest.kick(QUEUE_FIRST_COMMAND);
     guest.kick(QUEUE_CONTROL);
     guest.kick(QUEUE_FIRST_COMMAND);
     // The forgotten lines of this guest's RESETs must not reach the next one.
-    for queue in fuzz_rig::parts().device.queues() {
+    for queue in fuzz_rig::parts(atomics).device.queues() {
         queue.forget_line();
     }
 });

@@ -42,14 +42,15 @@ fuzz_target!(|input: &[u8]| {
     put(descriptors + 16, &descriptor(COMPLETION, 24, 2, 0));
     put(avail + 2, &1u16.to_le_bytes());
     put(REQUEST, request);
-    let guest = Guest::connect(&image, true);
+    let atomics = fuzz_rig::atomics_for(input);
+    let guest = Guest::connect(&image, true, atomics);
     guest.kick(QUEUE_FIRST_COMMAND);
 
     let mut index = [0; 2];
     guest.read(used as u64 + 2, &mut index);
     let mut bytes = [0; 24];
     guest.read(COMPLETION as u64, &mut bytes);
-    for queue in fuzz_rig::parts().device.queues() {
+    for queue in fuzz_rig::parts(atomics).device.queues() {
         queue.forget_line();
     }
     // A guest that had the device overwrite its own ring, or was hung up, has no claim.

@@ -3,12 +3,13 @@
 //! Reads and writes of the config space, which a guest makes at any offset and length.
 #![no_main]
 
+use cdm_backend::model::Atomics;
 use fuzz_rig::Guest;
 use libfuzzer_sys::fuzz_target;
 use vhost_user_backend::VhostUserBackend;
 
 fuzz_target!(|accesses: Vec<(u32, u32, Option<Vec<u8>>)>| {
-    let guest = Guest::connect(&[], false);
+    let guest = Guest::connect(&[], false, Atomics::Exclusive);
     let adapter = guest.adapter();
     let length = size_of::<cdm_protocol::Config>() as u32;
     let before = adapter.get_config(0, length);

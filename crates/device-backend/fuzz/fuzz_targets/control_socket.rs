@@ -4,12 +4,13 @@
 //! that was taken can be taken again from its text.
 #![no_main]
 
+use cdm_backend::model::Atomics;
 use cdm_backend::process::{Observer, answer};
 use cdm_control_protocol::{Ask, Fault, LINE_BYTES_MAX, Response, VERSION};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
-    let observer = Observer::new(fuzz_rig::parts().clone());
+    let observer = Observer::new(fuzz_rig::parts(Atomics::Link).clone());
     for line in input.split(|&byte| byte == b'\n') {
         let response = answer(line, &observer);
         let text = serde_json::to_string(&response).expect("it can be written");

@@ -8,7 +8,9 @@
 //! may change that no writable translation leads to at that moment.
 #![no_main]
 
-use cdm_backend::model::{Asking, Command, ControlStep, Device, Means, PageAsker, Request};
+use cdm_backend::model::{
+    Asking, Atomics, Command, ControlStep, Device, Means, PageAsker, Request,
+};
 use cdm_protocol::{
     CommandHeader, CommandTag, Completion, ControlOpcode, ControlRequest, FLAG_TAGGED, PageEntry,
     PageRequest, Space, Status,
@@ -55,7 +57,7 @@ struct Driver<'a> {
 impl<'a> Driver<'a> {
     fn new(input: &'a [u8]) -> Self {
         let driver = Self {
-            device: new_device(),
+            device: new_device(Atomics::Link),
             ram: Ram::new(),
             script: RefCell::new(Script::new(input)),
             known: RefCell::default(),

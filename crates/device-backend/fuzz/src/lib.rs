@@ -6,7 +6,7 @@ pub mod pages;
 pub mod script;
 
 use cdm_backend::fault::Faults;
-use cdm_backend::model::{Capacity, Device, Link, LinkSpeed, Shape};
+use cdm_backend::model::{Atomics, Capacity, Device, Link, LinkSpeed, Shape};
 use cdm_backend::sandbox::Sandbox;
 use cdm_backend::telemetry::Telemetry;
 use cdm_backend::vhost::{Adapter, Bell, Parts};
@@ -33,13 +33,14 @@ const FAILED_PAGE: u64 = 3;
 const COMMAND_QUEUES: u16 = 1;
 
 /// A device that nobody has seen yet, and a page of whose memory has failed.
-pub fn new_device() -> Device {
+pub fn new_device(atomics: Atomics) -> Device {
     let shape = Shape {
         memory: "256M".parse().expect("a size"),
         command_queues: COMMAND_QUEUES,
         // An input is at its end when its kick is: what an engine could do is done in place.
         engines: 0,
         translations: Capacity::default(),
+        atomics,
         link: Link {
             speed: LinkSpeed::Gt16,
             width_lanes: 16,
@@ -51,20 +52,35 @@ pub fn new_device() -> Device {
     device
 }
 
-/// What outlives a guest.
-pub fn parts() -> &'static Parts {
-    static PARTS: OnceLock<Parts> = OnceLock::new();
-    PARTS.get_or_init(|| {
-        let num_queues = QUEUE_FIRST_COMMAND + COMMAND_QUEUES;
-        let device = Arc::new(new_device());
-        Parts {
-            telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), None)),
-            faults: Arc::new(Faults::new(device.clone())),
-            device,
-            bell: Bell::default(),
-            sandbox: Sandbox::none(),
-        }
-    })
+/// What outlives a guest; a device for each way of its atomics.
+pub fn parts(atomics: Atomics) -> &'static Parts {
+    static LINK: OnceLock<Parts> = OnceLock::new();
+    static EXCLUSIVE: OnceLock<Parts> = OnceLock::new();
+    let parts = match atomics {
+        Atomics::Link => &LINK,
+        Atomics::Exclusive => &EXCLUSIVE,
+    };
+    parts.get_or_init(|| make(atomics))
+}
+
+/// Which device an input is for. Any byte may decide it, so that both see requests of any form.
+pub fn atomics_for(input: &[u8]) -> Atomics {
+    match input.iter().fold(0, |sum, byte| sum ^ byte) % 2 {
+        0 => Atomics::Link,
+        _ => Atomics::Exclusive,
+    }
+}
+
+fn make(atomics: Atomics) -> Parts {
+    let num_queues = QUEUE_FIRST_COMMAND + COMMAND_QUEUES;
+    let device = Arc::new(new_device(atomics));
+    Parts {
+        telemetry: Arc::new(Telemetry::new(num_queues, device.clone(), None)),
+        faults: Arc::new(Faults::new(device.clone())),
+        device,
+        bell: Bell::default(),
+        sandbox: Sandbox::none(),
+    }
 }
 
 type Vring = <Adapter as VhostUserBackend>::Vring;
@@ -83,9 +99,10 @@ pub fn rings(queue: u16) -> [u64; 3] {
 }
 
 impl Guest {
-    /// Connects one with this memory (and zeroes behind it) that sees the device memory, or not.
-    pub fn connect(image: &[u8], is_mapped: bool) -> Self {
-        let parts = parts();
+    /// Connects one with this memory (and zeroes behind it) that sees the device memory, or not, to
+    /// the device with these atomics.
+    pub fn connect(image: &[u8], is_mapped: bool, atomics: Atomics) -> Self {
+        let parts = parts(atomics);
         let adapter = Arc::new(Adapter::new(parts));
         let regions = [(GuestAddress(0), GUEST_BYTES)];
         let memory = GuestMemoryMmap::from_ranges(&regions).expect("memory");

@@ -3,7 +3,7 @@
 //! Which requests faults hit, and that they do so again.
 
 use super::*;
-use crate::model::{Capacity, Link, LinkSpeed, Shape};
+use crate::model::{Atomics, Capacity, Link, LinkSpeed, Shape};
 use cdm_protocol::{Completion, ControlOpcode, Opcode, QUEUE_CONTROL, Status};
 
 /// First command queue.
@@ -16,6 +16,7 @@ fn no_faults() -> Faults {
         command_queues: 2,
         engines: 1,
         translations: Capacity::default(),
+        atomics: Atomics::Link,
         link: Link {
             speed: LinkSpeed::Gt16,
             width_lanes: 16,

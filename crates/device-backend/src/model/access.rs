@@ -100,6 +100,16 @@ impl Uses {
         Self { access, times: 1 }
     }
 
+    /// What of them crosses a link that carries no atomics: a load and a store for each.
+    pub fn over_a_link_without_atomics(self) -> impl Iterator<Item = Self> {
+        let halves = match self.access {
+            Access::Atomic => [Some(Access::Read), Some(Access::Write)],
+            plain => [Some(plain), None],
+        };
+        let halves = halves.into_iter().flatten();
+        halves.map(move |access| Self { access, ..self })
+    }
+
     /// Counts them, when they are made.
     #[inline]
     pub fn count(self, counted: &Singles, side: Side, width: AtomicWidth) {

@@ -3,10 +3,10 @@
 //! Content of the config space: what the device tells a driver about itself.
 
 use super::link::Timing;
-use super::{Capacity, MemorySize};
+use super::{Atomics, Capacity, MemorySize};
 use cdm_protocol::{
-    AGENTS_MAX, Agent, AgentKind, COMMAND_QUEUES_MAX, Config, FEATURES_ALL, MAGIC, POOLS_MAX, Pool,
-    PoolKind, VERSION_MAJOR, VERSION_MINOR,
+    AGENTS_MAX, Agent, AgentKind, COMMAND_QUEUES_MAX, Config, FEATURE_EXCLUSIVE_ATOMICS,
+    FEATURES_ALL, MAGIC, POOLS_MAX, Pool, PoolKind, VERSION_MAJOR, VERSION_MINOR,
 };
 use zerocopy::FromZeros;
 
@@ -51,6 +51,8 @@ pub struct Shape {
     pub engines: u16,
     /// Translations that it remembers.
     pub translations: Capacity,
+    /// How its atomics reach memory of the system.
+    pub atomics: Atomics,
     /// The link it pretends to sit on.
     pub link: Link,
 }
@@ -87,7 +89,7 @@ impl Shape {
             version_major: VERSION_MAJOR.into(),
             version_minor: VERSION_MINOR.into(),
             config_bytes: (size_of::<Config>() as u32).into(),
-            features: FEATURES_ALL.into(),
+            features: features(self.atomics).into(),
             memory_bytes: self.memory.bytes().into(),
             num_command_queues: self.command_queues.into(),
             num_pools: 1.into(),
@@ -101,6 +103,14 @@ impl Shape {
     }
 }
 
+/// What the device can do, and what it wants of its driver.
+fn features(atomics: Atomics) -> u64 {
+    match atomics {
+        Atomics::Link => FEATURES_ALL & !FEATURE_EXCLUSIVE_ATOMICS,
+        Atomics::Exclusive => FEATURES_ALL,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +121,7 @@ mod tests {
             command_queues,
             engines: 1,
             translations: Capacity::default(),
+            atomics: Atomics::Link,
             link: Link {
                 speed: LinkSpeed::Gt25,
                 width_lanes: 8,

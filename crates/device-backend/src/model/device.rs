@@ -3,16 +3,17 @@
 //! The device: its memory, its state, and what it does with a request.
 
 use super::alarm::Alarm;
+use super::atomics::{AtomicUnit, Atomics};
 use super::exec::Progress;
 use super::link::{Pace, Picoseconds, Traffic};
 use super::memory::Memory;
 use super::operands::{Far, Near, Walked, carry_out};
 use super::request::{
-    ControlOperation, Extent, ParsedCommand, Place, Refusal, Request, total_bytes,
+    ControlOperation, Extent, Operation, ParsedCommand, Place, Refusal, Request, total_bytes,
 };
 use super::state::{DriverState, Mapping, MappingEvent};
 use super::task::{Chunk, Task};
-use super::translation::{AddressSpaces, Pasid, Space, Translated};
+use super::translation::{AddressSpaces, Answer, Pasid, Space, Translated};
 use super::{
     Cancellation, CommandQueue, FailedMemory, GuestMemory, PageAsker, PageSet, Pool, PoolError,
     Shape,
@@ -38,6 +39,8 @@ pub struct Device {
     queues: Vec<CommandQueue>,
     /// Address spaces of processes, and what is known of them.
     spaces: AddressSpaces,
+    /// What carries out atomics on guest memory, if the link does not.
+    unit: Option<AtomicUnit>,
     /// Rung when somebody who waits for pages may have to stop.
     alarm: Arc<Alarm>,
     engines: u16,
@@ -123,6 +126,10 @@ impl Device {
             failed: FailedMemory::default(),
             queues: queues.collect(),
             spaces: AddressSpaces::new(shape.translations, alarm.clone()),
+            unit: match shape.atomics {
+                Atomics::Link => None,
+                Atomics::Exclusive => Some(AtomicUnit::new()),
+            },
             alarm,
             engines: shape.engines,
             pace: Pace::new(&shape.link),
@@ -236,6 +243,10 @@ impl Device {
             Ok(ControlOperation::Bind(pasid)) => answer(self.spaces.bind(pasid).map(|()| 0)),
             Ok(ControlOperation::Unbind(pasid)) => answer(self.spaces.unbind(pasid).map(|()| 0)),
             Ok(ControlOperation::PageResponse { pasid, id, answers }) => {
+                // The bit is one of a feature.
+                let answers = answers.filter(|answers| {
+                    self.unit.is_some() || !answers.iter().any(Answer::is_exclusive)
+                });
                 answer(self.spaces.answer(pasid, id, answers.as_deref()))
             }
             Ok(ControlOperation::Invalidate(pasid, range)) => {
@@ -289,6 +300,11 @@ impl Device {
             };
             // All ranges are found before any byte is moved, so a bad one changes nothing. Of a
             // process's memory nothing is known before it is needed.
+            if self.unit.is_some()
+                && let Some(index) = command.atomic_on_guest()
+            {
+                return Err(Refusal::of_range(Status::BAD_SPACE, index));
+            }
             let bound = self.bound(&command)?;
             Near::resolve(memory, command.source_part(), command.destination_part())?;
             // What fails from here on was good when the command began.
@@ -427,7 +443,9 @@ impl Device {
         };
         let (source, destination) = (chunk.source(), chunk.destination());
         let source_bytes = total_bytes(source.list);
-        if task.bound().is_empty() {
+        // An instruction may be an atomic, and where it leads shows when it is reached.
+        let is_watched = self.unit.is_some() && matches!(operation, Operation::Program { .. });
+        if task.bound().is_empty() && !is_watched {
             let near = Near::resolve(memory, source, destination)?;
             return carry_out(operation, source_bytes, &near, means.cancelled);
         }
@@ -436,6 +454,7 @@ impl Device {
             memory,
             spaces: &self.spaces,
             bound: task.bound(),
+            unit: self.unit.as_ref(),
             asker: means.asker,
             given_up: &given_up,
             source,

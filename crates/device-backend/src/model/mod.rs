@@ -12,6 +12,7 @@
 mod access;
 mod alarm;
 mod asking;
+mod atomics;
 mod bad;
 mod config;
 mod device;
@@ -33,6 +34,7 @@ mod translation;
 mod tests;
 
 pub use asking::{Asking, PageAsker};
+pub use atomics::Atomics;
 use bad::FailedMemory;
 pub use bad::PageSet;
 pub use config::{Link, LinkSpeed, Shape};

@@ -3,7 +3,7 @@
 //! The command line.
 
 use super::metrics;
-use crate::model::{Capacity, Link, LinkSpeed, MemorySize, Shape, Timing, TimingError};
+use crate::model::{Atomics, Capacity, Link, LinkSpeed, MemorySize, Shape, Timing, TimingError};
 use crate::sandbox::Level;
 use cdm_control_protocol::Fault;
 use cdm_protocol::COMMAND_QUEUES_MAX;
@@ -91,6 +91,10 @@ pub struct Arguments {
     #[arg(long, value_name = "MODEL", default_value = "off")]
     pub link_model: LinkModel,
 
+    /// Whether atomics cross the link, or need pages of processes for the device alone
+    #[arg(long, value_name = "HOW", default_value = "link")]
+    pub atomics: AtomicsArgument,
+
     /// Answer questions and set faults at a Unix socket made at PATH
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
@@ -142,6 +146,15 @@ impl FromStr for LinkModel {
     }
 }
 
+/// Values of `--atomics`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AtomicsArgument {
+    /// The link carries them
+    Link,
+    /// It does not: the driver has to keep the CPUs away from a page meanwhile
+    Exclusive,
+}
+
 /// Values of `--log-format`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
@@ -161,6 +174,10 @@ impl Arguments {
             translations: Capacity {
                 small: self.translations_small,
                 large: self.translations_large,
+            },
+            atomics: match self.atomics {
+                AtomicsArgument::Link => Atomics::Link,
+                AtomicsArgument::Exclusive => Atomics::Exclusive,
             },
             link: Link {
                 speed: match self.link_speed {

@@ -168,6 +168,7 @@ fn start(arguments: &Arguments) -> Result<Result<(), ServeError>, StartError> {
     info!(
         memory = %arguments.memory_size,
         command_queues = arguments.command_queues,
+        atomics = ?arguments.atomics,
         "the device is ready"
     );
     let parts = Parts {

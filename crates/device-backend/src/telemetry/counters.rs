@@ -331,7 +331,7 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Capacity, Link, LinkSpeed, Shape};
+    use crate::model::{Atomics, Capacity, Link, LinkSpeed, Shape};
     use cdm_protocol::Completion;
     use std::time::Instant;
     use zerocopy::FromZeros;
@@ -343,6 +343,7 @@ mod tests {
             command_queues: 1,
             engines: 0,
             translations: Capacity::default(),
+            atomics: Atomics::Link,
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
@@ -387,6 +388,7 @@ mod tests {
             "cdm_simulated_picoseconds_total{queue=\"2\"} 4500",
             "cdm_translation_hits_total 0",
             "cdm_page_requests_total 0",
+            "cdm_page_requests_exclusive_total 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");

@@ -20,6 +20,7 @@ impl Collector for Translations {
             hits,
             misses,
             requests,
+            exclusive_requests,
             refusals,
             invalidations,
         } = self.0.translated();
@@ -38,6 +39,11 @@ impl Collector for Translations {
                 "page_requests",
                 "Page requests that the driver was sent",
                 requests,
+            ),
+            (
+                "page_requests_exclusive",
+                "Page requests for exclusive access, for atomics over a link that carries none",
+                exclusive_requests,
             ),
             (
                 "page_refusals",

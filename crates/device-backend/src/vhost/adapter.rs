@@ -478,7 +478,7 @@ impl VhostUserBackend for Adapter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Capacity, Link, LinkSpeed, Shape};
+    use crate::model::{Atomics, Capacity, Link, LinkSpeed, Shape};
     use vhost_user_backend::VringT;
     use vm_memory::GuestAddress;
 
@@ -488,6 +488,7 @@ mod tests {
             command_queues,
             engines: 2,
             translations: Capacity::default(),
+            atomics: Atomics::Link,
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,

@@ -7,7 +7,7 @@ use super::events::{Delivery, request_pages};
 use super::vring::Vring;
 use crate::model::{Asking, PageAsker};
 use cdm_control_protocol::FaultKind;
-use cdm_protocol::{PageRequest, QUEUE_EVENT};
+use cdm_protocol::{PAGE_REQUEST_ATOMIC, PageRequest, QUEUE_EVENT};
 use std::sync::Arc;
 
 /// Asks on behalf of the commands of one queue.
@@ -39,7 +39,12 @@ impl PageAsker for Asker {
         let _turn = turns[usize::from(QUEUE_EVENT)].take();
         match request_pages(&request, &self.event, &self.shared.guest()) {
             Delivery::Told => {
-                telemetry.happened("PAGE_REQUEST", self.queue);
+                let is_atomic = request.flags.get() & PAGE_REQUEST_ATOMIC != 0;
+                let name = match is_atomic {
+                    true => "PAGE_REQUEST for atomics",
+                    false => "PAGE_REQUEST",
+                };
+                telemetry.happened(name, self.queue);
                 Asking::Sent
             }
             Delivery::NoBuffer => Asking::NoBuffer,

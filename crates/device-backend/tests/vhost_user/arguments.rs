@@ -74,6 +74,7 @@ fn numbers_out_of_range_are_refused_with_the_range() {
         ("--command-queues", "9", "1..=8"),
         ("--link-speed", "32", "16, 25"),
         ("--link-width", "3", "1, 2, 4, 8, 16"),
+        ("--atomics", "maybe", "link, exclusive"),
         ("--link-model", "maybe", "neither 'off' nor 'on'"),
         ("--link-model", "on,link-ns=9999999", "0 to 1000000"),
     ] {

@@ -48,7 +48,8 @@ fn config_space_tells_what_the_command_line_asked_for() {
     assert_eq!(config.magic, MAGIC);
     assert_eq!(config.version_major.get(), VERSION_MAJOR);
     assert_eq!(config.config_bytes.get() as usize, size_of::<Config>());
-    assert_eq!(config.features.get(), FEATURES_ALL);
+    let expected = FEATURES_ALL & !FEATURE_EXCLUSIVE_ATOMICS;
+    assert_eq!(config.features.get(), expected);
     assert_eq!(config.memory_bytes.get(), 512 << 20);
     assert_eq!(config.num_command_queues.get(), 8);
     assert_eq!(config.link_speed_mts.get(), 25_000);

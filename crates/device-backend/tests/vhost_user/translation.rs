@@ -433,3 +433,102 @@ fn page_requests_have_numbers_of_their_own_also_after_resets() {
     let first = numbers[0];
     assert_eq!(numbers, [first, first + 1, first + 2]);
 }
+
+/// Flags of a page request for atomics.
+const ATOMIC: u16 = PAGE_REQUEST_WRITE | PAGE_REQUEST_ATOMIC;
+
+/// So many additions of one to a word of eight bytes.
+fn add(repeat: u32, word: Range) -> Vec<u8> {
+    let add = CommandHeader {
+        width: 8.into(),
+        repeat: repeat.into(),
+        arg0: 1.into(),
+        ..header(Opcode::FETCH_ADD)
+    };
+    command(add, &[], &[word])
+}
+
+/// An addition to the word at the beginning of the process's memory, up to the page request.
+fn wait_for_page_of_addition(guest: &mut Guest, repeat: u32) -> (Pending, PageRequest) {
+    let word = process(PASID, VIRTUAL, 8);
+    let (pending, request) = wait_for_page(guest, &add(repeat, word));
+    assert_eq!((request.address.get(), request.pages.get()), (VIRTUAL, 1));
+    assert_eq!(request.flags.get(), ATOMIC);
+    (pending, request)
+}
+
+#[test]
+fn device_on_a_link_without_atomics_says_so_and_asks_for_pages_of_its_own() {
+    const TAKEN: u64 = SCRATCH | PageEntry::WRITABLE | PageEntry::EXCLUSIVE;
+    let faults = "--fault=refuse-page,queue=2,nth=4,status=24";
+    let (backend, mut guest) = start(0, &["--atomics=exclusive", faults]);
+    assert_eq!(guest.config().features.get(), FEATURES_ALL);
+    // What is enough for stores is not enough.
+    let (pending, request) = wait_for_page(&mut guest, &fill(0, PAGE, 0));
+    assert_eq!(request.flags.get(), PAGE_REQUEST_WRITE);
+    answer(&mut guest, &request);
+    assert_eq!(guest.wait(COMMAND, &pending).status, Status::OK);
+    let (pending, request) = wait_for_page_of_addition(&mut guest, 3);
+    let done = respond(&mut guest, request.id.get(), &[TAKEN]);
+    assert_eq!((done.status, done.result.get()), (Status::OK, 1));
+    let done = guest.wait(COMMAND, &pending);
+    assert_eq!((done.status, done.result.get()), (Status::OK, 2));
+    // There is no buffer for another request, from either queue.
+    let word = process(PASID, VIRTUAL, 8);
+    for queue in [COMMAND, COMMAND + 1] {
+        assert_eq!(guest.request(queue, &add(5, word)).status, Status::OK);
+    }
+    invalidate(&mut guest, VIRTUAL, VIRTUAL);
+    assert_eq!(guest.read(SCRATCH, 8), 13u64.to_le_bytes());
+    let (pending, request) = wait_for_page_of_addition(&mut guest, 1);
+    let done = respond(
+        &mut guest,
+        request.id.get(),
+        &[SCRATCH | PageEntry::WRITABLE],
+    );
+    assert_eq!(done.status, Status::OK);
+    assert_eq!(guest.wait(COMMAND, &pending).status, Status::NO_ACCESS);
+    // Faults are in the way of such requests as of others.
+    let refused = guest.request(COMMAND, &add(1, word));
+    assert_eq!(refused.status, Status::NO_ACCESS);
+    let pinned = Range {
+        space: Space::GUEST,
+        pasid: 0.into(),
+        address: SCRATCH.into(),
+        ..word
+    };
+    let refused = guest.request(COMMAND, &add(1, pinned));
+    assert_eq!(refused.status, Status::BAD_SPACE);
+    assert_eq!(guest.read(SCRATCH, 8), 13u64.to_le_bytes());
+    let metrics = Client::connect(&backend).ask(Ask::Metrics).metrics.unwrap();
+    for line in [
+        "cdm_page_requests_total 3\n",
+        "cdm_page_requests_exclusive_total 2\n",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+}
+
+#[test]
+fn exclusive_page_is_used_once_by_who_asked_for_it_however_soon_it_is_taken_back() {
+    const TAKEN: u64 = SCRATCH | PageEntry::WRITABLE | PageEntry::EXCLUSIVE;
+    const ROUNDS: u64 = 50;
+    let (_backend, mut guest) = start(0, &["--atomics=exclusive"]);
+    for round in 0..ROUNDS {
+        let (pending, request) = wait_for_page_of_addition(&mut guest, 1);
+        // Both are there before the command can have looked at the answer.
+        let id = request.id.get().into();
+        let mut response = control_of(ControlOpcode::PAGE_RESPONSE, PASID, id, 1);
+        response.extend(TAKEN.to_le_bytes());
+        let gone = control_of(ControlOpcode::INVALIDATE, PASID, VIRTUAL, VIRTUAL);
+        let answered = guest.post_silently(QUEUE_CONTROL, &response);
+        let gone = guest.post_silently(QUEUE_CONTROL, &gone);
+        guest.queues[usize::from(QUEUE_CONTROL)].kick_if_wanted(2);
+        for request in [&answered, &gone] {
+            assert_eq!(guest.wait(QUEUE_CONTROL, request).status, Status::OK);
+        }
+        // The CPU has it back, and what the device did is there.
+        assert_eq!(guest.read(SCRATCH, 8), (round + 1).to_le_bytes());
+        assert_eq!(guest.wait(COMMAND, &pending).status, Status::OK);
+    }
+}

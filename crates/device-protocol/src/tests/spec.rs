@@ -281,6 +281,10 @@ fn every_feature_bit_is_that_of_the_specification() {
         (FEATURE_CANCEL, "FEATURE_CANCEL".to_string()),
         (FEATURE_SVA, "FEATURE_SVA".to_string()),
         (FEATURE_MEMORY_ERROR, "FEATURE_MEMORY_ERROR".to_string()),
+        (
+            FEATURE_EXCLUSIVE_ATOMICS,
+            "FEATURE_EXCLUSIVE_ATOMICS".to_string(),
+        ),
     ];
     assert_eq!(in_spec, in_code);
     let all = in_code.iter().fold(0, |all, (bit, _)| all | bit);
@@ -314,6 +318,7 @@ fn every_bit_of_page_entries_and_page_requests_is_that_of_the_specification() {
         (PageEntry::DEVICE, "DEVICE".to_string()),
         (PageEntry::LARGE, "LARGE".to_string()),
         (PageEntry::REFUSED, "REFUSED".to_string()),
+        (PageEntry::EXCLUSIVE, "EXCLUSIVE".to_string()),
     ];
     assert_eq!(bits("Page entries"), entries);
     let text = specification();
@@ -324,7 +329,13 @@ fn every_bit_of_page_entries_and_page_requests_is_that_of_the_specification() {
     let all = entries.iter().fold(0, |all, (bit, _)| all | bit);
     assert_eq!(all & PageEntry::ADDRESS_MASK, 0);
     assert_eq!(PageEntry::ADDRESS_MASK, !(PAGE_BYTES_SMALL - 1));
-    let flags = [(PAGE_REQUEST_WRITE.into(), "PAGE_REQUEST_WRITE".to_string())];
+    let flags = [
+        (PAGE_REQUEST_WRITE.into(), "PAGE_REQUEST_WRITE".to_string()),
+        (
+            PAGE_REQUEST_ATOMIC.into(),
+            "PAGE_REQUEST_ATOMIC".to_string(),
+        ),
+    ];
     assert_eq!(bits("Page request flags"), flags);
 }
 

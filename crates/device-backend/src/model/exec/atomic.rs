@@ -1,106 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Atomic commands, and the atomic words that other commands use: naturally aligned
-//! words that the guest's CPUs may update at the same time, with instructions that are
-//! atomic towards ours.
+//! Atomic commands, and the atomic words that other commands use, where they stay where they are.
 
-use super::Progress;
+use super::{Progress, Word};
 use crate::model::access::{Stop, Uses, WordAccess};
 use crate::model::link::{Access, Side, Singles};
 use crate::model::operand::Operand;
 use crate::model::request::AtomicWidth;
 use cdm_protocol::Status;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use vm_memory::VolatileSlice;
 
-// The words are little-endian, as the guest's are, and no atomic addition is known for others.
-#[cfg(target_endian = "big")]
-compile_error!("the device's atomics are written for little-endian hosts");
-
-/// Additions between two looks at the cancellation, with one lease: some 5 us, or tens of them if
-/// others use the word, too.
-const PIECE_ADDITIONS: u32 = 1024;
-
-/// A word of shared memory, ready for atomic access. Narrow values are zero-extended, and
-/// the high bits of what is stored do not count.
-#[derive(Clone, Copy, Debug)]
-pub enum Word<'m> {
-    /// 32 bits.
-    Four(&'m AtomicU32),
-    /// 64 bits.
-    Eight(&'m AtomicU64),
-}
-
-impl<'m> Word<'m> {
-    /// Checks length and alignment in this process.
-    pub fn new(slice: VolatileSlice<'m>, width: AtomicWidth) -> Option<Self> {
-        let bytes = width.bytes() as usize;
-        let pointer = slice.ptr_guard_mut().as_ptr();
-        if slice.len() != bytes || !pointer.addr().is_multiple_of(bytes) {
-            return None;
-        }
-        Some(match width {
-            // SAFETY: aligned and four bytes long, as was just checked, and mapped as long as the
-            // slice may be used (the guard of a slice in plain mappings keeps nothing). Whoever
-            // else uses these bytes (the guest, another worker) does so through other mappings,
-            // raw copies or atomics, never through a plain Rust reference, and every bit pattern
-            // is a u32.
-            AtomicWidth::Four => Self::Four(unsafe { AtomicU32::from_ptr(pointer.cast()) }),
-            // SAFETY: as above, with eight bytes and u64.
-            AtomicWidth::Eight => Self::Eight(unsafe { AtomicU64::from_ptr(pointer.cast()) }),
-        })
-    }
-
-    /// What is there.
-    pub fn load(self, order: Ordering) -> u64 {
-        match self {
-            Self::Four(word) => word.load(order).into(),
-            Self::Eight(word) => word.load(order),
-        }
-    }
-
-    /// Puts `value` there.
-    pub fn store(self, value: u64, order: Ordering) {
-        match self {
-            Self::Four(word) => word.store(value as u32, order),
-            Self::Eight(word) => word.store(value, order),
-        }
-    }
-
-    /// Adds `addend` and returns what was there.
-    pub fn fetch_add(self, addend: u64, order: Ordering) -> u64 {
-        match self {
-            Self::Four(word) => word.fetch_add(addend as u32, order).into(),
-            Self::Eight(word) => word.fetch_add(addend, order),
-        }
-    }
-
-    /// Puts `value` there and returns what was there.
-    pub fn swap(self, value: u64, order: Ordering) -> u64 {
-        match self {
-            Self::Four(word) => word.swap(value as u32, order).into(),
-            Self::Eight(word) => word.swap(value, order),
-        }
-    }
-
-    /// Stores `new` if the word is `expected`; says what was there, as `Ok` if it was stored.
-    ///
-    /// If it was not, the access is a load: it has the part of `order` that loads have.
-    pub fn compare_swap(self, expected: u64, new: u64, order: Ordering) -> Result<u64, u64> {
-        let failure = match order {
-            Ordering::SeqCst => Ordering::SeqCst,
-            Ordering::Acquire | Ordering::AcqRel => Ordering::Acquire,
-            _ => Ordering::Relaxed,
-        };
-        match self {
-            Self::Four(word) => word
-                .compare_exchange(expected as u32, new as u32, order, failure)
-                .map(u64::from)
-                .map_err(u64::from),
-            Self::Eight(word) => word.compare_exchange(expected, new, order, failure),
-        }
-    }
-}
+/// Additions between two looks at the cancellation, with one lease: some us, or a hundred of them
+/// over a link without atomics.
+const PIECE_ADDITIONS: u32 = 256;
 
 /// The words of an operand, by their offset in it.
 ///

@@ -15,13 +15,15 @@ mod histogram;
 mod program;
 mod transfer;
 mod vector;
+mod word;
 
-pub use atomic::{OneWord, Word, Words, compare_swap, fetch_add};
+pub use atomic::{OneWord, Words, compare_swap, fetch_add};
 pub use chase::chase;
 pub use histogram::histogram;
 pub use program::program;
 pub use transfer::{checksum, compare, copy, copy_through_buffer, fill};
 pub use vector::{AxpyStreams, axpy, sum};
+pub use word::Word;
 
 use super::access::Stop;
 use cdm_protocol::{Completion, Status};

@@ -3,7 +3,7 @@
 //! Commands of the command queues.
 
 use super::range::{parse_list, total_bytes};
-use super::{Bins, Elements, Extent, Refusal, Request};
+use super::{Bins, Elements, Extent, Place, Refusal, Request};
 use crate::model::operands::Part;
 use cdm_protocol::{
     BINS_MAX, CommandHeader, CommandTag, FLAG_FLOAT, FLAG_TAGGED, FLAG_UNORDERED, Instruction,
@@ -246,6 +246,20 @@ impl ParsedCommand {
     /// Whether it names memory of a process.
     pub fn is_of_process(&self) -> bool {
         self.ranges().any(|extent| extent.place.pasid().is_some())
+    }
+
+    /// The first range of guest memory that the operation is to change by atomics, if there is one.
+    /// What a program does only its instructions tell.
+    pub fn atomic_on_guest(&self) -> Option<usize> {
+        let is_atomic = matches!(
+            self.operation,
+            Operation::FetchAdd { .. }
+                | Operation::CompareSwap { .. }
+                | Operation::Histogram { .. }
+        );
+        let is_guest = |extent: &Extent| matches!(extent.place, Place::Guest(_));
+        let index = self.destination.iter().position(is_guest)?;
+        is_atomic.then(|| self.source.len() + index)
     }
 
     /// The source list.

@@ -35,20 +35,29 @@ fn parse(entry: &PageEntry) -> Option<Answer> {
         return is_plain.then_some(Answer::Refused(status));
     }
     let address = bits & PageEntry::ADDRESS_MASK;
-    let flags = PageEntry::WRITABLE | PageEntry::DEVICE | PageEntry::LARGE;
+    let is_writable = bits & PageEntry::WRITABLE != 0;
+    let is_exclusive = bits & PageEntry::EXCLUSIVE != 0;
+    let flags = PageEntry::WRITABLE | PageEntry::DEVICE | PageEntry::LARGE | PageEntry::EXCLUSIVE;
     let size = match bits & PageEntry::LARGE {
         0 => PageSize::Small,
         _ => PageSize::Large,
     };
-    if bits & !(PageEntry::ADDRESS_MASK | flags) != 0 || !address.is_multiple_of(size.bytes()) {
+    if bits & !(PageEntry::ADDRESS_MASK | flags) != 0
+        || !address.is_multiple_of(size.bytes())
+        || (is_exclusive && !is_writable)
+    {
         return None;
     }
     let frame = match bits & PageEntry::DEVICE {
         0 => Frame::Guest(address),
         _ => Frame::Device(address),
     };
-    let is_writable = bits & PageEntry::WRITABLE != 0;
-    Some(Answer::Page(size, Translation { frame, is_writable }))
+    let translation = Translation {
+        frame,
+        is_writable,
+        is_exclusive,
+    };
+    Some(Answer::Page(size, translation))
 }
 
 #[cfg(test)]
@@ -62,16 +71,23 @@ mod tests {
 
     #[test]
     fn entries_say_where_how_large_and_what_for() {
-        let page =
-            |size, frame, is_writable| Answer::Page(size, Translation { frame, is_writable });
+        let page = |size, frame, is_writable, is_exclusive| {
+            let translation = Translation {
+                frame,
+                is_writable,
+                is_exclusive,
+            };
+            Answer::Page(size, translation)
+        };
         let expected = vec![
-            page(PageSize::Small, Frame::Guest(0x5000), false),
-            page(PageSize::Small, Frame::Device(0x6000), true),
-            page(PageSize::Large, Frame::Guest(4 << 20), true),
+            page(PageSize::Small, Frame::Guest(0x5000), false, false),
+            page(PageSize::Small, Frame::Device(0x6000), true, false),
+            page(PageSize::Large, Frame::Guest(4 << 20), true, false),
+            page(PageSize::Small, Frame::Guest(0x7000), true, true),
             Answer::Refused(Status::NO_ACCESS),
         ];
         let reason = u64::from(Status::NO_ACCESS.get()) << 16;
-        let bits = [0x5000, 0x6003, 4 << 20 | 5, reason | 8];
+        let bits = [0x5000, 0x6003, 4 << 20 | 5, 0x7011, reason | 8];
         assert_eq!(read(&bits), Some(expected));
     }
 
@@ -79,7 +95,9 @@ mod tests {
     fn what_makes_no_sense_is_not_taken() {
         let refused = |status: Status| u64::from(status.get()) << 16 | 8;
         for bits in [
+            // Exclusive, and only to be read.
             0x5010,
+            0x5020,
             0x5800,
             // Not at a multiple of its size.
             0x1000 | PageEntry::LARGE,

@@ -3,8 +3,8 @@
 //! A device, some guest memory, and requests in bytes.
 
 use crate::model::{
-    Asking, Capacity, Command, ControlStep, Device, GuestMemory, Link, LinkSpeed, Means, PageAsker,
-    Picoseconds, Request, Shape, Timing, Traffic,
+    Asking, Atomics, Capacity, Command, ControlStep, Device, GuestMemory, Link, LinkSpeed, Means,
+    PageAsker, Picoseconds, Request, Shape, Timing, Traffic,
 };
 use cdm_protocol::{
     CommandHeader, Completion, ControlOpcode, ControlRequest, Opcode, PageRequest, Range, Space,
@@ -55,16 +55,18 @@ pub struct Fixture {
 impl Fixture {
     /// A device that no driver has asked anything of.
     pub fn unmapped() -> Self {
-        Self::unmapped_with(Capacity::default(), None)
+        Self::unmapped_with(Capacity::default(), None, Atomics::Link)
     }
 
-    /// The same that remembers so many translations, on a link that takes time, or none.
-    fn unmapped_with(translations: Capacity, timing: Option<Timing>) -> Self {
+    /// The same that remembers so many translations, on a link that takes time, or none, and
+    /// carries atomics, or none.
+    fn unmapped_with(translations: Capacity, timing: Option<Timing>, atomics: Atomics) -> Self {
         let device = Device::new(&Shape {
             memory: "256M".parse().unwrap(),
             command_queues: 2,
             engines: 1,
             translations,
+            atomics,
             link: Link {
                 speed: LinkSpeed::Gt16,
                 width_lanes: 16,
@@ -83,21 +85,21 @@ impl Fixture {
 
     /// A device that a driver has brought up.
     pub fn new() -> Self {
-        Self::with(Capacity::default(), None)
+        Self::with(Capacity::default(), None, Atomics::Link)
     }
 
     /// The same on a link that takes time, or none.
     pub fn on(timing: Option<Timing>) -> Self {
-        Self::with(Capacity::default(), timing)
+        Self::with(Capacity::default(), timing, Atomics::Link)
     }
 
-    /// The same that remembers so many translations.
-    pub fn with_translations(translations: Capacity) -> Self {
-        Self::with(translations, None)
+    /// The same that remembers so many translations, on a link that carries atomics, or none.
+    pub fn with_translations(translations: Capacity, atomics: Atomics) -> Self {
+        Self::with(translations, None, atomics)
     }
 
-    fn with(translations: Capacity, timing: Option<Timing>) -> Self {
-        let fixture = Self::unmapped_with(translations, timing);
+    fn with(translations: Capacity, timing: Option<Timing>, atomics: Atomics) -> Self {
+        let fixture = Self::unmapped_with(translations, timing, atomics);
         let step = fixture.control(ControlOpcode::MAP_MEMORY, 0, 0);
         assert_eq!(step, ControlStep::MapMemory);
         assert_eq!(fixture.device.finish_map(true).status, Status::OK);

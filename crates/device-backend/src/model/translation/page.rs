@@ -2,7 +2,7 @@
 
 //! Pages of an address space.
 
-use crate::model::link::{self, Side};
+use crate::model::link::Side;
 use cdm_protocol::{PAGE_BYTES_LARGE, PAGE_BYTES_SMALL, Status};
 
 /// Name of an address space, as the driver gives it.
@@ -44,16 +44,8 @@ pub enum Access {
     Read,
     /// Stores, and loads as well.
     Write,
-}
-
-impl From<link::Access> for Access {
-    /// What somebody needs to be allowed for it.
-    fn from(access: link::Access) -> Self {
-        match access {
-            link::Access::Read => Self::Read,
-            link::Access::Write | link::Access::Atomic => Self::Write,
-        }
-    }
+    /// A load and a store between which nobody else comes, over a link without atomics.
+    Atomic,
 }
 
 /// Addresses of a process, never none. Both ends belong to it, so that it can reach up to the
@@ -113,19 +105,28 @@ pub struct Translation {
     pub frame: Frame,
     /// Whether stores are allowed.
     pub is_writable: bool,
+    /// Whether no CPU accesses it.
+    pub is_exclusive: bool,
 }
 
 impl Translation {
     /// Whether it allows an access.
     pub const fn allows(self, access: Access) -> bool {
-        self.is_writable || matches!(access, Access::Read)
+        match access {
+            Access::Read => true,
+            Access::Write => self.is_writable,
+            // What is on its own side of the link the device can do atomically anyway.
+            Access::Atomic => {
+                self.is_writable && (self.is_exclusive || matches!(self.frame, Frame::Device(_)))
+            }
+        }
     }
 
     /// The same of a place so many bytes further.
     pub const fn plus(self, bytes: u64) -> Self {
         Self {
             frame: self.frame.plus(bytes),
-            is_writable: self.is_writable,
+            ..self
         }
     }
 }
@@ -137,4 +138,11 @@ pub enum Answer {
     Page(PageSize, Translation),
     /// The device does not get it.
     Refused(Status),
+}
+
+impl Answer {
+    /// Whether it says that no CPU accesses the page.
+    pub const fn is_exclusive(&self) -> bool {
+        matches!(self, Self::Page(_, page) if page.is_exclusive)
+    }
 }

@@ -2,7 +2,7 @@
 
 //! Pages that the driver is being asked for.
 
-use super::page::{Access, PageSize};
+use super::page::{Access, PageSize, VirtualRange};
 use super::pages::Key;
 use super::spaces::Space;
 use cdm_protocol::Status;
@@ -85,6 +85,15 @@ impl Requests {
                 request.end = Some(Err(status));
             }
         }
+    }
+
+    /// Whether somebody who asked for a page in `range` got it and has not looked yet.
+    pub fn is_any_unseen(&self, space: Space, range: VirtualRange) -> bool {
+        let mut outstanding = self.outstanding.values();
+        outstanding.any(|Outstanding { want, end, .. }| {
+            let page = PageSize::Small.page_of(want.page);
+            *end == Some(Ok(())) && want.space == space && page.overlaps(range)
+        })
     }
 
     /// Whether somebody is about to look at a page that came for him.

@@ -27,7 +27,7 @@ pub struct Space(u64);
 #[derive(Debug)]
 pub struct AddressSpaces {
     state: Mutex<State>,
-    /// A lease has ended that somebody waits for.
+    /// A lease has ended that somebody waits for, or who had an answer has looked at it.
     ended: Condvar,
     alarm: Arc<Alarm>,
     tally: Tally,
@@ -43,7 +43,7 @@ struct State {
     large: Pages,
     leases: Leases,
     requests: Requests,
-    /// Threads that wait for leases to end.
+    /// Threads that wait for leases to end, or for others to look at their answers.
     waiting: usize,
 }
 
@@ -149,9 +149,19 @@ impl AddressSpaces {
     }
 
     /// Forgets what is known of `range`, and returns when nobody uses it any more.
+    ///
+    /// Who was answered before uses the page once. Else a CPU that wants it back all the time
+    /// could have each answer taken back before it is looked at, and a command would ask for ever.
     pub fn invalidate(&self, pasid: Pasid, range: VirtualRange) -> Result<(), Status> {
-        let state = self.state();
+        let mut state = self.state();
         let space = *state.bound.get(&pasid).ok_or(Status::BAD_PASID)?;
+        state.waiting += 1;
+        // They have nothing to wait for but a CPU, and what comes for others meanwhile comes by
+        // the queue that this request is of.
+        while state.requests.is_any_unseen(space, range) {
+            state = self.wait_for_ends(state);
+        }
+        state.waiting -= 1;
         self.forget(state, space, range);
         self.tally.invalidations.add(1);
         Ok(())
@@ -306,12 +316,14 @@ impl AddressSpaces {
         let line = state.leases.next();
         state.waiting += 1;
         while state.leases.is_any_left(line, &is_meant) {
-            state = self
-                .ended
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.wait_for_ends(state);
         }
         state.waiting -= 1;
+    }
+
+    fn wait_for_ends<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        let woken = self.ended.wait(state);
+        woken.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -421,6 +433,10 @@ impl Asked<'_> {
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        self.spaces.state().requests.withdraw(self.id);
+        let mut state = self.spaces.state();
+        state.requests.withdraw(self.id);
+        if state.waiting > 0 {
+            self.spaces.ended.notify_all();
+        }
     }
 }

@@ -13,6 +13,8 @@ pub struct Tally {
     pub misses: Count,
     /// Page requests that the driver was sent.
     pub requests: Count,
+    /// Of these, those for exclusive access.
+    pub exclusive_requests: Count,
     /// Page requests that ended with a refusal.
     pub refusals: Count,
     /// Invalidations that are complete.
@@ -32,6 +34,8 @@ pub struct Translated {
     pub misses: u64,
     /// See [`Tally::requests`].
     pub requests: u64,
+    /// See [`Tally::exclusive_requests`].
+    pub exclusive_requests: u64,
     /// See [`Tally::refusals`].
     pub refusals: u64,
     /// See [`Tally::invalidations`].
@@ -56,6 +60,7 @@ impl Tally {
             hits: self.hits.get(),
             misses: self.misses.get(),
             requests: self.requests.get(),
+            exclusive_requests: self.exclusive_requests.get(),
             refusals: self.refusals.get(),
             invalidations: self.invalidations.get(),
         }

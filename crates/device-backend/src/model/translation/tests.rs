@@ -30,7 +30,22 @@ fn spaces(capacity: Capacity) -> AddressSpaces {
 
 fn page(size: PageSize, address: u64, is_writable: bool) -> Answer {
     let frame = Frame::Guest(address);
-    Answer::Page(size, Translation { frame, is_writable })
+    let translation = Translation {
+        frame,
+        is_writable,
+        is_exclusive: false,
+    };
+    Answer::Page(size, translation)
+}
+
+/// A page of guest memory that no CPU accesses.
+fn exclusive(address: u64) -> Answer {
+    let translation = Translation {
+        frame: Frame::Guest(address),
+        is_writable: true,
+        is_exclusive: true,
+    };
+    Answer::Page(PageSize::Small, translation)
 }
 
 fn small(address: u64, is_writable: bool) -> Answer {
@@ -102,6 +117,83 @@ fn last_page_of_the_address_space_can_be_translated_and_nothing_follows_it() {
     assert_eq!(asked.wait(PATIENT), Err(Status::PAGE_ERROR));
     spaces.invalidate(ONE, range(u64::MAX, 1)).unwrap();
     assert_eq!(spaces.len(), (0, 0));
+}
+
+#[test]
+fn page_that_came_for_somebody_is_taken_back_after_he_has_looked() {
+    let spaces = spaces(CAPACITY);
+    let space = spaces.space(ONE).unwrap();
+    let (asked, _) = spaces.ask(space, SMALL, 8, Access::Atomic).unwrap();
+    let (later, _) = spaces.ask(space, SMALL, 8, Access::Read).unwrap();
+    let counted = spaces.answer(ONE, asked.id().into(), Some(&[exclusive(0x1000)]));
+    assert_eq!(counted, Ok(1));
+    let is_gone = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // Others are not concerned, nor who has no answer.
+            spaces.invalidate(ONE, range(0, SMALL)).unwrap();
+            spaces.invalidate(TWO, VirtualRange::ALL).unwrap();
+            spaces.invalidate(ONE, range(SMALL, SMALL)).unwrap();
+            is_gone.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(asked.wait(PATIENT), Ok(()));
+        thread::sleep(Duration::from_millis(50));
+        assert!(!is_gone.load(Ordering::SeqCst), "he has not looked");
+        let mut pieces = Vec::new();
+        let lease = spaces.lease(space, SMALL, 8, Access::Atomic, &mut pieces);
+        let lease = lease.expect("it came for him");
+        drop(asked);
+        thread::sleep(Duration::from_millis(50));
+        assert!(!is_gone.load(Ordering::SeqCst), "it is in use");
+        drop(lease);
+    });
+    assert!(is_gone.into_inner());
+    assert!(!is_known(&spaces, SMALL));
+    drop(later);
+}
+
+#[test]
+fn page_of_the_guest_that_a_cpu_may_access_has_to_be_asked_for_to_be_used_atomically() {
+    let spaces = spaces(CAPACITY);
+    let device = Translation {
+        frame: Frame::Device(0x3000),
+        is_writable: true,
+        is_exclusive: false,
+    };
+    let answers = [
+        small(0x1000, true),
+        exclusive(0x2000),
+        Answer::Page(PageSize::Small, device),
+    ];
+    teach(&spaces, ONE, 0, &answers);
+    assert_eq!(look(&spaces, ONE, 0, 1, Access::Atomic), None);
+    for access in [Access::Read, Access::Write, Access::Atomic] {
+        let found = look(&spaces, ONE, SMALL, 2 * SMALL, access);
+        let pieces = vec![
+            (Frame::Guest(0x2000), SMALL),
+            (Frame::Device(0x3000), SMALL),
+        ];
+        assert_eq!(found, Some(pieces), "{access:?}");
+    }
+    // What was said last counts.
+    teach(&spaces, ONE, SMALL, &[small(0x2000, true)]);
+    assert_eq!(look(&spaces, ONE, SMALL, 1, Access::Atomic), None);
+}
+
+#[test]
+fn answer_to_a_request_for_atomics_without_exclusive_access_is_no_access() {
+    let spaces = spaces(CAPACITY);
+    let space = spaces.space(ONE).unwrap();
+    for (given, end) in [
+        (small(0x1000, true), Err(Status::NO_ACCESS)),
+        (small(0x1000, false), Err(Status::NO_ACCESS)),
+        (exclusive(0x1000), Ok(())),
+    ] {
+        let (asked, want) = spaces.ask(space, 0, 8, Access::Atomic).unwrap();
+        assert_eq!((want.pages, want.access), (1, Access::Atomic));
+        assert_eq!(spaces.answer(ONE, asked.id().into(), Some(&[given])), Ok(1));
+        assert_eq!(asked.wait(PATIENT), end);
+    }
 }
 
 #[test]
@@ -392,11 +484,12 @@ fn answer() -> impl Strategy<Value = Answer> {
         true => Frame::Device(page * LARGE),
         false => Frame::Guest(page * LARGE),
     };
-    let place = (0u64..1 << 20, any::<bool>(), any::<bool>());
-    (prop::bool::weighted(0.2), place).prop_map(move |(is_large, (page, is_device, w))| {
+    let place = (0u64..1 << 20, any::<bool>(), 0u8..3);
+    (prop::bool::weighted(0.2), place).prop_map(move |(is_large, (page, is_device, rights))| {
         let translation = Translation {
             frame: frame(page, is_device),
-            is_writable: w,
+            is_writable: rights > 0,
+            is_exclusive: rights > 1,
         };
         let size = if is_large {
             PageSize::Large
@@ -408,7 +501,11 @@ fn answer() -> impl Strategy<Value = Answer> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let access = prop_oneof![Just(Access::Read), Just(Access::Write)];
+    let access = prop_oneof![
+        Just(Access::Read),
+        Just(Access::Write),
+        Just(Access::Atomic)
+    ];
     let pasid = || 1u32..3;
     let answers = prop::collection::vec(answer(), 1..5);
     prop_oneof![

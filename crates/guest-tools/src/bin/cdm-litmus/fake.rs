@@ -14,8 +14,8 @@ use std::thread;
 
 use anyhow::Result;
 use cdm_backend::model::{
-    Asking, Capacity, Command, Device, GuestMemory, Link, LinkSpeed, Means, PageAsker, Request,
-    Shape,
+    Asking, Atomics, Capacity, Command, Device, GuestMemory, Link, LinkSpeed, Means, PageAsker,
+    Request, Shape,
 };
 use cdm_guest_tools::accelerator::Code;
 use cdm_guest_tools::device::Answer;
@@ -93,6 +93,7 @@ fn model() -> Device {
         command_queues: 4,
         engines: 0,
         translations: Capacity::default(),
+        atomics: Atomics::Link,
         link: Link {
             speed: LinkSpeed::Gt16,
             width_lanes: 16,

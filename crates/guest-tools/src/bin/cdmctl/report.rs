@@ -12,8 +12,8 @@ use cdm_guest_tools::uapi::{
     CDM_CAN_RELIEVE, cdm_query,
 };
 use cdm_protocol::{
-    FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE, FEATURE_MEMORY_ERROR, FEATURE_METADATA_GUARD,
-    FEATURE_PROGRAM, FEATURE_SVA, FEATURE_UNORDERED,
+    FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE, FEATURE_EXCLUSIVE_ATOMICS,
+    FEATURE_MEMORY_ERROR, FEATURE_METADATA_GUARD, FEATURE_PROGRAM, FEATURE_SVA, FEATURE_UNORDERED,
 };
 use serde::Serialize;
 
@@ -111,6 +111,7 @@ fn features(bits: u64) -> Vec<String> {
             FEATURE_CANCEL => "cancel".into(),
             FEATURE_SVA => "sva".into(),
             FEATURE_MEMORY_ERROR => "memory-error".into(),
+            FEATURE_EXCLUSIVE_ATOMICS => "exclusive-atomics".into(),
             _ => format!("bit-{bit}"),
         })
         .collect()

@@ -13,13 +13,14 @@ use super::walk::{Flows, Trail};
 use super::{Ahead, Operands, Part, Way};
 use crate::model::access::{ByteStream, WordAccess};
 use crate::model::asking::{Asking, PageAsker};
+use crate::model::atomics::AtomicUnit;
 use crate::model::exec::{self, Progress};
-use crate::model::link::{Side, Singles, Traffic};
+use crate::model::link::{self, Side, Singles, Traffic};
 use crate::model::memory::Memory;
 use crate::model::operand::Operand;
 use crate::model::request::{AtomicWidth, Elements, Operation, Place, Refusal};
 use crate::model::translation::{Access, AddressSpaces, Asked, Frame, Lease, Pasid, Piece, Space};
-use cdm_protocol::{EventKind, PAGE_REQUEST_WRITE, PageRequest, Status};
+use cdm_protocol::{EventKind, PAGE_REQUEST_ATOMIC, PAGE_REQUEST_WRITE, PageRequest, Status};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use stream::FarStream;
@@ -37,6 +38,8 @@ pub struct Far<'a> {
     pub spaces: &'a AddressSpaces,
     /// What the PASIDs were the names of when the command began.
     pub bound: &'a BTreeMap<Pasid, Space>,
+    /// What carries out atomics on guest memory, if the link does not.
+    pub unit: Option<&'a AtomicUnit>,
     /// The way to the driver.
     pub asker: &'a dyn PageAsker,
     /// Whether nobody needs the outcome any more.
@@ -146,6 +149,8 @@ impl<'a> Far<'a> {
         let bytes = stretch.bytes;
         let frame = match stretch.place {
             Place::Device(address) => Frame::Device(address),
+            // Nobody keeps the CPUs away from it.
+            Place::Guest(_) if stretch.access == Access::Atomic => return Err(Status::BAD_SPACE),
             Place::Guest(address) => Frame::Guest(address),
             Place::Process(..) => {
                 let mut pieces = Vec::with_capacity(1);
@@ -166,6 +171,15 @@ impl<'a> Far<'a> {
         };
         action(self.memory.slice(frame, bytes)?, frame.side());
         Ok(())
+    }
+
+    /// What somebody needs to be allowed for an access to a word.
+    fn needed_for(&self, access: link::Access) -> Access {
+        match access {
+            link::Access::Read => Access::Read,
+            link::Access::Atomic if self.unit.is_some() => Access::Atomic,
+            link::Access::Write | link::Access::Atomic => Access::Write,
+        }
     }
 
     /// A lease of the beginning of a stretch of a process, of at most `bytes`.
@@ -210,6 +224,7 @@ impl<'a> Far<'a> {
         let flags = match want.access {
             Access::Read => 0,
             Access::Write => PAGE_REQUEST_WRITE,
+            Access::Atomic => PAGE_REQUEST_WRITE | PAGE_REQUEST_ATOMIC,
         };
         let request = PageRequest {
             kind: EventKind::PAGE_REQUEST,
@@ -223,7 +238,12 @@ impl<'a> Far<'a> {
         };
         let tally = self.spaces.tally();
         match self.asker.ask(request) {
-            Asking::Sent => tally.requests.add(1),
+            Asking::Sent => {
+                tally.requests.add(1);
+                if want.access == Access::Atomic {
+                    tally.exclusive_requests.add(1);
+                }
+            }
             Asking::NoBuffer => return Err(Status::PAGE_QUEUE_FULL),
             Asking::Refused(status) => {
                 tally.refusals.add(1);

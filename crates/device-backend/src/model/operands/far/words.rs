@@ -55,7 +55,7 @@ impl<'f, 'a> FarWords<'f, 'a> {
                 .plus(offset - self.starts[index]),
             bytes: width.bytes(),
             ahead: width.bytes(),
-            access: access.into(),
+            access: self.far.needed_for(access),
         };
         let mut outcome = Ok(());
         let reached = self
@@ -78,7 +78,19 @@ impl WordAccess for FarWords<'_, '_> {
         let mut outcome = None;
         self.reach(offset, width, uses.access, |slice, side| {
             let word = Word::new(slice, width).ok_or(Status::PAGE_ERROR)?;
-            uses.count(&self.far.walked.words, side, width);
+            let counted = &self.far.walked.words;
+            let word = match (side, self.far.unit) {
+                (Side::Link, Some(unit)) => {
+                    for half in uses.over_a_link_without_atomics() {
+                        half.count(counted, side, width);
+                    }
+                    word.through(unit)
+                }
+                _ => {
+                    uses.count(counted, side, width);
+                    word
+                }
+            };
             outcome = Some(action(word));
             Ok(())
         })?;

@@ -4,7 +4,7 @@
 
 use crate::model::tests::fixture::*;
 use crate::model::{
-    Asking, Capacity, ControlStep, Means, PageAsker, Picoseconds, Request, Timing, Traffic,
+    Asking, Atomics, Capacity, ControlStep, Means, PageAsker, Picoseconds, Request, Timing, Traffic,
 };
 use cdm_protocol::*;
 use std::collections::BTreeMap;
@@ -40,9 +40,15 @@ impl Driver {
         Self::of(Fixture::on(Some(timing)))
     }
 
-    /// The same with a device that remembers so many translations.
-    pub fn with_translations(translations: Capacity) -> Self {
-        Self::of(Fixture::with_translations(translations))
+    /// The same with a device that remembers so many translations, on a link that carries
+    /// atomics, or none.
+    pub fn with_translations(translations: Capacity, atomics: Atomics) -> Self {
+        Self::of(Fixture::with_translations(translations, atomics))
+    }
+
+    /// The same with a device on a link that carries no atomics.
+    pub fn exclusive() -> Self {
+        Self::with_translations(Capacity::default(), Atomics::Exclusive)
     }
 
     fn of(fixture: Fixture) -> Self {
@@ -72,13 +78,22 @@ impl Driver {
         self.table.lock().unwrap()
     }
 
-    /// Page requests so far, as (first address, pages, stores).
+    /// Page requests so far, as (first address, pages, stores), none of them for atomics.
     pub fn asked(&self) -> Vec<(u64, u16, bool)> {
+        let asked = self.asked_with_flags().into_iter();
+        let seen = |(address, pages, flags)| {
+            assert_eq!(flags & !PAGE_REQUEST_WRITE, 0);
+            (address, pages, flags != 0)
+        };
+        asked.map(seen).collect()
+    }
+
+    /// Page requests so far, as (first address, pages, flags).
+    pub fn asked_with_flags(&self) -> Vec<(u64, u16, u16)> {
         let asked = self.asked.lock().unwrap();
         let seen = |request: &PageRequest| {
-            let flags = request.flags.get();
-            assert_eq!(flags & !PAGE_REQUEST_WRITE, 0);
-            (request.address.get(), request.pages.get(), flags != 0)
+            let (pages, flags) = (request.pages.get(), request.flags.get());
+            (request.address.get(), pages, flags)
         };
         asked.iter().map(seen).collect()
     }
@@ -199,6 +214,8 @@ impl PageAsker for Driver {
         assert_eq!(first % PAGE, 0);
         assert!((1..=PAGE_REQUEST_PAGES_MAX).contains(&request.pages.get()));
         let is_write = request.flags.get() & PAGE_REQUEST_WRITE != 0;
+        let is_atomic = request.flags.get() & PAGE_REQUEST_ATOMIC != 0;
+        assert!(is_write || !is_atomic);
         let mut entries = Vec::new();
         for number in 0..u64::from(request.pages.get()) {
             let found = table.get(&(pasid, first + number * PAGE));
@@ -206,6 +223,10 @@ impl PageAsker for Driver {
                 None => refused(Status::UNMAPPED),
                 Some(entry) if is_write && entry & PageEntry::WRITABLE == 0 => {
                     refused(Status::NO_ACCESS)
+                }
+                // The CPUs have no part in this but by `invalidate`.
+                Some(&entry) if is_atomic && entry & PageEntry::DEVICE == 0 => {
+                    entry | PageEntry::EXCLUSIVE
                 }
                 Some(&entry) => entry,
             };

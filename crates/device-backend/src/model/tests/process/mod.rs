@@ -4,6 +4,7 @@
 
 mod driver;
 mod ends;
+mod exclusive;
 mod invalidation;
 mod same;
 mod statuses;

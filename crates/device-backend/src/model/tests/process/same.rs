@@ -5,7 +5,7 @@
 
 use super::driver::*;
 use crate::model::tests::fixture::*;
-use crate::model::{Access, Capacity, Flow, Traffic};
+use crate::model::{Access, Atomics, Capacity, Flow, Traffic};
 use cdm_protocol::*;
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +32,8 @@ struct Case {
     /// Which pages of the process are in guest memory, by bit.
     on_guest: u32,
     is_tight: bool,
+    /// Whether the link carries no atomics.
+    is_exclusive: bool,
 }
 
 /// Lays the memory of a case out twice.
@@ -164,10 +166,15 @@ fn all(traffic: &Traffic, kind: Access) -> Flow {
 
 /// Does a case both ways.
 fn compare(case: &Case, moves: bool) -> Result<(), TestCaseError> {
-    let driver = match case.is_tight {
-        true => Driver::with_translations(Capacity { small: 3, large: 0 }),
-        false => Driver::new(),
+    let translations = match case.is_tight {
+        true => Capacity { small: 3, large: 0 },
+        false => Capacity::default(),
     };
+    let atomics = match case.is_exclusive {
+        true => Atomics::Exclusive,
+        false => Atomics::Link,
+    };
+    let driver = Driver::with_translations(translations, atomics);
     lay_out(&driver, case);
     let (src, dst) = (flat(&case.src), flat(&case.dst));
     let (expected, plain, _) = driver.account(case.header, &src, &dst);
@@ -184,8 +191,18 @@ fn compare(case: &Case, moves: bool) -> Result<(), TestCaseError> {
     prop_assert_eq!(found, expected, "{:?}", case);
     // Page borders are line borders, but an element may lie across one.
     let is_vector = [Opcode::SUM, Opcode::AXPY].contains(&case.header.opcode);
-    for kind in [Access::Read, Access::Write, Access::Atomic] {
-        let (was, is) = (all(&plain, kind), all(&traffic, kind));
+    // Over a link without atomics, an atomic is a load and a store.
+    let halves = {
+        let (was, is) = (all(&plain, Access::Atomic), all(&traffic, Access::Atomic));
+        prop_assert!(is == was || case.is_exclusive, "{is:?} {was:?} {case:?}");
+        Flow {
+            accesses: was.accesses - is.accesses,
+            bytes: was.bytes - is.bytes,
+        }
+    };
+    for kind in [Access::Read, Access::Write] {
+        let (mut was, is) = (all(&plain, kind), all(&traffic, kind));
+        was += halves;
         prop_assert_eq!(is.bytes, was.bytes, "{:?} {:?}", kind, case);
         prop_assert!(is_vector || is == was, "{is:?} {was:?} {kind:?} {case:?}");
     }
@@ -305,14 +322,16 @@ fn any_case() -> impl Strategy<Value = Case> {
     let command = prop_oneof![
         fill, copy, compare, equal, checksum, vector, atomic, chase, histogram, program
     ];
-    (command, any::<u64>(), any::<u32>(), any::<bool>()).prop_map(
-        |((header, src, dst), seed, on_guest, is_tight)| Case {
+    let ways = (any::<bool>(), any::<bool>());
+    (command, any::<u64>(), any::<u32>(), ways).prop_map(
+        |((header, src, dst), seed, on_guest, (is_tight, is_exclusive))| Case {
             header,
             src,
             dst,
             seed,
             on_guest,
             is_tight,
+            is_exclusive,
         },
     )
 }

@@ -4,7 +4,7 @@
 
 use super::driver::*;
 use crate::model::tests::fixture::*;
-use crate::model::{Asking, Capacity, PageAsker};
+use crate::model::{Asking, Atomics, Capacity, PageAsker};
 use cdm_protocol::*;
 
 /// Status, blamed range and bytes done.
@@ -396,7 +396,7 @@ fn control_requests_of_address_spaces_are_checked() {
 
 #[test]
 fn large_page_is_one_entry() {
-    let driver = Driver::with_translations(Capacity::default());
+    let driver = Driver::with_translations(Capacity::default(), Atomics::Link);
     let (large, bytes) = (PageEntry::LARGE, PAGE_BYTES_LARGE);
     let ahead = 0x7f00_0000_0000 + bytes - PAGE;
     driver
