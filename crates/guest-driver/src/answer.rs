@@ -23,6 +23,8 @@ pub struct Asked {
     pub pages: u64,
     /// Whether it will store to them.
     pub is_written: bool,
+    /// Whether it will do atomic operations on them, and its link carries none.
+    pub is_atomic: bool,
 }
 
 impl Asked {
@@ -30,6 +32,8 @@ impl Asked {
     /// them: all that were asked for as far as the area and the leaf go, or the first page
     /// alone.
     pub fn within(&self, area_end: u64, is_alone: bool) -> Range<u64> {
+        // Each page costs the CPUs something that the device has to itself.
+        let is_alone = is_alone || self.is_atomic;
         let pages = if is_alone { 1 } else { self.pages.max(1) };
         let wanted = self
             .address
@@ -47,6 +51,9 @@ fn flags(space: Space, access: Access) -> u64 {
     }
     if access >= Access::Write {
         flags |= PageEntry::WRITABLE;
+    }
+    if access >= Access::Exclusive {
+        flags |= PageEntry::EXCLUSIVE;
     }
     flags
 }
@@ -87,6 +94,7 @@ mod tests {
             address,
             pages,
             is_written: false,
+            is_atomic: false,
         }
     }
 
@@ -97,6 +105,11 @@ mod tests {
         assert_eq!(asked(at, 4).within(at + 0x2000, false), at..at + 0x2000);
         assert_eq!(asked(at, 512).within(u64::MAX, false), at..6 * LEAF);
         assert_eq!(asked(at, 512).within(u64::MAX, true), at..at + 0x1000);
+        let atomic = Asked {
+            is_atomic: true,
+            ..asked(at, 512)
+        };
+        assert_eq!(atomic.within(u64::MAX, false), at..at + 0x1000);
     }
 
     #[test]
@@ -122,6 +135,10 @@ mod tests {
         assert_eq!(
             raw(small(&page(Space::DEVICE), Access::Write)),
             guest.address | PageEntry::DEVICE | PageEntry::WRITABLE
+        );
+        assert_eq!(
+            raw(small(&guest, Access::Exclusive)),
+            guest.address | PageEntry::WRITABLE | PageEntry::EXCLUSIVE
         );
         let whole = large_page(&guest);
         assert_eq!((whole.address, whole.bytes), (3 * LEAF, LEAF));

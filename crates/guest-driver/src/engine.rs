@@ -15,7 +15,10 @@ use crate::recovery::Recovery;
 use crate::stats::Counters;
 use crate::sys;
 use crate::virtio::Transport;
-use crate::wire::{Space, FEATURE_CANCEL, FEATURE_SVA, FEATURE_UNORDERED, QUEUE_FIRST_COMMAND};
+use crate::wire::{
+    Space, FEATURE_CANCEL, FEATURE_EXCLUSIVE_ATOMICS, FEATURE_SVA, FEATURE_UNORDERED,
+    QUEUE_FIRST_COMMAND,
+};
 
 /// A device as a worker.
 pub(crate) struct Engine {
@@ -26,6 +29,8 @@ pub(crate) struct Engine {
     has_tags: bool,
     /// It carries out all commands of a queue in their order, and knows no FENCE.
     is_in_order: bool,
+    /// The device wants pages of the system for itself where it does atomic operations.
+    has_exclusive_atomics: bool,
     /// Queue for commands on addresses of processes, and for nothing else; none if the device
     /// cannot have them.
     process_queue: Option<usize>,
@@ -46,6 +51,7 @@ impl Engine {
             recovery,
             has_tags: features & FEATURE_CANCEL != 0,
             is_in_order: features & FEATURE_UNORDERED == 0,
+            has_exclusive_atomics: features & FEATURE_EXCLUSIVE_ATOMICS != 0,
             counters: Counters::new(),
         }
     }
@@ -72,6 +78,11 @@ impl Engine {
     /// Whether the device can do nothing but carry out a queue's commands one after another.
     pub(crate) fn is_in_order(&self) -> bool {
         self.is_in_order
+    }
+
+    /// Whether the device may have pages of the system for itself.
+    pub(crate) fn has_exclusive_atomics(&self) -> bool {
+        self.has_exclusive_atomics
     }
 
     /// Index of the queue for commands on addresses of processes.

@@ -4,7 +4,7 @@
 //!
 //! Facility: `make_device_exclusive()`. C header: `linux/rmap.h`. Contexts: process
 //! context under the mmap lock for reading. Lock order: mmap lock, folio lock, then
-//! `Mirror::follower`. Invariant: while an [`Exclusive`] lives, no CPU gets the page back,
+//! `Mirror::follower`; the notifiers are called under the folio lock. Invariant: while an [`Exclusive`] lives, no CPU gets the page back,
 //! because that takes the folio lock; what is entered into a page table meanwhile is taken
 //! out again by the notifier before any CPU gets it.
 
@@ -20,21 +20,22 @@ pub(crate) struct Exclusive {
 }
 
 impl Exclusive {
-    /// Takes the page at `address` away from the CPUs, after faulting it in for writing.
+    /// Takes the page at `address` away from the CPUs, after faulting it in for writing. Notifiers
+    /// hear of it with `owner`, which may be null.
     ///
     /// EFAULT or EPERM if it cannot be written to, EOPNOTSUPP if it is not anonymous memory,
     /// EINTR, ENOMEM.
-    pub(crate) fn take(mm: &MmWithUser, address: u64, _locked: &MmapReadGuard<'_>) -> Result<Self> {
+    pub(crate) fn take(
+        mm: &MmWithUser,
+        address: u64,
+        owner: *mut c_void,
+        _locked: &MmapReadGuard<'_>,
+    ) -> Result<Self> {
         let mut folio = core::ptr::null_mut();
         // SAFETY: The address space is alive and its mmap lock is held; the pointer is valid
-        // for writing. No owner: the page table is filled after the notification.
+        // for writing. The owner is only compared.
         let page = kernel::error::from_err_ptr(unsafe {
-            sys::make_device_exclusive(
-                mm.as_raw(),
-                address as usize,
-                core::ptr::null_mut(),
-                &mut folio,
-            )
+            sys::make_device_exclusive(mm.as_raw(), address as usize, owner, &mut folio)
         })?;
         Ok(Self { page, folio })
     }

@@ -121,6 +121,12 @@ impl<T: Follower> Mirror<T> {
         self.inner.get()
     }
 
+    /// Names this value in a notification that it caused itself by taking a page for the device
+    /// alone. It is not told of that: what it knows of the page stays true, but for the CPUs.
+    pub(crate) fn owner(&self) -> *mut c_void {
+        self.inner.get().cast()
+    }
+
     /// Takes a ticket; waits for changes that are under way. Not under the mmap lock.
     pub(crate) fn read_begin(&self) -> ReadTicket {
         // SAFETY: Inserted by the type invariant.
@@ -155,6 +161,11 @@ impl<T: Follower> Mirror<T> {
         // SAFETY: The kernel passes the notifier of a `Mirror`, which is alive until the
         // notifier is removed.
         let mirror = unsafe { &*kernel::container_of!(inner, Self, inner) };
+        // The page is taken for the device that knows it. Others are told.
+        // SAFETY: The kernel passes a valid range; the owner is only compared.
+        if unsafe { sys::cdm_notifier_is_own(range, sub.cast()) } {
+            return true;
+        }
         // SAFETY: The kernel passes a valid range.
         let (may_wait, addresses) = unsafe {
             let addresses = (*range).start as u64..(*range).end as u64;

@@ -46,6 +46,7 @@ pub(crate) struct Counters {
     resets: Atomic<u64>,
     page_requests: Atomic<u64>,
     page_requests_refused: Atomic<u64>,
+    pages_exclusive: Atomic<u64>,
     invalidations: Atomic<u64>,
 }
 
@@ -68,6 +69,7 @@ impl Counters {
             resets: Atomic::new(0),
             page_requests: Atomic::new(0),
             page_requests_refused: Atomic::new(0),
+            pages_exclusive: Atomic::new(0),
             invalidations: Atomic::new(0),
         }
     }
@@ -140,6 +142,11 @@ impl Counters {
         if !is_ok {
             self.page_requests_refused.add(1, Relaxed);
         }
+    }
+
+    /// The device got a page of a process for itself.
+    pub(crate) fn page_made_exclusive(&self) {
+        self.pages_exclusive.add(1, Relaxed);
     }
 
     /// The device had to forget pages of a process.
@@ -224,6 +231,7 @@ figures! {
     c"address_spaces" => |device| device.spaces().count();
     c"page_requests" => |device| device.counters().page_requests.load(Relaxed);
     c"page_requests_refused" => |device| device.counters().page_requests_refused.load(Relaxed);
+    c"pages_exclusive" => |device| device.counters().pages_exclusive.load(Relaxed);
     c"invalidations" => |device| device.counters().invalidations.load(Relaxed);
     c"queue_errors" => |device| device.events().queue_errors();
     c"pages_total" => |device| device.region().pages();

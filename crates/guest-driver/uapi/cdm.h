@@ -340,6 +340,12 @@ struct cdm_bind {
  * also while it waits for a page. Operands of such commands may change while the device works
  * on them; what it then finds is what was mapped at that moment.
  *
+ * A device whose link carries no atomics (FEATURE_EXCLUSIVE_ATOMICS of @device_features)
+ * reaches memory of the system with FETCH_ADD, COMPARE_SWAP, HISTOGRAM and the atomic
+ * instructions of a PROGRAM by CDM_COMMAND_SVA only: without, @status is BAD_SPACE. With it,
+ * the page has to be anonymous memory, else @status is PAGE_ERROR. Memory of the device is
+ * as good as ever.
+ *
  * Errors: EINVAL zero or wrapping range, unknown flag or reserved value; EFAULT
  * an operand is not mapped, or not writable; EINTR; ENODEV the device is going
  * away, or does not answer any more; ENOMEM; EIO the device was reset before it

@@ -206,6 +206,7 @@ bool cdm_vma_faultable(struct vm_area_struct *vma);
 u32 cdm_vma_rights(struct vm_area_struct *vma);
 bool cdm_fault_in(struct mm_struct *mm, unsigned long address);
 bool cdm_notifier_blockable(const struct mmu_notifier_range *range);
+bool cdm_notifier_is_own(const struct mmu_notifier_range *range, const void *owner);
 void cdm_notifier_set_seq(struct mmu_interval_notifier *sub, unsigned long seq);
 bool cdm_notifier_retry(struct mmu_interval_notifier *sub, unsigned long seq);
 unsigned long cdm_hmm_request(bool write);
@@ -265,7 +266,7 @@ void cdm_trace_evacuate(u32 device, u64 in_use, u64 moved);
 void cdm_trace_evict(u32 device, u32 why, u64 asked, u64 moved, u64 failed);
 void cdm_trace_command_submit(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes);
 void cdm_trace_page_request(u32 device, u32 pasid, u32 id, u64 address, u64 pages, bool write,
-			    u64 entries, u32 status);
+			    bool atomic, u64 entries, u32 status);
 void cdm_trace_invalidate(u32 device, u32 pasid, u64 start, u64 end, bool done);
 void cdm_trace_command_done(u32 device, u32 queue, u64 token, u32 status, u64 result, u64 bytes);
 

@@ -33,9 +33,9 @@ void cdm_trace_evict(u32 device, u32 why, u64 asked, u64 moved, u64 failed)
 }
 
 void cdm_trace_page_request(u32 device, u32 pasid, u32 id, u64 address, u64 pages, bool write,
-			    u64 entries, u32 status)
+			    bool atomic, u64 entries, u32 status)
 {
-	trace_cdm_page_request(device, pasid, id, address, pages, write, entries, status);
+	trace_cdm_page_request(device, pasid, id, address, pages, write, atomic, entries, status);
 }
 
 void cdm_trace_invalidate(u32 device, u32 pasid, u64 start, u64 end, bool done)

@@ -135,9 +135,9 @@ TRACE_EVENT(cdm_evict,
 );
 
 TRACE_EVENT(cdm_page_request,
-	TP_PROTO(u32 device, u32 pasid, u32 id, u64 address, u64 pages, bool write, u64 entries,
-		 u32 status),
-	TP_ARGS(device, pasid, id, address, pages, write, entries, status),
+	TP_PROTO(u32 device, u32 pasid, u32 id, u64 address, u64 pages, bool write, bool atomic,
+		 u64 entries, u32 status),
+	TP_ARGS(device, pasid, id, address, pages, write, atomic, entries, status),
 	TP_STRUCT__entry(
 		__field(u32, device)
 		__field(u32, pasid)
@@ -145,6 +145,7 @@ TRACE_EVENT(cdm_page_request,
 		__field(u64, address)
 		__field(u64, pages)
 		__field(bool, write)
+		__field(bool, atomic)
 		__field(u64, entries)
 		__field(u32, status)
 	),
@@ -155,12 +156,14 @@ TRACE_EVENT(cdm_page_request,
 		__entry->address = address;
 		__entry->pages = pages;
 		__entry->write = write;
+		__entry->atomic = atomic;
 		__entry->entries = entries;
 		__entry->status = status;
 	),
-	TP_printk("device=%u pasid=%u id=%u address=0x%llx pages=%llu write=%d entries=%llu status=%u",
+	TP_printk("device=%u pasid=%u id=%u address=0x%llx pages=%llu write=%d atomic=%d entries=%llu status=%u",
 		  __entry->device, __entry->pasid, __entry->id, __entry->address,
-		  __entry->pages, __entry->write, __entry->entries, __entry->status)
+		  __entry->pages, __entry->write, __entry->atomic, __entry->entries,
+		  __entry->status)
 );
 
 TRACE_EVENT(cdm_invalidate,

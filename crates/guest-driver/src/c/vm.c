@@ -63,6 +63,12 @@ bool cdm_notifier_blockable(const struct mmu_notifier_range *range)
 	return mmu_notifier_range_blockable(range);
 }
 
+/* Whether this is make_device_exclusive() on behalf of @owner, who is not to undo it. */
+bool cdm_notifier_is_own(const struct mmu_notifier_range *range, const void *owner)
+{
+	return range->event == MMU_NOTIFY_EXCLUSIVE && range->owner == owner;
+}
+
 void cdm_notifier_set_seq(struct mmu_interval_notifier *sub, unsigned long seq)
 {
 	mmu_interval_set_seq(sub, seq);

@@ -162,7 +162,8 @@ pub(super) fn take_exclusively(client: &Client, range: PageRange) -> Result {
                 room = Some(Room::new()?);
             }
             let address = batch.start() + index as u64 * PAGE_BYTES;
-            let page = Exclusive::take(&mm, address, &locked)?;
+            // No owner: the page table is filled after the notification.
+            let page = Exclusive::take(&mm, address, core::ptr::null_mut(), &locked)?;
             // SAFETY: The page is referenced.
             let segment = unsafe { region.segment_of(page.page(), 0, PAGE_BYTES) };
             let mut table = client.space.mirror().lock();

@@ -118,6 +118,7 @@ pub(crate) fn run(
         transfer: Transfer::new()?,
         outcomes: KVec::from_elem(Outcome::Failed(Reason::Busy), BATCH_PAGES, GFP_KERNEL)?,
         was_mapped: KVec::from_elem(false, BATCH_PAGES, GFP_KERNEL)?,
+        is_taken: KVec::from_elem(false, BATCH_PAGES, GFP_KERNEL)?,
         slots: KVec::from_elem(0, BATCH_PAGES, GFP_KERNEL)?,
         is_whole: false,
         must_split: false,
@@ -183,6 +184,8 @@ struct Mover<'a> {
     outcomes: KVec<Outcome>,
     /// Whether each page of the batch was mapped at an earlier try.
     was_mapped: KVec<bool>,
+    /// Whether the device has each page of the batch for itself, so that it seems not to be there.
+    is_taken: KVec<bool>,
     /// Pages of the allocator for a pass.
     slots: KVec<u32>,
     /// Whether large folios of the batch move whole.
@@ -230,6 +233,10 @@ impl Mover<'_> {
                 unsafe { sys::cdm_drain() };
                 // SAFETY: As above.
                 unsafe { sys::msleep(1 << (tries - 1)) };
+            }
+            if self.device.engine().has_exclusive_atomics() && !is_faulted {
+                let spaces = self.device.spaces();
+                spaces.mark_exclusive(mm, batch, &mut self.is_taken);
             }
             let ticket = mirror.read_begin();
             let locked = mm.mmap_read_lock();
@@ -297,8 +304,8 @@ impl Mover<'_> {
     }
 
     /// Faults in what shall be there: everything the first time if the caller asks for
-    /// it, and pages of files that were there when they were tried before, because the
-    /// split of a large folio unmaps them. Whether anything was.
+    /// it, what the device has for itself, and pages of files that were there when they were
+    /// tried before, because the split of a large folio unmaps them. Whether anything was.
     fn fault_in(
         &self,
         mm: &MmWithUser,
@@ -316,7 +323,7 @@ impl Mover<'_> {
             for index in 0..area.range.pages() {
                 let was_mapped = self.was_mapped[first + index] && !area.is_anonymous();
                 if self.snapshot.mapped(first + index) == Mapped::Nothing
-                    && (is_populate || was_mapped)
+                    && (is_populate || was_mapped || self.is_taken[first + index])
                 {
                     any |= area.fault_in(index);
                 }
@@ -335,7 +342,11 @@ impl Mover<'_> {
     ) {
         for index in 0..batch.pages() {
             let mapped = self.snapshot.mapped(index);
-            self.outcomes[index] = self.outlook(mapped);
+            self.outcomes[index] = match mapped {
+                // The device has it again.
+                Mapped::Nothing if self.is_taken[index] => Outcome::Failed(Reason::Busy),
+                mapped => self.outlook(mapped),
+            };
             self.was_mapped[index] |= mapped != Mapped::Nothing;
         }
         for area in Areas::new(mm, batch, locked) {

@@ -27,6 +27,7 @@ use kernel::sync::aref::ARef;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
 use kernel::sync::{new_mutex, Arc, Mutex};
 
+use crate::batch::{PageRange, PAGE_BYTES};
 use crate::device::Device;
 use crate::mirror;
 use crate::notifier::Mirror;
@@ -155,6 +156,23 @@ impl Spaces {
     /// The address space with a PASID.
     fn find(&self, pasid: u32) -> Option<Arc<Binding>> {
         self.table.lock().by_pasid.get(&pasid)?.clone()
+    }
+
+    /// Marks the pages of a batch of `mm` that the device has for itself at this moment.
+    pub(crate) fn mark_exclusive(&self, mm: &Mm, batch: PageRange, marks: &mut [bool]) {
+        marks.fill(false);
+        let mut next = 0;
+        while let Some(binding) = self.first_from(next) {
+            next = binding.pasid + 1;
+            if binding.mm.as_raw() != mm.as_raw() {
+                continue;
+            }
+            let told = binding.mirror.lock();
+            for (index, mark) in marks[..batch.pages()].iter_mut().enumerate() {
+                let address = batch.start() + index as u64 * PAGE_BYTES;
+                *mark |= told.exclusive_at(address).is_some();
+            }
+        }
     }
 
     /// Takes a free PASID; ENOSPC if there are too many, ENODEV if the device goes away.

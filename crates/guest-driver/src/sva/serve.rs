@@ -11,15 +11,16 @@ use core::ops::Range;
 
 use kernel::prelude::*;
 
-use super::told::{respond_with, Answering};
+use super::told::{respond_with, Answering, Found};
 use super::Binding;
 use crate::answer::Asked;
 use crate::batch::{PageRange, PAGE_BYTES};
 use crate::device::Device;
+use crate::exclusive::Exclusive;
 use crate::fault::{Snapshot, Want};
 use crate::sys;
 use crate::virtio::FULL_MS;
-use crate::wire::{PageRequest, Status, PAGE_REQUEST_WRITE};
+use crate::wire::{PageRequest, Status, PAGE_REQUEST_ATOMIC, PAGE_REQUEST_WRITE};
 
 /// How a request ended.
 enum Outcome {
@@ -29,6 +30,14 @@ enum Outcome {
     Refused(Status),
     /// The device is not told anything any more.
     Over,
+}
+
+/// What became of pages that are there.
+enum Seen {
+    /// So many entries were told.
+    Told(u64),
+    /// The device's atomics do not reach the first one where a CPU may access it, too.
+    OutOfReach(Answering),
 }
 
 /// What a process has at an address.
@@ -41,10 +50,12 @@ struct Area {
 /// Answers a page request.
 pub(crate) fn serve(device: &Device, request: &PageRequest) {
     let (pasid, id) = (request.pasid.get(), request.id.get());
+    let flags = request.flags.get();
     let asked = Asked {
         address: request.address.get(),
         pages: request.pages.get().into(),
-        is_written: request.flags.get() & PAGE_REQUEST_WRITE != 0,
+        is_written: flags & (PAGE_REQUEST_WRITE | PAGE_REQUEST_ATOMIC) != 0,
+        is_atomic: flags & PAGE_REQUEST_ATOMIC != 0,
     };
     let outcome = match device.spaces().find(pasid) {
         Some(binding) => binding.serve(device, id, &asked),
@@ -68,6 +79,7 @@ pub(crate) fn serve(device: &Device, request: &PageRequest) {
             asked.address,
             asked.pages,
             asked.is_written,
+            asked.is_atomic,
             entries,
             status.get().into(),
         )
@@ -140,6 +152,19 @@ impl Binding {
             let Some(batch) = range_of(&addresses) else {
                 return Outcome::Refused(Status::PAGE_ERROR);
             };
+            if asked.is_atomic {
+                match self.tell_again(id, asked) {
+                    Ok(None) => {}
+                    Ok(Some(entries)) => return Outcome::Told(entries),
+                    Err(err) if err == EBUSY => {
+                        is_full = true;
+                        pause();
+                        continue;
+                    }
+                    Err(err) if err == ENODEV => return Outcome::Over,
+                    Err(_) => return Outcome::Refused(Status::PAGE_ERROR),
+                }
+            }
             let Ok(answering) = Answering::new(batch.pages()) else {
                 return Outcome::Refused(Status::PAGE_ERROR);
             };
@@ -148,23 +173,39 @@ impl Binding {
             };
             // The device is not to blame for what the guest takes, but for a full queue.
             let serving = (!is_full).then(|| device.engine().recovery().serve_page());
-            let seen = snapshot.see_unlocked(&self.mirror, batch, want, |told, entries| {
-                // SAFETY: The ticket was judged under the lock that is held, and a batch
-                // begins with the page that was asked for and never leaves its leaf.
-                unsafe { told.tell(region, id, asked, answering, entries) }
+            let mut seen = snapshot.see_unlocked(&self.mirror, batch, want, |told, entries| {
+                // SAFETY: The ticket was judged under the lock that is held.
+                let found = |entry| unsafe { Found::mapped(region, entry) };
+                let mut pages = entries.map_while(found).peekable();
+                let is_far = |page: &Found| !page.is_on_device();
+                if asked.is_atomic && pages.peek().is_some_and(is_far) {
+                    return Ok(Seen::OutOfReach(answering));
+                }
+                // SAFETY: As above, and a batch begins with the page that was asked for and
+                // never leaves its leaf.
+                unsafe { told.tell(id, asked, answering, &mut pages) }.map(Seen::Told)
             });
+            if let Ok(Some(Ok(Seen::OutOfReach(answering)))) = seen {
+                seen = self.take_and_tell(device, &mm, id, asked, answering);
+            }
             let is_interrupted = faulting.is_interrupted();
             drop(faulting);
             drop(serving);
             match seen {
-                Ok(Some(Ok(0))) => return Outcome::Refused(Status::PAGE_ERROR),
-                Ok(Some(Ok(entries))) => return Outcome::Told(entries),
+                // What is out of reach was taken, or it was said why not.
+                Ok(Some(Ok(Seen::Told(0) | Seen::OutOfReach(_)))) => {
+                    return Outcome::Refused(Status::PAGE_ERROR)
+                }
+                Ok(Some(Ok(Seen::Told(entries)))) => return Outcome::Told(entries),
                 Ok(Some(Err(err))) if err == EBUSY => {
                     is_full = true;
                     pause();
                 }
                 Ok(Some(Err(_))) => return Outcome::Over,
-                // It changed meanwhile.
+                // It changed meanwhile. A CPU that wants a page back all the time has it.
+                Ok(None) if asked.is_atomic && self.is_idle() => {
+                    return Outcome::Refused(Status::PAGE_ERROR)
+                }
                 Ok(None) => {}
                 // Maybe because of the interruption, which is for those that nobody needs.
                 Err(_) if is_interrupted => {
@@ -180,6 +221,53 @@ impl Binding {
                 Err(_) => return Outcome::Refused(Status::PAGE_ERROR),
             }
         }
+    }
+
+    /// Tells the device again where a page is that it has for itself: it has forgotten that, or
+    /// two commands have asked at the same time. `None` if it has not got the page.
+    ///
+    /// Errors as for [`Told::tell`](super::told::Told::tell); ENOMEM.
+    fn tell_again(&self, id: u32, asked: &Asked) -> Result<Option<u64>> {
+        let answering = Answering::new(1)?;
+        let mut told = self.mirror.lock();
+        let Some(found) = told.exclusive_at(asked.address) else {
+            return Ok(None);
+        };
+        // SAFETY: What the device was told is true as long as the lock is held.
+        unsafe { told.tell(id, asked, answering, &mut core::iter::once(found)) }.map(Some)
+    }
+
+    /// Takes a page of the system away from the CPUs, which has just been faulted in, and tells
+    /// the device where it is. `None` if something changed meanwhile, and the page has to be
+    /// faulted in again: only from there on is a ticket good, because the kernel says that a
+    /// page comes back from a device, and that a large one is mapped by pages, before it is taken.
+    ///
+    /// EOPNOTSUPP if it is not anonymous memory, EFAULT if it must not be written to or is not
+    /// there any more, EINTR, ENOMEM.
+    fn take_and_tell(
+        &self,
+        device: &Device,
+        mm: &kernel::mm::MmWithUser,
+        id: u32,
+        asked: &Asked,
+        answering: Answering,
+    ) -> Result<Option<Result<Seen>>> {
+        let ticket = self.mirror.read_begin();
+        let locked = mm.mmap_read_lock();
+        let taken = Exclusive::take(mm, asked.address, self.mirror.owner(), &locked)?;
+        drop(locked);
+        let told = self.mirror.judge(ticket, |told| {
+            let mut pages = core::iter::once(Found::exclusive(device.region(), &taken));
+            // SAFETY: The ticket was judged under the lock that is held, and this is the page
+            // at the address.
+            unsafe { told.tell(id, asked, answering, &mut pages) }.map(Seen::Told)
+        });
+        if matches!(told, Some(Ok(_))) {
+            device.counters().page_made_exclusive();
+        }
+        // A CPU that waits for the page gets it from here on, after the device has forgotten it.
+        drop(taken);
+        Ok(told)
     }
 }
 

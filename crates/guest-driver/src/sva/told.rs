@@ -21,17 +21,19 @@ use kernel::sync::Arc;
 use zerocopy::IntoBytes;
 
 use crate::answer::{self, Asked};
+use crate::batch::PAGE_BYTES;
 use crate::command::{head, Control};
 use crate::engine::Engine;
+use crate::exclusive::Exclusive;
 use crate::fault::Entry;
 use crate::mirror::{page_of, PageTable, Room};
 use crate::notifier::Follower;
 use crate::pagemap::Region;
 use crate::plan::Segment;
 use crate::sys;
-use crate::table::{Leaf, LEAF_PAGES};
+use crate::table::{Access, Leaf, LEAF_PAGES};
 use crate::virtio::{Draft, Standing};
-use crate::wire::{ControlOpcode, ControlRequest, PageEntry, Status};
+use crate::wire::{ControlOpcode, ControlRequest, PageEntry, Space, Status};
 
 /// Order of what one entry of a page table of the second level maps.
 const LARGE_ORDER: u32 = 9;
@@ -48,6 +50,51 @@ pub(super) struct Told {
     pasid: u32,
     /// Whether the device may be told anything.
     is_open: bool,
+}
+
+/// A page that the device may be told of.
+pub(super) struct Found {
+    page: Segment,
+    access: Access,
+    /// Order of the page table entry that maps it.
+    order: u32,
+}
+
+impl Found {
+    /// What a process has mapped, if that is a page.
+    ///
+    /// # Safety
+    ///
+    /// The ticket for the entry holds, and does so until the device is kept away from the page.
+    pub(super) unsafe fn mapped(region: &Region, entry: Entry) -> Option<Self> {
+        // SAFETY: By the function's contract.
+        let (page, access) = unsafe { page_of(region, entry) }?;
+        Some(Self {
+            page,
+            access,
+            order: entry.order(),
+        })
+    }
+
+    /// A page that no CPU can access.
+    pub(super) fn exclusive(region: &Region, taken: &Exclusive) -> Self {
+        // SAFETY: The page is locked and referenced.
+        let page = unsafe {
+            // The kernel takes what the device writes from here on for clean.
+            sys::cdm_page_mark_dirty(taken.page());
+            region.segment_of(taken.page(), 0, PAGE_BYTES)
+        };
+        Self {
+            page,
+            access: Access::Exclusive,
+            order: 0,
+        }
+    }
+
+    /// Whether the device reaches it without its link.
+    pub(super) fn is_on_device(&self) -> bool {
+        self.page.space == Space::DEVICE
+    }
 }
 
 /// Room for an answer, made before the lock is taken.
@@ -103,15 +150,14 @@ impl Told {
     ///
     /// # Safety
     ///
-    /// The entries were seen with a ticket that holds as long as the lock of `self` does, and
-    /// are for pages from `asked.address` on, within one leaf.
+    /// The pages were seen with a ticket that holds as long as the lock of `self` does, and
+    /// are those from `asked.address` on, within one leaf.
     pub(super) unsafe fn tell(
         &mut self,
-        region: &Region,
         id: u32,
         asked: &Asked,
         answering: Answering,
-        entries: &mut dyn Iterator<Item = Entry>,
+        pages: &mut dyn Iterator<Item = Found>,
     ) -> Result<u64> {
         if !self.is_open {
             return Err(ENODEV);
@@ -125,12 +171,13 @@ impl Told {
         let leaf = self.table.leaf(asked.address, &mut room).ok_or(ENOMEM)?;
         let first = Leaf::index_of(asked.address);
         let mut count = 0;
-        for (index, entry) in entries.enumerate() {
-            // SAFETY: By the function's contract.
-            let Some((page, access)) = (unsafe { page_of(region, entry) }) else {
-                break;
-            };
-            if index == 0 && entry.order() >= LARGE_ORDER {
+        for (index, found) in pages.enumerate() {
+            let Found {
+                page,
+                access,
+                order,
+            } = found;
+            if index == 0 && order >= LARGE_ORDER {
                 let whole = answer::large_page(&page);
                 for (index, part) in parts(&whole).enumerate() {
                     leaf.set(index, &part, access);
@@ -152,6 +199,16 @@ impl Told {
         // What is in the table and not told after all costs an INVALIDATE, and no more.
         self.control.respond(&draft.finish())?;
         Ok(count)
+    }
+
+    /// The page at an address that the device has for itself.
+    pub(super) fn exclusive_at(&self, address: u64) -> Option<Found> {
+        let page = self.table.get(address, Access::Exclusive)?;
+        Some(Found {
+            page,
+            access: Access::Exclusive,
+            order: 0,
+        })
     }
 
     /// Tells the device that it does not get a page; errors as for [`Told::tell`].
