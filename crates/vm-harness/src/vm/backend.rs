@@ -64,6 +64,9 @@ pub fn arguments(spec: &VmSpec, index: u8, run: &Path, logs: &Path) -> Vec<Strin
     if let Some(model) = &spec.link_model {
         arguments.extend(["--link-model".to_owned(), model.clone()]);
     }
+    if let Some(atomics) = &spec.atomics {
+        arguments.extend(["--atomics".to_owned(), atomics.clone()]);
+    }
     if spec.trace {
         let file = logs.join(format!("trace{index}.json"));
         arguments.extend(["--trace".to_owned(), path(file)]);
@@ -252,17 +255,15 @@ mod tests {
     }
 
     #[test]
-    fn faults_link_model_and_trace_of_the_machine_are_those_of_each_backend() {
+    fn faults_link_model_atomics_and_trace_of_the_machine_are_those_of_each_backend() {
         let (run, logs) = (Path::new("/run/cdm"), Path::new("/logs"));
         let mut spec = testing::spec();
         let plain = arguments(&spec, 1, run, logs);
-        assert!(
-            !plain
-                .iter()
-                .any(|word| ["--fault", "--link-model", "--trace"].contains(&word.as_str()))
-        );
+        let options = ["--fault", "--link-model", "--atomics", "--trace"];
+        assert!(!plain.iter().any(|word| options.contains(&word.as_str())));
         spec.faults = vec!["drop,nth=5".parse().expect("a fault")];
         spec.link_model = Some("on".to_owned());
+        spec.atomics = Some("exclusive".to_owned());
         spec.trace = true;
         let added = &arguments(&spec, 1, run, logs)[plain.len()..];
         assert_eq!(
@@ -272,6 +273,8 @@ mod tests {
                 "drop,nth=5",
                 "--link-model",
                 "on",
+                "--atomics",
+                "exclusive",
                 "--trace",
                 "/logs/trace1.json"
             ]

@@ -103,6 +103,10 @@ pub struct RunVmArgs {
     #[arg(long, value_name = "MODEL")]
     link_model: Option<String>,
 
+    /// How atomics of each device reach memory of the guest: link, or exclusive
+    #[arg(long, value_name = "HOW")]
+    atomics: Option<String>,
+
     /// Have each device write what it does into trace0.json (trace1.json, ...) beside the logs
     #[arg(long)]
     trace: bool,
@@ -158,6 +162,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         gdb: args.gdb,
         faults: args.faults,
         link_model: args.link_model,
+        atomics: args.atomics,
         trace: args.trace,
         ..VmSpec::new(kernel)
     };

@@ -234,6 +234,9 @@ pub struct VmSpec {
     pub faults: Vec<Fault>,
     /// What accesses of each device cost, as the backend reads it; off without it.
     pub link_model: Option<String>,
+    /// How atomics of each device reach memory of the guest, as the backend reads it; over the
+    /// link without it.
+    pub atomics: Option<String>,
     /// Whether each device writes a trace into the folder of the logs.
     pub trace: bool,
 }
@@ -259,6 +262,7 @@ impl VmSpec {
             gdb: None,
             faults: Vec::new(),
             link_model: None,
+            atomics: None,
             trace: false,
         }
     }

@@ -13,6 +13,7 @@ mod capacity;
 mod cgroup;
 mod commands;
 mod eviction;
+mod exclusive;
 mod files;
 mod fixes;
 mod fixture;
@@ -118,6 +119,7 @@ fn all() -> Vec<Test> {
         two_devices::TESTS,
         stress::TESTS,
         private::TESTS,
+        exclusive::TESTS,
         unload::TESTS,
     ]
     .concat()

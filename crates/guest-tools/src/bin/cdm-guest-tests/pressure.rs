@@ -80,10 +80,11 @@ fn charge_stays_with_the_group_while_pages_are_in_the_device(t: &Fixture) -> Res
 const SWAP: &str = "/dev/ram0";
 
 /// Swap space; off again on drop.
-struct Swap;
+pub struct Swap;
 
 impl Swap {
-    fn start() -> Result<Self> {
+    /// From now on.
+    pub fn start() -> Result<Self> {
         module::load_of_kernel("brd")?;
         let made = Command::new("mkswap")
             .arg(SWAP)

@@ -68,7 +68,9 @@ impl Groups {
     fn has(self, group: &str) -> bool {
         match self {
             Self::None => false,
-            Self::General => !plan::PRIVATE_GROUPS.contains(&group),
+            Self::General => {
+                !plan::PRIVATE_GROUPS.contains(&group) && !plan::EXCLUSIVE_GROUPS.contains(&group)
+            }
             Self::Only(groups) => groups.contains(&group),
         }
     }
@@ -366,6 +368,34 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Vanilla,
         shape: plan::private_machine,
         groups: Groups::Only(plan::PRIVATE_GROUPS),
+        checks: &[],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::exclusive_machine,
+        groups: Groups::Only(plan::EXCLUSIVE_GROUPS),
+        checks: &[],
+    },
+    Suite {
+        prefix: "e2e::public::exclusive",
+        kernel: KernelChoice::Public,
+        shape: plan::exclusive_machine,
+        groups: Groups::Only(plan::INDIFFERENT_GROUPS),
+        checks: &[],
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::exclusive_machine,
+        groups: Groups::Only(plan::EXCLUSIVE_GROUPS),
+        checks: &[],
+    },
+    Suite {
+        prefix: "e2e::vanilla::exclusive",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::exclusive_machine,
+        groups: Groups::Only(plan::INDIFFERENT_GROUPS),
         checks: &[],
     },
     Suite {

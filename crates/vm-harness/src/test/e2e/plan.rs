@@ -79,6 +79,12 @@ const NO_FILES: &str = "page cache moves to MEMORY_DEVICE_PUBLIC only";
 /// Groups of tests inside the guest that want private memory.
 pub const PRIVATE_GROUPS: &[&str] = &["private"];
 
+/// Groups of tests inside the guest that want devices whose links carry no atomics.
+pub const EXCLUSIVE_GROUPS: &[&str] = &["exclusive"];
+
+/// Groups that are the same there as on other machines.
+pub const INDIFFERENT_GROUPS: &[&str] = &["addresses"];
+
 /// Two small devices, which are filled quickly, room in the guest for more than one holds, and a
 /// disk for files; and a piece of memory that stands for persistent memory, for files without a copy
 /// in the page cache.
@@ -94,6 +100,12 @@ pub fn main_machine(spec: &mut VmSpec) {
 pub fn private_machine(spec: &mut VmSpec) {
     main_machine(spec);
     spec.memory_types = vec![MemoryType::Private];
+}
+
+/// The main machine with devices whose links carry no atomics.
+pub fn exclusive_machine(spec: &mut VmSpec) {
+    main_machine(spec);
+    spec.atomics = Some("exclusive".to_owned());
 }
 
 /// A device that is many times larger than the guest: its struct pages (a 64th of it) have room in
