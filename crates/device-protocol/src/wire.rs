@@ -42,6 +42,8 @@ pub const FEATURE_CANCEL: u64 = 1 << 5;
 pub const FEATURE_SVA: u64 = 1 << 6;
 /// The device tells of memory of its own that has failed: [`ControlOpcode::FIND_BAD`] and [`MemoryError`].
 pub const FEATURE_MEMORY_ERROR: u64 = 1 << 7;
+/// The device counts its accesses to memory of processes: [`ControlOpcode::COUNT_ACCESSES`].
+pub const FEATURE_ACCESS_COUNTERS: u64 = 1 << 8;
 /// The device's link carries no atomics: on guest memory they need pages with [`PageEntry::EXCLUSIVE`].
 pub const FEATURE_EXCLUSIVE_ATOMICS: u64 = 1 << 9;
 /// All features of this protocol version.
@@ -53,6 +55,7 @@ pub const FEATURES_ALL: u64 = FEATURE_METADATA_GUARD
     | FEATURE_CANCEL
     | FEATURE_SVA
     | FEATURE_MEMORY_ERROR
+    | FEATURE_ACCESS_COUNTERS
     | FEATURE_EXCLUSIVE_ATOMICS;
 
 /// Smallest device memory, in bytes.
@@ -99,6 +102,16 @@ pub const PAGE_BYTES_LARGE: u64 = 2 << 20;
 
 /// Bytes that device memory fails by, and a multiple of which begins what has failed.
 pub const ERROR_BYTES: u64 = 4 << 10;
+/// Bytes of a granule, which accesses are counted for together.
+pub const GRANULE_BYTES: u64 = 64 << 10;
+/// Bytes that one access to an operand in order covers at most, aligned to them.
+pub const ACCESS_BYTES: u64 = 64;
+/// Most granules of one address space that have a count at a time.
+pub const GRANULES_PER_SPACE_MAX: usize = 4096;
+/// Most granules that have a count at a time, of all address spaces.
+pub const GRANULES_MAX: usize = 65_536;
+/// Buffers of the event queue that an [`AccessReport`] never takes: they are for page requests.
+pub const REPORT_BUFFERS_SPARED: u16 = 32;
 
 /// Memory pools that [`Config`] has room for.
 pub const POOLS_MAX: usize = 4;
@@ -267,6 +280,8 @@ wire_number! {
         INVALIDATE = 8, "INVALIDATE";
         /// Find failed device memory from `arg0` on. `result`: where it begins; `bytes_done`: how much of it follows.
         FIND_BAD = 9, "FIND_BAD";
+        /// Report granules of the address space whose count reaches `arg0`; zero counts no more.
+        COUNT_ACCESSES = 10, "COUNT_ACCESSES";
     }
 }
 
@@ -597,6 +612,8 @@ wire_number! {
         PAGE_REQUEST = 2, "PAGE_REQUEST";
         /// Device memory has failed; the event is a [`MemoryError`].
         MEMORY_ERROR = 3, "MEMORY_ERROR";
+        /// The device uses a part of a process's memory much; the event is an [`AccessReport`].
+        ACCESS_REPORT = 4, "ACCESS_REPORT";
     }
 }
 
@@ -662,3 +679,25 @@ pub struct MemoryError {
     pub lost: U64,
 }
 assert_layout!(MemoryError, 32, kind @ 0, reserved @ 2, address @ 8, bytes @ 16, lost @ 24);
+
+/// Device to driver, in a buffer of the event queue: a granule whose count reached the threshold.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct AccessReport {
+    /// [`EventKind::ACCESS_REPORT`].
+    pub kind: EventKind,
+    /// Queue of the command that made the last of the accesses.
+    pub queue: U16,
+    /// Address space.
+    pub pasid: U32,
+    /// First byte of the granule, a multiple of [`GRANULE_BYTES`].
+    pub address: U64,
+    /// Accesses since the count began; at least the threshold.
+    pub accesses: U64,
+    /// Reports that were lost before this one for want of a buffer, since the last one told.
+    pub lost: U64,
+}
+assert_layout!(
+    AccessReport, 32,
+    kind @ 0, queue @ 2, pasid @ 4, address @ 8, accesses @ 16, lost @ 24,
+);

@@ -215,6 +215,14 @@ fn every_offset_and_size_is_that_of_the_specification() {
         bytes,
         lost
     });
+    assert_layout_in_spec!(AccessReport {
+        kind,
+        queue,
+        pasid,
+        address,
+        accesses,
+        lost,
+    });
 }
 
 #[test]
@@ -260,6 +268,11 @@ fn every_constant_is_that_of_the_specification() {
         PAGE_BYTES_SMALL,
         PAGE_BYTES_LARGE,
         ERROR_BYTES,
+        GRANULE_BYTES,
+        ACCESS_BYTES,
+        GRANULES_PER_SPACE_MAX,
+        GRANULES_MAX,
+        REPORT_BUFFERS_SPARED,
         POOLS_MAX,
         AGENTS_MAX,
     );
@@ -281,6 +294,10 @@ fn every_feature_bit_is_that_of_the_specification() {
         (FEATURE_CANCEL, "FEATURE_CANCEL".to_string()),
         (FEATURE_SVA, "FEATURE_SVA".to_string()),
         (FEATURE_MEMORY_ERROR, "FEATURE_MEMORY_ERROR".to_string()),
+        (
+            FEATURE_ACCESS_COUNTERS,
+            "FEATURE_ACCESS_COUNTERS".to_string(),
+        ),
         (
             FEATURE_EXCLUSIVE_ATOMICS,
             "FEATURE_EXCLUSIVE_ATOMICS".to_string(),
