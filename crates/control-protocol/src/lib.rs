@@ -13,7 +13,9 @@ mod state;
 pub use fault::{Fault, FaultError, FaultKind};
 pub use message::{Ask, Request, RequestError, Response};
 pub use operation::{Operation, UnknownOperation};
-pub use state::{AccessState, FaultState, PageStretch, QueueKind, QueueState, State};
+pub use state::{
+    AccessCounterState, AccessState, FaultState, PageStretch, QueueKind, QueueState, State,
+};
 
 /// Version of everything here. An addition does not change it; what an old client could
 /// misread does.

@@ -26,6 +26,9 @@ pub struct State {
     /// Which: the lowest 512 stretches of pages that follow each other.
     #[serde(default)]
     pub bad: Vec<PageStretch>,
+    /// What the access counters have seen.
+    #[serde(default)]
+    pub access_counters: AccessCounterState,
     /// Each virtqueue but the event queue.
     pub queues: Vec<QueueState>,
 }
@@ -37,6 +40,23 @@ pub struct PageStretch {
     pub page: u64,
     /// How many there are.
     pub pages: u64,
+}
+
+/// The counters of accesses to memory of processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessCounterState {
+    /// Address spaces whose accesses are counted.
+    pub spaces: u64,
+    /// Granules that have a count.
+    pub granules: u64,
+    /// Accesses that were counted.
+    pub accesses: u64,
+    /// Granules whose count reached the threshold.
+    pub hot: u64,
+    /// Of these, those that the driver was not told of for want of a buffer.
+    pub lost: u64,
+    /// Granules whose count was forgotten for want of room.
+    pub forgotten: u64,
 }
 
 /// What a queue is for.

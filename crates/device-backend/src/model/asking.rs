@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What the model needs to ask the driver for pages.
+//! What the model needs to ask the driver for pages, and to tell it which ones it uses much.
 
-use cdm_protocol::{PageRequest, Status};
+use cdm_protocol::{AccessReport, PageRequest, Status};
 
 /// The way of a page request to the driver.
 pub trait PageAsker {
     /// Sends a page request, whose queue is filled in here. The answer comes as a request of the
     /// control queue.
     fn ask(&self, request: PageRequest) -> Asking;
+
+    /// Tells the driver of a granule that is used much; queue and lost reports are filled in
+    /// here. Nobody waits for it, and it is lost where there is no room for it.
+    fn report(&self, _report: AccessReport) {}
 }
 
 /// What became of a page request.

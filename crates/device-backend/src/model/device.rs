@@ -13,7 +13,7 @@ use super::request::{
 };
 use super::state::{DriverState, Mapping, MappingEvent};
 use super::task::{Chunk, Task};
-use super::translation::{AddressSpaces, Answer, Pasid, Space, Translated};
+use super::translation::{AddressSpaces, Answer, Counted, Pasid, Space, Translated};
 use super::{
     Cancellation, CommandQueue, FailedMemory, GuestMemory, PageAsker, PageSet, Pool, PoolError,
     Shape,
@@ -166,6 +166,11 @@ impl Device {
         self.spaces.tally().read()
     }
 
+    /// What was counted of accesses to memory of processes.
+    pub fn counted(&self) -> Counted {
+        self.spaces.counts().read()
+    }
+
     /// Lets pages fail, by their numbers; how many of them had not before.
     pub fn fail_pages(&self, pages: Range<u64>) -> u64 {
         self.failed.add(pages)
@@ -251,6 +256,9 @@ impl Device {
             }
             Ok(ControlOperation::Invalidate(pasid, range)) => {
                 answer(self.spaces.invalidate(pasid, range).map(|()| 0))
+            }
+            Ok(ControlOperation::CountAccesses { pasid, threshold }) => {
+                answer(self.spaces.count_accesses(pasid, threshold).map(|()| 0))
             }
         }
     }

@@ -46,4 +46,4 @@ pub use queue::{Cancellation, CommandQueue, Line, Ticket};
 pub use request::{MAX_REQUEST_BYTES, Request};
 pub use size::{MemorySize, MemorySizeError};
 pub use task::Task;
-pub use translation::{Capacity, Translated};
+pub use translation::{Capacity, Counted, Translated};

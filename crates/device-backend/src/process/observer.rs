@@ -2,9 +2,11 @@
 
 //! What the control socket and the metrics know of the device, and do to it.
 
-use crate::model::{Accesses, Side};
+use crate::model::{Accesses, Counted, Side};
 use crate::vhost::Parts;
-use cdm_control_protocol::{AccessState, Ask, PageStretch, QueueKind, QueueState, Response, State};
+use cdm_control_protocol::{
+    AccessCounterState, AccessState, Ask, PageStretch, QueueKind, QueueState, Response, State,
+};
 use cdm_protocol::{QUEUE_CONTROL, QUEUE_EVENT, QUEUE_FIRST_COMMAND};
 
 /// Stretches of bad pages that the state shows: a line has an end.
@@ -89,7 +91,26 @@ impl Observer {
             events_lost: counters.events_lost.get(),
             bad_pages: bad.pages(),
             bad: stretches.collect(),
+            access_counters: self.access_counters(),
             queues: queues.map(|queue| self.queue(queue)).collect(),
+        }
+    }
+
+    fn access_counters(&self) -> AccessCounterState {
+        let Counted {
+            spaces,
+            granules,
+            accesses,
+            hot,
+            forgotten,
+        } = self.parts.device.counted();
+        AccessCounterState {
+            spaces,
+            granules,
+            accesses,
+            hot,
+            lost: self.parts.telemetry.counters.access_reports_lost.get(),
+            forgotten,
         }
     }
 

@@ -59,6 +59,8 @@ pub struct Counters {
     pub connected: Gauge,
     /// Events that found no buffer.
     pub events_lost: Counter,
+    /// Access reports that found no buffer that they may take.
+    pub access_reports_lost: Counter,
     /// Records of the trace that its file was too slow for.
     pub trace_lost: Counter,
 }
@@ -248,6 +250,7 @@ impl Counters {
             guests: Counter::default(),
             connected: Gauge::default(),
             events_lost: Counter::default(),
+            access_reports_lost: Counter::default(),
             trace_lost: Counter::default(),
             registry: Registry::default(),
         };
@@ -271,6 +274,11 @@ impl Counters {
             "events_lost",
             "Events that found no buffer on the event queue",
             counters.events_lost.clone(),
+        );
+        registry.register(
+            "access_reports_lost",
+            "Access reports that found no buffer on the event queue that they may take",
+            counters.access_reports_lost.clone(),
         );
         registry.register(
             "trace_records_lost",

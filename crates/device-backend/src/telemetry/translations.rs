@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What the model counts of its translations, as Prometheus wants it. It is read when somebody
+//! What the model counts of its translations and of what they are used for, as Prometheus wants it. It is read when somebody
 //! asks: the model knows nothing of counters' formats.
 
-use crate::model::{Device, Translated};
+use crate::model::{Counted, Device, Translated};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
 use std::fmt;
 use std::sync::Arc;
 
@@ -24,6 +25,13 @@ impl Collector for Translations {
             refusals,
             invalidations,
         } = self.0.translated();
+        let Counted {
+            spaces,
+            granules,
+            accesses,
+            hot,
+            forgotten,
+        } = self.0.counted();
         for (name, help, value) in [
             (
                 "translation_hits",
@@ -55,10 +63,37 @@ impl Collector for Translations {
                 "Invalidations that are complete",
                 invalidations,
             ),
+            (
+                "accesses_counted",
+                "Accesses across the link that were counted by process and granule",
+                accesses,
+            ),
+            (
+                "granules_hot",
+                "Granules whose count reached the threshold",
+                hot,
+            ),
+            (
+                "granules_forgotten",
+                "Granules whose count was forgotten for want of room",
+                forgotten,
+            ),
         ] {
             let counter = ConstCounter::new(value);
             let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
             counter.encode(metric)?;
+        }
+        for (name, help, value) in [
+            (
+                "spaces_counted",
+                "Address spaces whose accesses are counted",
+                spaces,
+            ),
+            ("granules_counted", "Granules that have a count", granules),
+        ] {
+            let gauge = ConstGauge::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
         }
         Ok(())
     }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The way of page requests to the driver: over the event queue, unless a fault is in it.
+//! The way of page requests and access reports to the driver: over the event queue, unless a
+//! fault is in it.
 
 use super::adapter::Shared;
 use super::events::{Delivery, request_pages};
 use super::vring::Vring;
 use crate::model::{Asking, PageAsker};
 use cdm_control_protocol::FaultKind;
-use cdm_protocol::{PAGE_REQUEST_ATOMIC, PageRequest, QUEUE_EVENT};
+use cdm_protocol::{AccessReport, PAGE_REQUEST_ATOMIC, PageRequest, QUEUE_EVENT};
 use std::sync::Arc;
 
 /// Asks on behalf of the commands of one queue.
@@ -49,6 +50,25 @@ impl PageAsker for Asker {
             }
             Delivery::NoBuffer => Asking::NoBuffer,
             Delivery::Stopped => Asking::Stopped,
+        }
+    }
+
+    fn report(&self, report: AccessReport) {
+        let Shared {
+            events,
+            telemetry,
+            turns,
+            ..
+        } = &*self.shared;
+        let report = AccessReport {
+            queue: self.queue.into(),
+            ..report
+        };
+        let _turn = turns[usize::from(QUEUE_EVENT)].take();
+        if events.report_accesses(report, &self.event, &self.shared.guest()) {
+            telemetry.happened("ACCESS_REPORT", self.queue);
+        } else {
+            telemetry.counters.access_reports_lost.inc();
         }
     }
 }

@@ -7,7 +7,9 @@ use super::guest_view::GuestView;
 use super::ring::{Broken, Ring};
 use super::vring::Vring;
 use crate::model::Device;
-use cdm_protocol::{Event, EventKind, PageRequest, QUEUE_SIZE};
+use cdm_protocol::{
+    AccessReport, Event, EventKind, PageRequest, QUEUE_SIZE, REPORT_BUFFERS_SPARED,
+};
 use std::sync::{Mutex, PoisonError};
 use zerocopy::IntoBytes;
 
@@ -19,6 +21,8 @@ const MEMORY_ERRORS_AT_ONCE: usize = 8;
 pub struct Events {
     /// Queue errors that found no buffer.
     lost: Mutex<u64>,
+    /// Access reports that found none that they may take.
+    lost_reports: Mutex<u64>,
 }
 
 /// What became of an event.
@@ -46,7 +50,24 @@ impl Events {
             lost: (*lost).into(),
         };
         // No event for a broken event queue: it would be the first victim.
-        let is_told = deliver(vring, event.as_bytes(), guest) == Delivery::Told;
+        let is_told = deliver(vring, event.as_bytes(), guest, 0) == Delivery::Told;
+        *lost = if is_told { 0 } else { lost.saturating_add(1) };
+        is_told
+    }
+
+    /// Tells the driver of a granule that is used much, unless that would take a buffer that page
+    /// requests may need; then it counts as lost. The caller has the event queue's turn.
+    ///
+    /// True if the driver was told.
+    pub fn report_accesses(&self, report: AccessReport, vring: &Vring, guest: &GuestView) -> bool {
+        let lost = self.lost_reports.lock();
+        let mut lost = lost.unwrap_or_else(PoisonError::into_inner);
+        let report = AccessReport {
+            lost: (*lost).into(),
+            ..report
+        };
+        let delivery = deliver(vring, report.as_bytes(), guest, REPORT_BUFFERS_SPARED);
+        let is_told = delivery == Delivery::Told;
         *lost = if is_told { 0 } else { lost.saturating_add(1) };
         is_told
     }
@@ -55,12 +76,18 @@ impl Events {
 /// Asks the driver for pages. A request that finds no buffer is not counted as lost: the command
 /// that made it tells. The caller has the event queue's turn.
 pub fn request_pages(request: &PageRequest, vring: &Vring, guest: &GuestView) -> Delivery {
-    deliver(vring, request.as_bytes(), guest)
+    deliver(vring, request.as_bytes(), guest, 0)
 }
 
-fn deliver(vring: &Vring, event: &[u8], guest: &GuestView) -> Delivery {
+/// Delivers an event and leaves the driver's last `spared` buffers alone.
+fn deliver(vring: &Vring, event: &[u8], guest: &GuestView, spared: u16) -> Delivery {
     let ring = Ring::new(vring, guest);
-    let is_told = place(&ring, event, guest).unwrap_or(false);
+    // The caller has the queue's turn, so nobody else takes one meanwhile.
+    let tries = match spared {
+        0 => QUEUE_SIZE,
+        _ => ring.with_waiting(|waiting| waiting.saturating_sub(spared)),
+    };
+    let is_told = place(&ring, event, guest, tries).unwrap_or(false);
     ring.notify();
     match is_told {
         true => Delivery::Told,
@@ -78,7 +105,7 @@ pub fn tell_memory_errors(device: &Device, vring: &Vring, guest: &GuestView) {
         let Some(error) = device.take_memory_error() else {
             break;
         };
-        if place(&ring, error.as_bytes(), guest).unwrap_or(false) {
+        if place(&ring, error.as_bytes(), guest, QUEUE_SIZE).unwrap_or(false) {
             continue;
         }
         device.keep_memory_error(&error);
@@ -90,10 +117,10 @@ pub fn tell_memory_errors(device: &Device, vring: &Vring, guest: &GuestView) {
     ring.notify();
 }
 
-/// Writes an event into the first buffer that is large enough; false if there is none.
-fn place(ring: &Ring<'_>, event: &[u8], guest: &GuestView) -> Result<bool, Broken> {
+/// Writes an event into the first buffer that is large enough, of `tries`; false if there is none.
+fn place(ring: &Ring<'_>, event: &[u8], guest: &GuestView, tries: u16) -> Result<bool, Broken> {
     // No more than a ring holds: rings laid over each other refill themselves for ever.
-    for _ in 0..QUEUE_SIZE {
+    for _ in 0..tries.min(QUEUE_SIZE) {
         let Some((chain, ())) = ring.pop(|| ())? else {
             break;
         };

@@ -3,6 +3,7 @@
 //! The real program, driven as QEMU and a guest driver drive it: a vhost-user
 //! frontend with rings in shared memory.
 
+mod accesses;
 mod arguments;
 mod control;
 mod faults;

@@ -49,6 +49,13 @@ pub enum ControlOperation {
         /// Where to begin.
         from: u64,
     },
+    /// Count accesses.
+    CountAccesses {
+        /// The address space.
+        pasid: Pasid,
+        /// The count at which the driver is told; zero counts no more.
+        threshold: u64,
+    },
 }
 
 impl ControlOperation {
@@ -99,12 +106,17 @@ impl ControlOperation {
                 Self::Invalidate(pasid, range)
             }
             ControlOpcode::FIND_BAD => Self::FindBad { from: arg0 },
+            ControlOpcode::COUNT_ACCESSES => Self::CountAccesses {
+                pasid,
+                threshold: arg0,
+            },
             _ => return refuse(Status::UNKNOWN_OPCODE),
         };
         let unused = match operation {
             Self::MapMemory | Self::Reset => arg0 | arg1 | u64::from(pasid.0),
             Self::SetMetadata { .. } | Self::Cancel { .. } => pasid.0.into(),
             Self::Bind(_) | Self::Unbind(_) => arg0 | arg1,
+            Self::CountAccesses { .. } => arg1,
             Self::PageResponse { .. } | Self::Invalidate(..) => 0,
             Self::FindBad { .. } => arg1 | u64::from(pasid.0),
         };

@@ -16,6 +16,7 @@
 //!      '--- drop -- access                    UNBIND, stop     (looks again)
 //! ```
 
+mod granules;
 mod leases;
 mod page;
 mod pages;
@@ -26,6 +27,7 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
+pub use granules::{Counted, Hot};
 pub use page::{Access, Answer, Frame, PageSize, Pasid, Translation, VirtualRange};
 pub use pages::Capacity;
 pub use spaces::{AddressSpaces, Asked, Lease, Piece, Space};

@@ -6,6 +6,7 @@
 //! requests come in order, one at a time, and each is carried out before the next is looked
 //! at; so what a PAGE_RESPONSE says holds until an INVALIDATE that comes after it.
 
+use super::granules::AccessCounts;
 use super::leases::Leases;
 use super::page::{Access, Answer, Frame, PageSize, Pasid, Translation, VirtualRange};
 use super::pages::{Capacity, Pages};
@@ -23,6 +24,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Space(u64);
 
+#[cfg(test)]
+impl Space {
+    /// One of a test's own.
+    pub fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// All address spaces.
 #[derive(Debug)]
 pub struct AddressSpaces {
@@ -31,6 +40,8 @@ pub struct AddressSpaces {
     ended: Condvar,
     alarm: Arc<Alarm>,
     tally: Tally,
+    /// How often what is used.
+    counts: AccessCounts,
     /// Pages that one request asks for at most.
     request_pages_max: u16,
 }
@@ -92,6 +103,7 @@ impl AddressSpaces {
             ended: Condvar::new(),
             alarm,
             tally: Tally::default(),
+            counts: AccessCounts::default(),
             request_pages_max: u16::try_from(request_pages_max)
                 .map_or(PAGE_REQUEST_PAGES_MAX, |pages| {
                     pages.clamp(1, PAGE_REQUEST_PAGES_MAX)
@@ -102,6 +114,20 @@ impl AddressSpaces {
     /// What was done so far.
     pub fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    /// How often the device uses what.
+    pub fn counts(&self) -> &AccessCounts {
+        &self.counts
+    }
+
+    /// Counts uses of an address space from zero on, to tell of granules whose count reaches the
+    /// threshold; not any more, if that is zero.
+    pub fn count_accesses(&self, pasid: Pasid, threshold: u64) -> Result<(), Status> {
+        let state = self.state();
+        let space = *state.bound.get(&pasid).ok_or(Status::BAD_PASID)?;
+        self.counts.switch(space, threshold);
+        Ok(())
     }
 
     /// Makes a PASID the name of a new address space.
@@ -128,6 +154,7 @@ impl AddressSpaces {
     pub fn unbind(&self, pasid: Pasid) -> Result<(), Status> {
         let mut state = self.state();
         let space = state.bound.remove(&pasid).ok_or(Status::BAD_PASID)?;
+        self.counts.switch(space, 0);
         state.requests.end(Status::UNBOUND, |whose| whose == space);
         self.alarm.ring();
         self.forget(state, space, VirtualRange::ALL);
@@ -138,13 +165,15 @@ impl AddressSpaces {
     pub fn unbind_all(&self) {
         let mut state = self.state();
         state.bound.clear();
+        self.counts.switch_all_off();
         state.requests.end(Status::UNBOUND, |_| true);
         self.alarm.ring();
         self.forget_all(state);
     }
 
-    /// Forgets all translations, and returns when nobody uses one any more.
+    /// Forgets all translations and counts, and returns when nobody uses a translation any more.
     pub fn drop_translations(&self) {
+        self.counts.start_anew();
         self.forget_all(self.state());
     }
 

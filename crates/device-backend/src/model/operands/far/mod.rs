@@ -19,8 +19,12 @@ use crate::model::link::{self, Side, Singles, Traffic};
 use crate::model::memory::Memory;
 use crate::model::operand::Operand;
 use crate::model::request::{AtomicWidth, Elements, Operation, Place, Refusal};
-use crate::model::translation::{Access, AddressSpaces, Asked, Frame, Lease, Pasid, Piece, Space};
-use cdm_protocol::{EventKind, PAGE_REQUEST_ATOMIC, PAGE_REQUEST_WRITE, PageRequest, Status};
+use crate::model::translation::{
+    Access, AddressSpaces, Asked, Frame, Hot, Lease, Pasid, Piece, Space,
+};
+use cdm_protocol::{
+    AccessReport, EventKind, PAGE_REQUEST_ATOMIC, PAGE_REQUEST_WRITE, PageRequest, Status,
+};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use stream::FarStream;
@@ -107,9 +111,11 @@ impl<'a> Far<'a> {
             Place::Guest(address) => Frame::Guest(address),
             Place::Process(..) => {
                 let mut pieces = Vec::new();
-                let _lease = self.lease(stretch, bytes, &mut pieces)?;
+                let lease = self.lease(stretch, bytes, &mut pieces)?;
                 let bytes = self.resolve(&pieces, &mut operand)?;
                 action(&operand);
+                drop(lease);
+                self.note_stretch(stretch.place, &pieces, bytes);
                 return Ok(bytes);
             }
         };
@@ -180,6 +186,56 @@ impl<'a> Far<'a> {
             link::Access::Atomic if self.unit.is_some() => Access::Atomic,
             link::Access::Write | link::Access::Atomic => Access::Write,
         }
+    }
+
+    /// Counts a use of the first `bytes` bytes of pieces in order, of which the first begins at
+    /// `place`, as far as they are across the link. Nobody holds a lease for it.
+    fn note_stretch(&self, place: Place, pieces: &[Piece], mut bytes: u64) {
+        let Some((space, pasid, mut address)) = self.counted(place) else {
+            return;
+        };
+        for piece in pieces {
+            let used = piece.bytes.min(bytes);
+            if used > 0 && piece.frame.side() == Side::Link {
+                let counts = self.spaces.counts();
+                for hot in counts.note_bytes(space, address, used) {
+                    self.report(pasid, hot);
+                }
+            }
+            bytes -= used;
+            // The last address there is may be among them.
+            address = address.wrapping_add(used);
+        }
+    }
+
+    /// Counts so many uses of a word across the link.
+    fn note_word(&self, place: Place, times: u64) {
+        if let Some((space, pasid, address)) = self.counted(place)
+            && let Some(hot) = self.spaces.counts().note_word(space, address, times)
+        {
+            self.report(pasid, hot);
+        }
+    }
+
+    /// What a use of a place counts for, if anything is counted.
+    fn counted(&self, place: Place) -> Option<(Space, Pasid, u64)> {
+        match place {
+            Place::Process(pasid, address) if self.spaces.counts().is_on() => {
+                Some((*self.bound.get(&pasid)?, pasid, address))
+            }
+            _ => None,
+        }
+    }
+
+    fn report(&self, pasid: Pasid, hot: Hot) {
+        self.asker.report(AccessReport {
+            kind: EventKind::ACCESS_REPORT,
+            queue: 0.into(),
+            pasid: pasid.0.into(),
+            address: hot.address.into(),
+            accesses: hot.accesses.into(),
+            lost: 0.into(),
+        });
     }
 
     /// A lease of the beginning of a stretch of a process, of at most `bytes`.

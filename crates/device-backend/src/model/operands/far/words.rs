@@ -6,7 +6,7 @@ use super::{Far, Part, Stretch};
 use crate::model::access::{Stop, Uses, WordAccess};
 use crate::model::exec::Word;
 use crate::model::link::{Access, Side};
-use crate::model::request::AtomicWidth;
+use crate::model::request::{AtomicWidth, Place};
 use cdm_protocol::Status;
 use vm_memory::VolatileSlice;
 
@@ -37,14 +37,14 @@ impl<'f, 'a> FarWords<'f, 'a> {
         }
     }
 
-    /// Does something to the word at `offset`.
+    /// Does something to the word at `offset`; its place.
     fn reach(
         &self,
         offset: u64,
         width: AtomicWidth,
         access: Access,
         action: impl FnOnce(VolatileSlice<'_>, Side) -> Result<(), Status>,
-    ) -> Result<(), Stop> {
+    ) -> Result<Place, Stop> {
         if offset >= self.bytes || !offset.is_multiple_of(width.bytes()) {
             return Err(Status::BAD_POINTER.into());
         }
@@ -63,6 +63,7 @@ impl<'f, 'a> FarWords<'f, 'a> {
             .with_word(stretch, |slice, side| outcome = action(slice, side));
         reached
             .and(outcome)
+            .map(|()| stretch.place)
             .map_err(|status| Stop::of_range(status, self.part.first_index + index))
     }
 }
@@ -76,29 +77,38 @@ impl WordAccess for FarWords<'_, '_> {
         action: impl FnOnce(Word<'_>) -> T,
     ) -> Result<T, Stop> {
         let mut outcome = None;
-        self.reach(offset, width, uses.access, |slice, side| {
+        let mut across = 0;
+        let place = self.reach(offset, width, uses.access, |slice, side| {
             let word = Word::new(slice, width).ok_or(Status::PAGE_ERROR)?;
             let counted = &self.far.walked.words;
             let word = match (side, self.far.unit) {
                 (Side::Link, Some(unit)) => {
                     for half in uses.over_a_link_without_atomics() {
                         half.count(counted, side, width);
+                        across += half.times;
                     }
                     word.through(unit)
                 }
                 _ => {
                     uses.count(counted, side, width);
+                    if side == Side::Link {
+                        across += uses.times;
+                    }
                     word
                 }
             };
             outcome = Some(action(word));
             Ok(())
         })?;
+        if across > 0 {
+            self.far.note_word(place, across);
+        }
         // Whoever reaches a word does something to it.
         outcome.ok_or(Status::PAGE_ERROR.into())
     }
 
     fn prepare(&self, offset: u64, width: AtomicWidth, access: Access) -> Result<(), Stop> {
-        self.reach(offset, width, access, |_, _| Ok(()))
+        self.reach(offset, width, access, |_, _| Ok(()))?;
+        Ok(())
     }
 }

@@ -27,6 +27,7 @@ pub struct Driver {
     /// Held while the driver says what is true, or makes it untrue.
     table: Mutex<Table>,
     asked: Mutex<Vec<PageRequest>>,
+    reports: Mutex<Vec<AccessReport>>,
 }
 
 impl Driver {
@@ -56,6 +57,7 @@ impl Driver {
             fixture,
             table: Mutex::default(),
             asked: Mutex::default(),
+            reports: Mutex::default(),
         };
         driver.bind(PASID);
         driver
@@ -101,6 +103,17 @@ impl Driver {
     /// How many page requests there were.
     pub fn num_asked(&self) -> usize {
         self.asked.lock().unwrap().len()
+    }
+
+    /// Access reports since the last look, as (address, accesses).
+    pub fn reports(&self) -> Vec<(u64, u64)> {
+        let reports = std::mem::take(&mut *self.reports.lock().unwrap());
+        let seen = |report: &AccessReport| {
+            assert_eq!(report.kind, EventKind::ACCESS_REPORT);
+            assert_eq!(report.pasid.get(), PASID);
+            (report.address.get(), report.accesses.get())
+        };
+        reports.iter().map(seen).collect()
     }
 
     /// Name of the request for the pages from `address` on.
@@ -239,6 +252,10 @@ impl PageAsker for Driver {
         // Zero if the command was ended meanwhile by somebody else.
         assert_eq!(answered.0, Status::OK);
         Asking::Sent
+    }
+
+    fn report(&self, report: AccessReport) {
+        self.reports.lock().unwrap().push(report);
     }
 }
 

@@ -2,6 +2,7 @@
 
 //! Commands on memory of processes.
 
+mod counts;
 mod driver;
 mod ends;
 mod exclusive;
