@@ -9,8 +9,8 @@
 //!
 //! Each file is about one facility of the kernel, says so in its first lines, and
 //! keeps the unsafe code that the facility needs. `ages.rs`, `alloc.rs`, `answer.rs`,
-//! `batch.rs`, `identity.rs`, `order.rs`, `plan.rs`, `stash.rs`, `table.rs` and `tally.rs`
-//! need no kernel: `lib.rs` takes them in for `cargo test`.
+//! `batch.rs`, `heat.rs`, `identity.rs`, `order.rs`, `plan.rs`, `stash.rs`, `table.rs` and
+//! `tally.rs` need no kernel: `lib.rs` takes them in for `cargo test`.
 
 // The derives that `wire.rs` uses; the kernel's zerocopy does not re-export them.
 #[macro_use]
@@ -39,6 +39,8 @@ mod exclusive;
 mod fault;
 mod gate;
 #[allow(unreachable_pub)] // shared with lib.rs
+mod heat;
+#[allow(unreachable_pub)] // shared with lib.rs
 mod identity;
 mod in_place;
 mod memory_error;
@@ -59,6 +61,7 @@ mod ram;
 mod recovery;
 mod residency;
 mod run;
+mod scan;
 #[allow(dead_code, unreachable_pub)] // shared with lib.rs
 mod stash;
 mod stats;

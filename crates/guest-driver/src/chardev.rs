@@ -26,9 +26,9 @@ use crate::misc::{Node, Operations, Shape};
 use crate::mover::{self, Direction, Options};
 use crate::plan::{Operands, Request};
 use crate::run::Command;
-use crate::sva::Binding;
+use crate::sva::{Binding, Wish};
 use crate::user_batch::UserBatch;
-use crate::{process, residency, run, sys, wire, CdmModule};
+use crate::{process, residency, run, scan, sys, wire, CdmModule};
 
 /// File operations of every node.
 static OPERATIONS: Operations = Operations(sys::file_operations {
@@ -80,9 +80,42 @@ unsafe extern "C" fn cdm_attribute(misc: *mut sys::miscdevice, id: u32) -> i64 {
             device.identity().link_speed_mts.into()
         }
         sys::cdm_attribute_id_CDM_ATTRIBUTE_MAX_ORDER => layout.memory_type.max_order().into(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_CPU_SCAN_MS => device.scan().wish().period_ms.into(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_PAGES_HOT_TO_DEVICE => device.counters().hot_moved(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_PAGES_HOT_TO_SYSTEM => device.scan().returned(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_CPU_SCAN_FOLIOS => device.scan().wish().folios.into(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_CPU_PAGES_PER_SECOND => {
+            device.scan().wish().pages_per_second.into()
+        }
         _ => 0,
     };
     figure as i64
+}
+
+/// An administrator changes a setting; `c/sysfs.c` reads the number. Zero or a negative errno.
+///
+/// # Safety
+///
+/// As for [`cdm_attribute`].
+#[no_mangle]
+unsafe extern "C" fn cdm_attribute_set(
+    misc: *mut sys::miscdevice,
+    id: u32,
+    value: u32,
+) -> c_int {
+    // SAFETY: By the function's contract.
+    let device = unsafe { Node::device_of(misc) };
+    kernel::error::from_result(|| {
+        scan::change(device, |wish| match id {
+            sys::cdm_attribute_id_CDM_ATTRIBUTE_CPU_SCAN_MS => wish.period_ms = value,
+            sys::cdm_attribute_id_CDM_ATTRIBUTE_CPU_SCAN_FOLIOS => wish.folios = value,
+            sys::cdm_attribute_id_CDM_ATTRIBUTE_CPU_PAGES_PER_SECOND => {
+                wish.pages_per_second = value
+            }
+            _ => {}
+        })?;
+        Ok(0)
+    })
 }
 
 /// An open file.
@@ -169,6 +202,8 @@ fn dispatch(client: &Client, cmd: u32, arg: usize) -> Result {
         sys::CDM_IOCTL_BIND => exchange(arg, |request| self::bind(client, request)),
         sys::CDM_IOCTL_UNBIND => unbind(client),
         sys::CDM_IOCTL_BATCH => exchange(arg, |batch| self::batch(client, batch)),
+        sys::CDM_IOCTL_HOT => exchange(arg, |request| self::hot(client, request)),
+        sys::CDM_IOCTL_HOT_COUNTERS => exchange(arg, |counters| hot_counters(client, counters)),
         _ => Err(ENOTTY),
     }
 }
@@ -210,6 +245,16 @@ fn query(device: &Device, query: &mut sys::cdm_query) -> Result {
             | sys::CDM_CAN_BATCH
             | if device.engine().process_queue().is_some() {
                 sys::CDM_CAN_BIND
+            } else {
+                0
+            }
+            | if device.engine().counts_accesses() {
+                sys::CDM_CAN_MOVE_HOT
+            } else {
+                0
+            }
+            | if scan::is_possible(device) {
+                sys::CDM_CAN_RETURN_HOT
             } else {
                 0
             },
@@ -408,6 +453,50 @@ fn unbind(client: &Client) -> Result {
     {
         *bound = None;
     }
+    Ok(())
+}
+
+fn hot(client: &Client, hot: &mut sys::cdm_hot) -> Result {
+    if hot.flags & !sys::CDM_HOT_MAKE_ROOM != 0 || hot.reserved != 0 {
+        return Err(EINVAL);
+    }
+    let is_blank = hot.flags == 0 && hot.pages_per_second == 0 && hot.pages_burst == 0;
+    let wish = match hot.threshold {
+        0 if is_blank => None,
+        threshold if threshold != 0 && hot.pages_burst != 0 => Some(Wish {
+            threshold,
+            make_room: hot.flags & sys::CDM_HOT_MAKE_ROOM != 0,
+            pages_per_second: hot.pages_per_second,
+            pages_burst: hot.pages_burst,
+        }),
+        _ => return Err(EINVAL),
+    };
+    let device = &*client.device;
+    client.binding()?.wish(device, wish)
+}
+
+fn hot_counters(client: &Client, counters: &mut sys::cdm_hot_counters) -> Result {
+    let binding = client.binding()?;
+    let (wish, account) = binding.hot();
+    *counters = sys::cdm_hot_counters {
+        threshold: wish.map_or(0, |wish| wish.threshold),
+        flags: match wish {
+            Some(wish) if wish.make_room => sys::CDM_HOT_MAKE_ROOM,
+            _ => 0,
+        },
+        pages_per_second: wish.map_or(0, |wish| wish.pages_per_second),
+        pages_burst: wish.map_or(0, |wish| wish.pages_burst),
+        reports: account.reports,
+        accesses: account.accesses,
+        pages_moved: account.tally.moved(),
+        pages_there: account.tally.there(),
+        failed: account.tally.failed(),
+        pages_over_rate: account.over_rate,
+        pages_recent: account.recent,
+        pages_evicted: account.evicted,
+        reports_lost: client.device.hot().lost(),
+        reserved_out: [0; 2],
+    };
     Ok(())
 }
 

@@ -92,6 +92,17 @@ impl Control {
         Ok(self.ask(recovery, &header)?.status)
     }
 
+    /// COUNT_ACCESSES of an address space; status and errors as for [`Control::bind`].
+    pub(crate) fn count_accesses(
+        &self,
+        recovery: &Arc<Recovery>,
+        pasid: u32,
+        threshold: u64,
+    ) -> Result<Status> {
+        let header = head(ControlOpcode::COUNT_ACCESSES, pasid, threshold, 0);
+        Ok(self.ask(recovery, &header)?.status)
+    }
+
     /// Sends a request that was made before, so that nothing is allocated, and waits for its
     /// answer as somebody waits for a command: a device that gives none is reset, or gone.
     ///

@@ -16,8 +16,8 @@ use crate::stats::Counters;
 use crate::sys;
 use crate::virtio::Transport;
 use crate::wire::{
-    Space, FEATURE_CANCEL, FEATURE_EXCLUSIVE_ATOMICS, FEATURE_SVA, FEATURE_UNORDERED,
-    QUEUE_FIRST_COMMAND,
+    Space, FEATURE_ACCESS_COUNTERS, FEATURE_CANCEL, FEATURE_EXCLUSIVE_ATOMICS, FEATURE_SVA,
+    FEATURE_UNORDERED, QUEUE_FIRST_COMMAND,
 };
 
 /// A device as a worker.
@@ -31,6 +31,8 @@ pub(crate) struct Engine {
     is_in_order: bool,
     /// The device wants pages of the system for itself where it does atomic operations.
     has_exclusive_atomics: bool,
+    /// The device counts accesses.
+    has_counters: bool,
     /// Queue for commands on addresses of processes, and for nothing else; none if the device
     /// cannot have them.
     process_queue: Option<usize>,
@@ -52,6 +54,7 @@ impl Engine {
             has_tags: features & FEATURE_CANCEL != 0,
             is_in_order: features & FEATURE_UNORDERED == 0,
             has_exclusive_atomics: features & FEATURE_EXCLUSIVE_ATOMICS != 0,
+            has_counters: features & FEATURE_ACCESS_COUNTERS != 0,
             counters: Counters::new(),
         }
     }
@@ -83,6 +86,11 @@ impl Engine {
     /// Whether the device may have pages of the system for itself.
     pub(crate) fn has_exclusive_atomics(&self) -> bool {
         self.has_exclusive_atomics
+    }
+
+    /// Whether the device counts what it uses of processes.
+    pub(crate) fn counts_accesses(&self) -> bool {
+        self.process_queue.is_some() && self.has_counters
     }
 
     /// Index of the queue for commands on addresses of processes.

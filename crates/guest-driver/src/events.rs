@@ -19,6 +19,9 @@
 //! A MEMORY_ERROR is for [`crate::memory_error`], in process context. An interrupt has no
 //! room for a list, so it only notes between which offsets memory has failed; which of it,
 //! the device is asked again.
+//!
+//! An ACCESS_REPORT is noted, and its buffer goes back at once: what is done about it takes its
+//! time, and page requests must not want for buffers meanwhile.
 
 use core::ops::Range;
 
@@ -39,6 +42,8 @@ pub(crate) enum Taken {
     Done,
     /// A worker has to see it, on behalf of this device.
     PassOn(Arc<Device>),
+    /// This device notes the access report.
+    Note(Arc<Device>),
 }
 
 /// Memory that failed and is still to be dealt with.
@@ -55,7 +60,7 @@ pub(crate) struct EventSink {
     dev: ARef<KernelDevice>,
     number: u32,
     queue_errors: Atomic<u64>,
-    /// Who serves page requests, as long as there may be any.
+    /// Who serves page requests and access reports, as long as there may be any.
     #[pin]
     device: SpinLockIrq<Option<Arc<Device>>>,
     #[pin]
@@ -76,7 +81,7 @@ impl EventSink {
         })
     }
 
-    /// Page requests are for `device` from here on; for nobody if there is none.
+    /// Page requests and access reports are for `device` from here on; for nobody if there is none.
     pub(crate) fn serve(&self, device: Option<Arc<Device>>) {
         let old = core::mem::replace(&mut *self.device.lock(), device);
         // Not under the lock: it may be the last reference.
@@ -103,6 +108,11 @@ impl EventSink {
             EventKind::PAGE_REQUEST => {
                 if let Some(device) = &*self.device.lock() {
                     return Taken::PassOn(device.clone());
+                }
+            }
+            EventKind::ACCESS_REPORT => {
+                if let Some(device) = &*self.device.lock() {
+                    return Taken::Note(device.clone());
                 }
             }
             // SAFETY: The device reference keeps the device valid.
@@ -155,7 +165,7 @@ impl EventSink {
         if let (Some(_), Some(device)) = (&failed.range, &failed.device) {
             // If it is queued already it comes to this, too. The reference that is dropped then
             // is not the last one: that of `failed` stays as long as the lock is held.
-            let _ = work::queue().enqueue(device.clone());
+            let _ = work::queue().enqueue::<_, 0>(device.clone());
         }
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct Evictor {
     frames: KVec<usize>,
     /// Large folios for which there was no memory, by their first frame.
     homeless: KVec<usize>,
+    /// Frames of system memory that pages came to at the last try; without room if nobody cares.
+    filled: KVec<usize>,
 }
 
 impl Evictor {
@@ -43,7 +45,19 @@ impl Evictor {
             transfer: Transfer::new()?,
             frames: KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?,
             homeless: KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?,
+            filled: KVec::new(),
         })
+    }
+
+    /// From here on, remembers where pages came to.
+    pub(crate) fn remember_frames(&mut self) -> Result {
+        self.filled = KVec::with_capacity(BATCH_PAGES, GFP_KERNEL)?;
+        Ok(())
+    }
+
+    /// Frames of system memory that pages came to at the last try.
+    pub(crate) fn frames_filled(&self) -> &[usize] {
+        &self.filled
     }
 
     /// Tries the folios in use among `pages` once, as far as a batch goes; the page to go
@@ -97,6 +111,7 @@ impl Evictor {
     /// Tries `frames` once.
     fn try_frames(&mut self, bad: BadMemory) -> Tally {
         let mut tally = Tally::default();
+        self.filled.clear();
         if self.frames.is_empty() {
             return tally;
         }
@@ -138,6 +153,11 @@ impl Evictor {
             } else if committed.is_moved(item.index) == Some(true) {
                 if pages == BATCH_PAGES as u64 {
                     tally.add_large(pages);
+                }
+                // SAFETY: The page is valid: it was allocated for this.
+                let first = unsafe { sys::cdm_page_to_pfn(item.to) };
+                for frame in first..first + pages as usize {
+                    let _ = self.filled.push_within_capacity(frame);
                 }
                 Outcome::Moved
             } else {
@@ -307,6 +327,14 @@ pub(crate) fn make_room(device: &Device, limit: u64, before: Stamp) -> Result<u6
     Ok(finish(device, sys::cdm_evict_why_CDM_EVICT_FOR_ROOM, sum)?.moved())
 }
 
+/// Brings folios back that the CPUs use, as many as a batch has room for. Each is tried once:
+/// what is busy is tried again when it was used again.
+pub(crate) fn for_cpus(device: &Device, evictor: &mut Evictor, folios: &[Candidate]) -> Tally {
+    let tally = evictor.try_parts(device.region(), folios, NEVER, BadMemory::Stays);
+    count(device, sys::cdm_evict_why_CDM_EVICT_FOR_CPUS, &tally);
+    tally
+}
+
 /// Evicts pages that were migrated before `before`, oldest first, until `limit` have left.
 fn oldest_before(device: &Device, limit: u64, before: Stamp) -> Result<Tally> {
     let region = device.region();
@@ -336,7 +364,7 @@ fn is_over(device: &Device) -> bool {
     device.gate().is_shut() || kernel::current!().signal_pending()
 }
 
-/// Counts an eviction; EINTR or ENODEV if it was stopped before it began.
+/// Counts an eviction that was asked for; EINTR or ENODEV if it was stopped before it began.
 fn finish(device: &Device, why: sys::cdm_evict_why, sum: Tally) -> Result<Tally> {
     if sum.asked() == 0 && is_over(device) {
         return Err(if device.gate().is_shut() {
@@ -345,9 +373,14 @@ fn finish(device: &Device, why: sys::cdm_evict_why, sum: Tally) -> Result<Tally>
             EINTR
         });
     }
-    device.counters().evicted(&sum);
+    count(device, why, &sum);
+    Ok(sum)
+}
+
+/// Counts an eviction.
+fn count(device: &Device, why: sys::cdm_evict_why, sum: &Tally) {
+    device.counters().evicted(sum);
     let failed = sum.failed().iter().sum();
     // SAFETY: Takes values only.
     unsafe { sys::cdm_trace_evict(device.number(), why, sum.asked(), sum.moved(), failed) };
-    Ok(sum)
 }

@@ -27,6 +27,8 @@ pub(crate) enum Mapped {
         home: Home,
         /// What it is.
         traits: Traits,
+        /// Its page frame.
+        frame: usize,
     },
 }
 
@@ -330,6 +332,7 @@ unsafe fn describe(page: *mut sys::page) -> Mapped {
         Mapped::Page {
             home: home_of(page),
             traits: Traits(sys::cdm_page_traits(page)),
+            frame: sys::cdm_page_to_pfn(page),
         }
     }
 }

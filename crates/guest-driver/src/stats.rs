@@ -48,6 +48,11 @@ pub(crate) struct Counters {
     page_requests_refused: Atomic<u64>,
     pages_exclusive: Atomic<u64>,
     invalidations: Atomic<u64>,
+    access_reports: Atomic<u64>,
+    hot_moved: Atomic<u64>,
+    hot_over_rate: Atomic<u64>,
+    hot_recent: Atomic<u64>,
+    failed_hot: [Atomic<u64>; Reason::ALL.len()],
 }
 
 impl Counters {
@@ -71,6 +76,11 @@ impl Counters {
             page_requests_refused: Atomic::new(0),
             pages_exclusive: Atomic::new(0),
             invalidations: Atomic::new(0),
+            access_reports: Atomic::new(0),
+            hot_moved: Atomic::new(0),
+            hot_over_rate: Atomic::new(0),
+            hot_recent: Atomic::new(0),
+            failed_hot: zeroes(),
         }
     }
 
@@ -154,6 +164,26 @@ impl Counters {
         self.invalidations.add(1, Relaxed);
     }
 
+    /// The device reported a granule that it uses much.
+    pub(crate) fn access_reported(&self) {
+        self.access_reports.add(1, Relaxed);
+    }
+
+    /// Pages that moved to the device because it uses them much.
+    pub(crate) fn hot_moved(&self) -> u64 {
+        self.hot_moved.load(Relaxed)
+    }
+
+    /// Pages moved to the device because it uses them much, or did not.
+    pub(crate) fn hot(&self, tally: &Tally, over_rate: u64, recent: u64) {
+        self.hot_moved.add(tally.moved(), Relaxed);
+        self.hot_over_rate.add(over_rate, Relaxed);
+        self.hot_recent.add(recent, Relaxed);
+        for (sum, more) in self.failed_hot.iter().zip(tally.failed()) {
+            sum.add(more, Relaxed);
+        }
+    }
+
     /// Pages of system memory that are never used again.
     pub(crate) fn pages_forsaken(&self) -> u64 {
         self.forsaken.load(Relaxed)
@@ -233,6 +263,19 @@ figures! {
     c"page_requests_refused" => |device| device.counters().page_requests_refused.load(Relaxed);
     c"pages_exclusive" => |device| device.counters().pages_exclusive.load(Relaxed);
     c"invalidations" => |device| device.counters().invalidations.load(Relaxed);
+    c"access_reports" => |device| device.counters().access_reports.load(Relaxed);
+    c"access_reports_lost" => |device| device.hot().lost();
+    c"hot_moved" => |device| device.counters().hot_moved();
+    c"hot_over_rate" => |device| device.counters().hot_over_rate.load(Relaxed);
+    c"hot_recent" => |device| device.counters().hot_recent.load(Relaxed);
+    c"hot_no_memory" => |device| failed_hot(device, Reason::NoMemory);
+    c"hot_failed" => |device| failed_hot_otherwise(device);
+    c"cpu_looks" => |device| device.scan().looks();
+    c"cpu_used" => |device| device.scan().used();
+    c"cpu_busy" => |device| device.scan().busy();
+    c"cpu_spared" => |device| device.scan().spared();
+    c"cpu_over_rate" => |device| device.scan().over_rate();
+    c"cpu_returned" => |device| device.scan().returned();
     c"queue_errors" => |device| device.events().queue_errors();
     c"pages_total" => |device| device.region().pages();
     c"pages_poisoned" => |device| device.region().poisoned_pages();
@@ -250,6 +293,17 @@ fn failed_to_system(device: &Device, reason: Reason) -> u64 {
 
 fn failed_to_evict(device: &Device, reason: Reason) -> u64 {
     device.counters().failed_to_evict[reason.index()].load(Relaxed)
+}
+
+fn failed_hot(device: &Device, reason: Reason) -> u64 {
+    device.counters().failed_hot[reason.index()].load(Relaxed)
+}
+
+/// Hot pages that did not move, for another reason than those that have figures of their own.
+fn failed_hot_otherwise(device: &Device) -> u64 {
+    let other = |reason: &&Reason| !matches!(reason, Reason::NotPresent | Reason::NoMemory);
+    let failed = Reason::ALL.iter().filter(other);
+    failed.map(|reason| failed_hot(device, *reason)).sum()
 }
 
 /// A figure of the module; its file goes when this is dropped.

@@ -79,6 +79,14 @@ unsafe impl kernel::transmute::AsBytes for cdm_batch_command {}
 unsafe impl kernel::transmute::FromBytes for cdm_batch {}
 // SAFETY: As above.
 unsafe impl kernel::transmute::AsBytes for cdm_batch {}
+// SAFETY: `struct cdm_hot` is made of integers without padding; every bit pattern is valid.
+unsafe impl kernel::transmute::FromBytes for cdm_hot {}
+// SAFETY: As above.
+unsafe impl kernel::transmute::AsBytes for cdm_hot {}
+// SAFETY: `struct cdm_hot_counters` is made of integers without padding; every bit pattern is valid.
+unsafe impl kernel::transmute::FromBytes for cdm_hot_counters {}
+// SAFETY: As above.
+unsafe impl kernel::transmute::AsBytes for cdm_hot_counters {}
 // SAFETY: `struct hmm_dmirror_cmd` is made of integers without padding; every bit pattern is valid.
 unsafe impl kernel::transmute::FromBytes for hmm_dmirror_cmd {}
 // SAFETY: As above.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's own workqueue.
+//! The module's own workqueues.
 //!
 //! Facility: workqueues. C header: `linux/workqueue.h`. Contexts: items run in process
 //! context and may sleep; they are queued from interrupts. Invariant: no item of the
@@ -17,14 +17,17 @@ use crate::sys;
 
 /// The queue, for code that has no way to the module's data.
 static QUEUE: Atomic<*mut sys::workqueue_struct> = Atomic::new(core::ptr::null_mut());
+/// The same of the one for what nobody waits for.
+static BACKGROUND: Atomic<*mut sys::workqueue_struct> = Atomic::new(core::ptr::null_mut());
 
-/// Owner of the queue; the module holds it from load to unload.
+/// Owner of the queues; the module holds it from load to unload.
 ///
 /// # Invariants
 ///
-/// `queue` is valid and is what [`QUEUE`] holds.
+/// `queue` and `background` are valid and are what [`QUEUE`] and [`BACKGROUND`] hold.
 pub(crate) struct WorkQueue {
     queue: NonNull<sys::workqueue_struct>,
+    background: NonNull<sys::workqueue_struct>,
 }
 
 // SAFETY: A workqueue may be used from any thread.
@@ -35,15 +38,24 @@ unsafe impl Sync for WorkQueue {}
 impl WorkQueue {
     pub(crate) fn new() -> Result<Self> {
         // SAFETY: Process context, at module load.
-        let queue = NonNull::new(unsafe { sys::cdm_workqueue_alloc() }).ok_or(ENOMEM)?;
+        let queue = NonNull::new(unsafe { sys::cdm_workqueue_alloc(true) }).ok_or(ENOMEM)?;
+        // SAFETY: As above.
+        let Some(background) = NonNull::new(unsafe { sys::cdm_workqueue_alloc(false) }) else {
+            // SAFETY: It was just made, and nobody has it.
+            unsafe { sys::destroy_workqueue(queue.as_ptr()) };
+            return Err(ENOMEM);
+        };
         QUEUE.store(queue.as_ptr(), Release);
-        Ok(Self { queue })
+        BACKGROUND.store(background.as_ptr(), Release);
+        Ok(Self { queue, background })
     }
 }
 
 impl Drop for WorkQueue {
     fn drop(&mut self) {
         // SAFETY: Valid by the type invariant; no device is left that could queue work.
+        unsafe { sys::destroy_workqueue(self.background.as_ptr()) }
+        // SAFETY: As above.
         unsafe { sys::destroy_workqueue(self.queue.as_ptr()) }
     }
 }
@@ -52,4 +64,10 @@ impl Drop for WorkQueue {
 pub(crate) fn queue() -> &'static Queue {
     // SAFETY: Callers belong to a device, so the queue exists, and outlives them all.
     unsafe { Queue::from_raw(QUEUE.load(Acquire)) }
+}
+
+/// The module's queue for work that takes long, may need memory, and that nobody waits for.
+pub(crate) fn background() -> &'static Queue {
+    // SAFETY: As for `queue`.
+    unsafe { Queue::from_raw(BACKGROUND.load(Acquire)) }
 }

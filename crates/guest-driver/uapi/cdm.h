@@ -101,6 +101,14 @@ struct cdm_query {
 /* The driver takes many commands in one call: CDM_IOC_BATCH. */
 #define CDM_CAN_BATCH		(1u << 5)
 
+/* Pages that the device uses much move to it by themselves, on request: CDM_IOC_HOT. */
+#define CDM_CAN_MOVE_HOT	(1u << 6)
+/*
+ * Pages that the CPUs use much come back by themselves where the administrator asks for that
+ * (cpu_scan_ms in sysfs).
+ */
+#define CDM_CAN_RETURN_HOT	(1u << 7)
+
 /* Where a migration goes. */
 enum cdm_direction {
 	CDM_TO_DEVICE	= 1,
@@ -505,6 +513,82 @@ struct cdm_batch {
 	__u64 reserved;
 };
 
+/*
+ * If the device is full, bring the least recently migrated pages back to system memory, so
+ * that hot ones find room; without it what finds no room stays.
+ */
+#define CDM_HOT_MAKE_ROOM	(1u << 0)
+
+/**
+ * struct cdm_hot - move what the device uses much to it
+ * @threshold: [in] accesses of the device to 64 KiB of memory, aligned, that make those hot;
+ *	zero for no more moves, and then all else is zero
+ * @flags: [in] CDM_HOT_*
+ * @pages_per_second: [in] most pages that move in a second, in the long run
+ * @pages_burst: [in] pages that may move at once, not zero: what was not used of
+ *	@pages_per_second is saved up to that many. With a rate of zero it is all that moves.
+ * @reserved: [in] zero
+ *
+ * The caller's address space must be bound through the file. From then on, as long as it is
+ * bound, the device counts how often commands with CDM_COMMAND_SVA use memory of the process
+ * that is not in the device (one access is 64 bytes in a row, or a word; see COUNT_ACCESSES in
+ * the device specification), and the driver moves the pages of granules that pass the
+ * threshold, as CDM_IOC_MIGRATE would without flags. Nobody waits for that. Pages that are over
+ * the rate, or find no room, stay, until the device has used them as much again.
+ *
+ * A second call replaces what the first one asked for, and begins with a full burst. After one
+ * with a threshold of zero nothing new begins to move; a granule may be under way. Child
+ * processes and memory that is not used by commands on addresses are not concerned.
+ *
+ * Errors: EINVAL unknown flag or reserved value, @pages_burst zero, a field that is not zero
+ * without a threshold; EOPNOTSUPP the device does not count (CDM_CAN_MOVE_HOT); ENXIO nothing
+ * is bound; EPERM another process's binding; EIO the device refused, or was reset instead of
+ * answering: nothing moves then; ENODEV; ENOMEM; EFAULT.
+ */
+struct cdm_hot {
+	__u32 threshold;
+	__u32 flags;
+	__u32 pages_per_second;
+	__u32 pages_burst;
+	__u64 reserved;
+};
+
+/**
+ * struct cdm_hot_counters - what became of what the device uses much, since the bind
+ * @threshold: [out] as asked for last; zero if nothing is
+ * @flags: [out]
+ * @pages_per_second: [out]
+ * @pages_burst: [out]
+ * @reports: [out] times that the driver looked at 64 KiB which the device reported
+ * @accesses: [out] accesses that these reports told of
+ * @pages_moved: [out] pages that moved for it
+ * @pages_there: [out] pages that were in the device already
+ * @failed: [out] pages that did not move, by enum cdm_reason
+ * @pages_over_rate: [out] pages that did not move because of the rate
+ * @pages_recent: [out] pages that did not move because the CPUs had just had them back
+ * @pages_evicted: [out] pages that left the device to make room
+ * @reports_lost: [out] reports of the device, about whatever process, that were lost since probe
+ * @reserved_out: [out] zero
+ *
+ * Errors: ENXIO nothing is bound; EPERM another process's binding; ENODEV; EFAULT.
+ */
+struct cdm_hot_counters {
+	__u32 threshold;
+	__u32 flags;
+	__u32 pages_per_second;
+	__u32 pages_burst;
+	__u64 reports;
+	__u64 accesses;
+	__u64 pages_moved;
+	__u64 pages_there;
+	__u64 failed[CDM_REASON_COUNT];
+	__u64 pages_over_rate;
+	__u64 pages_recent;
+	__u64 pages_evicted;
+	__u64 reports_lost;
+	__u64 reserved_out[2];
+};
+
 #define CDM_IOC_QUERY		_IOWR(CDM_IOC_MAGIC, 0x00, struct cdm_query)
 #define CDM_IOC_MIGRATE		_IOWR(CDM_IOC_MAGIC, 0x01, struct cdm_migrate)
 #define CDM_IOC_RESIDENCY	_IOWR(CDM_IOC_MAGIC, 0x02, struct cdm_residency)
@@ -519,5 +603,7 @@ struct cdm_batch {
 /* Ends the binding of the file. Errors: ENXIO nothing is bound; EPERM another process's. */
 #define CDM_IOC_UNBIND		_IO(CDM_IOC_MAGIC, 0x07)
 #define CDM_IOC_BATCH		_IOWR(CDM_IOC_MAGIC, 0x08, struct cdm_batch)
+#define CDM_IOC_HOT		_IOWR(CDM_IOC_MAGIC, 0x0a, struct cdm_hot)
+#define CDM_IOC_HOT_COUNTERS	_IOWR(CDM_IOC_MAGIC, 0x0b, struct cdm_hot_counters)
 
 #endif /* _UAPI_CDM_H */

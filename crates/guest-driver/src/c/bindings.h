@@ -19,6 +19,8 @@ static const u32 CDM_IOCTL_EVICT = CDM_IOC_EVICT;
 static const u32 CDM_IOCTL_BIND = CDM_IOC_BIND;
 static const u32 CDM_IOCTL_UNBIND = CDM_IOC_UNBIND;
 static const u32 CDM_IOCTL_BATCH = CDM_IOC_BATCH;
+static const u32 CDM_IOCTL_HOT = CDM_IOC_HOT;
+static const u32 CDM_IOCTL_HOT_COUNTERS = CDM_IOC_HOT_COUNTERS;
 
 /* The suite's interface, from the header that it is built with. */
 static const u32 CDM_DMIRROR_READ = HMM_DMIRROR_READ;

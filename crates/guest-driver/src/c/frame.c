@@ -45,6 +45,19 @@ bool cdm_frame_split(unsigned long pfn)
 }
 
 /*
+ * Whether the CPUs used a folio of the device since the last call, by its first frame: 1 or 0,
+ * or a negative number if that cannot be told now.
+ */
+int cdm_frame_young(unsigned long pfn)
+{
+#ifdef MIGRATE_DEVICE_HAS_YOUNG
+	return migrate_device_young_pfn(pfn);
+#else
+	return -EOPNOTSUPP;
+#endif
+}
+
+/*
  * Whether a large folio of anonymous memory has pages that nothing maps any more. They
  * are in use until the folio is split, and no kernel list knows of it: those are for
  * system memory. It is a hint, taken without the folio lock; one that several processes

@@ -85,6 +85,13 @@ static const bool CDM_HANDLES_MEMORY_FAILURE = true;
 static const bool CDM_HANDLES_MEMORY_FAILURE = false;
 #endif
 
+/* Whether the kernel says which device pages the CPUs used. */
+#ifdef MIGRATE_DEVICE_HAS_YOUNG
+static const bool CDM_HAS_YOUNG = true;
+#else
+static const bool CDM_HAS_YOUNG = false;
+#endif
+
 /* What can be seen of a page that is mapped: see cdm_page_traits(). */
 static const u32 CDM_TRAIT_ANON = 1 << 0;
 static const u32 CDM_TRAIT_LARGE = 1 << 1;
@@ -174,6 +181,7 @@ bool cdm_frame_look(unsigned long pfn, unsigned long *head, u32 *order, u64 *sta
 u32 cdm_frame_reason(unsigned long pfn);
 bool cdm_frame_split(unsigned long pfn);
 bool cdm_frame_partly_mapped(unsigned long pfn);
+int cdm_frame_young(unsigned long pfn);
 bool cdm_frame_hold(unsigned long pfn, u64 stamp);
 void cdm_wait_for_callbacks(void);
 bool cdm_frame_reclaimable(unsigned long pfn, void *memcg);
@@ -222,7 +230,8 @@ struct page *cdm_fault_page(struct vm_fault *vmf);
 u32 cdm_fault_order(struct vm_fault *vmf);
 
 /* Work, time, the current process: sched.c */
-struct workqueue_struct *cdm_workqueue_alloc(void);
+struct workqueue_struct *cdm_workqueue_alloc(bool is_urgent);
+u64 cdm_now_ns(void);
 u32 cdm_cpu(void);
 bool cdm_may_manage(void);
 unsigned long cdm_jiffies_of_ms(u32 ms);
@@ -243,11 +252,17 @@ enum cdm_attribute_id {
 	CDM_ATTRIBUTE_LINK_WIDTH_LANES,
 	CDM_ATTRIBUTE_LINK_SPEED_MTS,
 	CDM_ATTRIBUTE_MAX_ORDER,
+	CDM_ATTRIBUTE_CPU_SCAN_MS,
+	CDM_ATTRIBUTE_CPU_SCAN_FOLIOS,
+	CDM_ATTRIBUTE_CPU_PAGES_PER_SECOND,
+	CDM_ATTRIBUTE_PAGES_HOT_TO_DEVICE,
+	CDM_ATTRIBUTE_PAGES_HOT_TO_SYSTEM,
 };
 const struct attribute_group **cdm_attribute_groups(void);
 #ifndef __BINDGEN__
 /* Rust; runs while the node is registered, in process context. */
 s64 cdm_attribute(struct miscdevice *misc, enum cdm_attribute_id id);
+int cdm_attribute_set(struct miscdevice *misc, enum cdm_attribute_id id, u32 value);
 #endif
 
 /* Why pages are evicted. */
@@ -255,6 +270,7 @@ enum cdm_evict_why {
 	CDM_EVICT_ON_REQUEST,
 	CDM_EVICT_FOR_ROOM,
 	CDM_EVICT_UNDER_PRESSURE,
+	CDM_EVICT_FOR_CPUS,
 };
 
 /* Trace events: trace.c */
@@ -267,6 +283,8 @@ void cdm_trace_evict(u32 device, u32 why, u64 asked, u64 moved, u64 failed);
 void cdm_trace_command_submit(u32 device, u32 queue, u64 token, u32 opcode, u32 ranges, u64 bytes);
 void cdm_trace_page_request(u32 device, u32 pasid, u32 id, u64 address, u64 pages, bool write,
 			    bool atomic, u64 entries, u32 status);
+void cdm_trace_hot(u32 device, u32 pasid, u64 address, u64 accesses, u64 moved, u64 over_rate,
+		   u64 failed);
 void cdm_trace_invalidate(u32 device, u32 pasid, u64 start, u64 end, bool done);
 void cdm_trace_command_done(u32 device, u32 queue, u64 token, u32 status, u64 result, u64 bytes);
 

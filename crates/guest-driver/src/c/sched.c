@@ -4,6 +4,7 @@
 #include <linux/capability.h>
 #include <linux/completion.h>
 #include <linux/jiffies.h>
+#include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/sched/signal.h>
 #include <linux/smp.h>
@@ -11,10 +12,21 @@
 
 #include "helpers.h"
 
-struct workqueue_struct *cdm_workqueue_alloc(void)
+/*
+ * Page faults wait for a device that is reset in the one that is urgent, so that must not need
+ * memory. Nobody waits for what is in the other.
+ */
+struct workqueue_struct *cdm_workqueue_alloc(bool is_urgent)
 {
-	/* Page faults wait for a device that is reset in here, so it must not need memory. */
-	return alloc_workqueue("cdm", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	if (is_urgent)
+		return alloc_workqueue("cdm", WQ_UNBOUND | WQ_MEM_RECLAIM, 0);
+	return alloc_workqueue("cdm_background", WQ_UNBOUND, 0);
+}
+
+/* A clock that counts only while the guest runs. */
+u64 cdm_now_ns(void)
+{
+	return ktime_get_ns();
 }
 
 u32 cdm_cpu(void)

@@ -2,6 +2,7 @@
 /* Attributes of /dev/cdmN's class device. */
 
 #include <linux/device.h>
+#include <linux/kstrtox.h>
 #include <linux/sysfs.h>
 
 #include "helpers.h"
@@ -31,6 +32,31 @@ CDM_ATTRIBUTE(numa_node, CDM_ATTRIBUTE_NUMA_NODE, "%lld", s64);
 CDM_ATTRIBUTE(link_width_lanes, CDM_ATTRIBUTE_LINK_WIDTH_LANES, "%llu", u64);
 CDM_ATTRIBUTE(link_speed_mts, CDM_ATTRIBUTE_LINK_SPEED_MTS, "%llu", u64);
 CDM_ATTRIBUTE(max_order, CDM_ATTRIBUTE_MAX_ORDER, "%llu", u64);
+CDM_ATTRIBUTE(pages_hot_to_device, CDM_ATTRIBUTE_PAGES_HOT_TO_DEVICE, "%llu", u64);
+CDM_ATTRIBUTE(pages_hot_to_system, CDM_ATTRIBUTE_PAGES_HOT_TO_SYSTEM, "%llu", u64);
+
+/* The same for what an administrator may set, a number. */
+#define CDM_SETTING(_name, _id)								\
+static ssize_t _name##_show(struct device *dev, struct device_attribute *attr, char *buf) \
+{											\
+	return sysfs_emit(buf, "%llu\n",						\
+			  (u64)cdm_attribute(dev_get_drvdata(dev), _id));		\
+}											\
+static ssize_t _name##_store(struct device *dev, struct device_attribute *attr,	\
+			     const char *buf, size_t count)				\
+{											\
+	u32 value;									\
+	int err = kstrtou32(buf, 0, &value);						\
+											\
+	if (!err)									\
+		err = cdm_attribute_set(dev_get_drvdata(dev), _id, value);		\
+	return err ? err : count;							\
+}											\
+static DEVICE_ATTR_RW(_name)
+
+CDM_SETTING(cpu_scan_ms, CDM_ATTRIBUTE_CPU_SCAN_MS);
+CDM_SETTING(cpu_scan_folios, CDM_ATTRIBUTE_CPU_SCAN_FOLIOS);
+CDM_SETTING(cpu_pages_per_second, CDM_ATTRIBUTE_CPU_PAGES_PER_SECOND);
 
 static struct attribute *cdm_attrs[] = {
 	&dev_attr_memory_type.attr,
@@ -42,6 +68,11 @@ static struct attribute *cdm_attrs[] = {
 	&dev_attr_link_width_lanes.attr,
 	&dev_attr_link_speed_mts.attr,
 	&dev_attr_max_order.attr,
+	&dev_attr_pages_hot_to_device.attr,
+	&dev_attr_pages_hot_to_system.attr,
+	&dev_attr_cpu_scan_ms.attr,
+	&dev_attr_cpu_scan_folios.attr,
+	&dev_attr_cpu_pages_per_second.attr,
 	NULL,
 };
 ATTRIBUTE_GROUPS(cdm);

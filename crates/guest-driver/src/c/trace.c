@@ -38,6 +38,12 @@ void cdm_trace_page_request(u32 device, u32 pasid, u32 id, u64 address, u64 page
 	trace_cdm_page_request(device, pasid, id, address, pages, write, atomic, entries, status);
 }
 
+void cdm_trace_hot(u32 device, u32 pasid, u64 address, u64 accesses, u64 moved, u64 over_rate,
+		   u64 failed)
+{
+	trace_cdm_hot(device, pasid, address, accesses, moved, over_rate, failed);
+}
+
 void cdm_trace_invalidate(u32 device, u32 pasid, u64 start, u64 end, bool done)
 {
 	trace_cdm_invalidate(device, pasid, start, end, done);

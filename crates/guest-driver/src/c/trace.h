@@ -130,7 +130,8 @@ TRACE_EVENT(cdm_evict,
 		  __print_symbolic(__entry->why,
 				   { CDM_EVICT_ON_REQUEST, "request" },
 				   { CDM_EVICT_FOR_ROOM, "room" },
-				   { CDM_EVICT_UNDER_PRESSURE, "pressure" }),
+				   { CDM_EVICT_UNDER_PRESSURE, "pressure" },
+				   { CDM_EVICT_FOR_CPUS, "cpus" }),
 		  __entry->asked, __entry->moved, __entry->failed)
 );
 
@@ -164,6 +165,33 @@ TRACE_EVENT(cdm_page_request,
 		  __entry->device, __entry->pasid, __entry->id, __entry->address,
 		  __entry->pages, __entry->write, __entry->atomic, __entry->entries,
 		  __entry->status)
+);
+
+TRACE_EVENT(cdm_hot,
+	TP_PROTO(u32 device, u32 pasid, u64 address, u64 accesses, u64 moved, u64 over_rate,
+		 u64 failed),
+	TP_ARGS(device, pasid, address, accesses, moved, over_rate, failed),
+	TP_STRUCT__entry(
+		__field(u32, device)
+		__field(u32, pasid)
+		__field(u64, address)
+		__field(u64, accesses)
+		__field(u64, moved)
+		__field(u64, over_rate)
+		__field(u64, failed)
+	),
+	TP_fast_assign(
+		__entry->device = device;
+		__entry->pasid = pasid;
+		__entry->address = address;
+		__entry->accesses = accesses;
+		__entry->moved = moved;
+		__entry->over_rate = over_rate;
+		__entry->failed = failed;
+	),
+	TP_printk("device=%u pasid=%u address=0x%llx accesses=%llu moved=%llu over_rate=%llu failed=%llu",
+		  __entry->device, __entry->pasid, __entry->address, __entry->accesses,
+		  __entry->moved, __entry->over_rate, __entry->failed)
 );
 
 TRACE_EVENT(cdm_invalidate,

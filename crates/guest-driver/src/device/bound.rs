@@ -23,8 +23,9 @@ use crate::misc::Node;
 use crate::number::Number;
 use crate::pagemap::{MemoryType, Region};
 use crate::recovery::Recovery;
+use crate::scan::Scan;
 use crate::stats::{self, Files};
-use crate::sva::Spaces;
+use crate::sva::{Hot, Spaces};
 use crate::virtio::{self, Driver, Transport, VirtioDevice};
 use crate::{chardev, dmirror, sys, wire, CdmModule};
 
@@ -130,6 +131,10 @@ impl Driver for Bound {
                 gate <- Gate::new(),
                 has_complained: Atomic::new(false),
                 memory_errors <- new_work!("cdm::Device::memory_errors"),
+                hot <- Hot::new(),
+                hot_work <- new_work!("cdm::Device::hot_work"),
+                scan <- Scan::new(),
+                scan_work <- new_work!("cdm::Device::scan_work"),
             }? Error),
             GFP_KERNEL,
         )?;

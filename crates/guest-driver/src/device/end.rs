@@ -28,6 +28,7 @@ impl Device {
     /// soon, because somebody who is inside did not leave in time.
     pub(super) fn retire(&self, patience_ms: u32) -> bool {
         self.gate.shut();
+        self.scan.stop();
         let answer_ms = patience_ms.clamp(ANSWER_MS_MIN, CONTROL_MS);
         self.transport().limit_answers(answer_ms);
         // Whoever waits for a command shall not hold this up.

@@ -11,10 +11,11 @@
 //!    `Recovery::turn`, under which only 7 is taken, and nobody waits for memory
 //! 2. [`Gate`] (SRCU read side; its writer waits for all of the following)
 //! 3. `exec_update_lock` of another process, taken and left before 4
-//! 4. `Binding::is_bound` or `Spaces::table`; mmap lock, for reading, for one batch
+//! 4. `Binding::is_bound` or `Spaces::table`; `Scan::state`; mmap lock, for reading, for one batch
 //! 5. folio locks of a batch, page table locks (kernel)
 //! 6. `Mirror::follower`; the device may be waited for under it, memory may not
 //! 7. `Recovery::parked`, `Recovery::state`; `Queue::ring`, `Request::parked`, with interrupts
+//!    off; `Binding::hot`, `Binding::account`; `Scan::recent`; `Hot::backlog`, with interrupts
 //!    off
 //! 8. a CPU's stash of free pages, with interrupts off
 //! 9. `Region::alloc`, `Region::ages` or the lock of its failed pages, never two of them, with
@@ -42,8 +43,9 @@ use crate::events::EventSink;
 use crate::gate::Gate;
 use crate::identity::Identity;
 use crate::pagemap::Region;
+use crate::scan::Scan;
 use crate::stats::Counters;
-use crate::sva::Spaces;
+use crate::sva::{Hot, Spaces};
 use crate::virtio::Transport;
 use crate::wire;
 
@@ -71,6 +73,18 @@ pub(crate) struct Device {
     pub(crate) has_complained: Atomic<bool>,
     #[pin]
     pub(crate) memory_errors: Work<Device>,
+    /// What the device says that it uses much.
+    #[pin]
+    hot: Hot,
+    /// Moves that.
+    #[pin]
+    pub(crate) hot_work: Work<Device, 1>,
+    /// What the CPUs use much.
+    #[pin]
+    scan: Scan,
+    /// Brings that back.
+    #[pin]
+    pub(crate) scan_work: Work<Device, 2>,
 }
 
 impl Device {
@@ -117,6 +131,16 @@ impl Device {
 
     pub(crate) fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    /// What the device says that it uses much.
+    pub(crate) fn hot(&self) -> &Hot {
+        &self.hot
+    }
+
+    /// What the CPUs use much.
+    pub(crate) fn scan(&self) -> &Scan {
+        &self.scan
     }
 
     /// Bytes that pages can migrate to.

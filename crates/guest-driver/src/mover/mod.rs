@@ -370,7 +370,7 @@ impl Mover<'_> {
 
     /// What becomes of a page that no pass touches.
     fn outlook(&self, mapped: Mapped) -> Outcome {
-        let Mapped::Page { home, traits } = mapped else {
+        let Mapped::Page { home, traits, .. } = mapped else {
             return Outcome::Failed(Reason::NotPresent);
         };
         let here = Home::Cdm(self.region.owner());

@@ -58,7 +58,7 @@ impl Region {
     }
 
     /// The first folio in use that has a page in `from..end`.
-    pub(super) fn next_folio(&self, from: u32, end: u32) -> Option<Candidate> {
+    pub(crate) fn next_folio(&self, from: u32, end: u32) -> Option<Candidate> {
         let mut next = from;
         loop {
             // Most of a memory that is looked through is free.

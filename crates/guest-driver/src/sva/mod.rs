@@ -4,7 +4,7 @@
 //!
 //! Facility: none of its own; policy over [`crate::notifier`] and the control queue. Contexts:
 //! process context; page requests are served by the module's workers. Lock order:
-//! `Binding::state`, then `Spaces::table` or `Mirror::follower`; memory may be allocated under
+//! `Binding::is_bound`, then `Spaces::table` or `Mirror::follower`; memory may be allocated under
 //! the first two. Under the last the device may be waited for, and memory may not.
 //!
 //! A process binds its address space to a device through an open file (CDM_IOC_BIND), and gets
@@ -17,6 +17,7 @@
 //! pages are never used for anything else again.
 
 mod faulters;
+mod hot;
 mod serve;
 mod told;
 
@@ -25,7 +26,7 @@ use kernel::prelude::*;
 use kernel::rbtree::{RBTree, RBTreeNodeReservation};
 use kernel::sync::aref::ARef;
 use kernel::sync::atomic::{Atomic, Full, Relaxed};
-use kernel::sync::{new_mutex, Arc, Mutex};
+use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
 
 use crate::batch::{PageRange, PAGE_BYTES};
 use crate::device::Device;
@@ -34,6 +35,8 @@ use crate::notifier::Mirror;
 use crate::wire::{Status, ADDRESS_SPACES_MAX, PASID_MAX};
 
 use faulters::Faulters;
+use hot::{Account, Granted};
+pub(crate) use hot::{note, Hot, Wish};
 pub(crate) use serve::serve;
 use told::Told;
 
@@ -52,6 +55,12 @@ pub(crate) struct Binding {
     faulters: Faulters,
     /// Commands that somebody waits for.
     commands: Atomic<u32>,
+    /// What is to move to the device for being used much, if anything is.
+    #[pin]
+    hot: SpinLock<Option<Granted>>,
+    /// What was done about that.
+    #[pin]
+    account: SpinLock<Account>,
 }
 
 impl Binding {
@@ -67,6 +76,8 @@ impl Binding {
                 is_bound <- new_mutex!(false, "cdm::Binding::is_bound"),
                 faulters <- Faulters::new(),
                 commands: Atomic::new(0),
+                hot <- new_spinlock!(None, "cdm::Binding::hot"),
+                account <- new_spinlock!(Account::default(), "cdm::Binding::account"),
             }? Error),
             GFP_KERNEL,
         )
@@ -101,6 +112,7 @@ impl Binding {
         if !core::mem::replace(&mut *is_bound, false) {
             return;
         }
+        *self.hot.lock() = None;
         self.faulters.stop_all();
         self.mirror.lock().close();
     }

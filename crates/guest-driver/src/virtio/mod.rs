@@ -19,7 +19,7 @@ use kernel::sync::Arc;
 use kernel::types::ForeignOwnable;
 
 use crate::events::{EventSink, Taken};
-use crate::{sys, wire};
+use crate::{sva, sys, wire};
 
 pub(crate) use bus::{Driver, LeftRunning, Registration, VirtioDevice};
 pub(crate) use queue::{Queue, FULL_MS};
@@ -273,6 +273,12 @@ impl Transport {
             match this.events.take(&request) {
                 Taken::Done => this.lend_event_buffer(&request),
                 Taken::PassOn(device) => request.pass_on(device),
+                Taken::Note(device) => {
+                    if let Some(report) = request.answer() {
+                        sva::note(device, &report);
+                    }
+                    this.lend_event_buffer(&request);
+                }
             }
         });
     }

@@ -26,8 +26,12 @@ use crate::{sva, wire, work};
 const ANSWER_BYTES: usize = size_of::<wire::Completion>();
 /// Bytes that the device writes into any buffer, at most: those of its longest event.
 pub(super) const INPUT_BYTES: usize = size_of::<wire::PageRequest>();
-const _: () = assert!(ANSWER_BYTES <= INPUT_BYTES && size_of::<wire::Event>() <= INPUT_BYTES);
-const _: () = assert!(size_of::<wire::MemoryError>() <= INPUT_BYTES);
+const _: () = assert!(
+    ANSWER_BYTES <= INPUT_BYTES
+        && size_of::<wire::Event>() <= INPUT_BYTES
+        && size_of::<wire::MemoryError>() <= INPUT_BYTES
+        && size_of::<wire::AccessReport>() <= INPUT_BYTES
+);
 
 /// Whether a wait ends when a signal comes.
 #[derive(Clone, Copy, PartialEq, Eq)]
