@@ -115,6 +115,19 @@ impl Options {
     }
 }
 
+/// What is to move to the device for being used much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hot {
+    /// Accesses of the device to 64 KiB that make them hot.
+    pub threshold: u32,
+    /// Most pages in a second, in the long run.
+    pub pages_per_second: u32,
+    /// Most pages at once.
+    pub pages_burst: u32,
+    /// Evict the least recently migrated pages from a device that is full.
+    pub make_room: bool,
+}
+
 /// Which pages of a device an eviction is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evicted {
@@ -164,7 +177,7 @@ impl Migration {
     }
 
     /// A migration in which so many pages of each reason did not move.
-    fn of_failed(failed: &[u64; uapi::CDM_REASON_COUNT as usize]) -> Self {
+    pub fn of_failed(failed: &[u64; uapi::CDM_REASON_COUNT as usize]) -> Self {
         let failed = |reason: uapi::cdm_reason| failed[reason as usize];
         Self {
             not_present: failed(uapi::CDM_REASON_NOT_PRESENT),
@@ -605,6 +618,47 @@ impl Bound {
         self.device
     }
 
+    /// Has what the device uses much move to it, by a rate.
+    pub fn move_hot(&self, wish: Hot) -> io::Result<()> {
+        self.set_hot(uapi::cdm_hot {
+            threshold: wish.threshold,
+            flags: if wish.make_room {
+                uapi::CDM_HOT_MAKE_ROOM
+            } else {
+                0
+            },
+            pages_per_second: wish.pages_per_second,
+            pages_burst: wish.pages_burst,
+            reserved: 0,
+        })
+    }
+
+    /// Has nothing move any more for being used much.
+    pub fn leave_hot(&self) -> io::Result<()> {
+        self.set_hot(uapi::cdm_hot::default())
+    }
+
+    /// Asks for what is in the structure, as tests of refusals do.
+    pub fn set_hot(&self, mut request: uapi::cdm_hot) -> io::Result<()> {
+        // SAFETY: the driver reads and writes exactly the structure of this request; moving a page
+        // changes nothing that a program can see.
+        unsafe {
+            self.device
+                .ioctl(uapi::CDM_IOCTL_HOT, (&raw mut request).cast())
+        }
+    }
+
+    /// What became of what the device uses much.
+    pub fn hot_counters(&self) -> io::Result<uapi::cdm_hot_counters> {
+        let mut counters = uapi::cdm_hot_counters::default();
+        // SAFETY: the driver reads and writes exactly the structure of this request.
+        unsafe {
+            self.device
+                .ioctl(uapi::CDM_IOCTL_HOT_COUNTERS, (&raw mut counters).cast())
+        }?;
+        Ok(counters)
+    }
+
     /// Ends the binding, and with it what commands are under way.
     pub fn unbind(&self) -> io::Result<()> {
         // SAFETY: the request has no structure.
@@ -744,6 +798,11 @@ mod tests {
         assert_eq!(size_of::<uapi::cdm_range>(), 16);
         assert_eq!(size_of::<uapi::cdm_batch_command>(), 88);
         assert_eq!(size_of::<uapi::cdm_batch>(), 32);
+        assert_eq!(size_of::<uapi::cdm_hot>(), 24);
+        assert_eq!(
+            size_of::<uapi::cdm_hot_counters>(),
+            16 + 8 * (4 + 9 + 4 + 2)
+        );
     }
 
     #[test]
@@ -757,5 +816,7 @@ mod tests {
         assert_eq!(size_of::<uapi::cdm_batch_command>(), of_words(7, 8));
         assert_eq!(size_of::<uapi::cdm_batch>(), of_words(2, 4));
         assert_eq!(size_of::<uapi::cdm_command>(), of_words(7, 6));
+        assert_eq!(size_of::<uapi::cdm_hot>(), of_words(1, 4));
+        assert_eq!(size_of::<uapi::cdm_hot_counters>(), of_words(19, 4));
     }
 }

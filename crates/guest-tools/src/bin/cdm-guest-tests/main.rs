@@ -12,12 +12,14 @@ mod batches;
 mod capacity;
 mod cgroup;
 mod commands;
+mod cpu_hot;
 mod eviction;
 mod exclusive;
 mod files;
 mod fixes;
 mod fixture;
 mod fork;
+mod hot;
 mod huge;
 mod huge_files;
 mod isolate;
@@ -95,6 +97,8 @@ fn all() -> Vec<Test> {
         accelerator::TESTS,
         addresses::TESTS,
         batches::TESTS,
+        hot::TESTS,
+        cpu_hot::TESTS,
         atomics::TESTS,
         fork::TESTS,
         huge::TESTS,

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::accelerator::{Elements, Number};
@@ -25,7 +26,7 @@ use crate::fixture::{
     Fixture, expect_errno, expect_free_pages, figure, free_pages, move_patiently,
 };
 use crate::isolate::{Child, pipe_files};
-use crate::{module, unload};
+use crate::{hot, module, unload};
 
 crate::tests!("private":
     driver_and_tools_call_the_memory_private,
@@ -46,6 +47,7 @@ crate::tests!("private":
     batch_works_on_ranges_of_pages_in_place,
     batch_that_meets_a_hole_tells_what_it_did_before,
     command_on_addresses_works_on_pages_in_place,
+    memory_that_commands_use_moves_to_the_device_and_back_to_the_cpu,
     cpu_and_command_on_addresses_take_turns_on_pages,
     child_reads_device_pages_and_the_parent_keeps_its_bytes,
     writes_on_both_sides_of_a_fork_keep_both_right,
@@ -516,6 +518,23 @@ fn command_on_addresses_works_on_pages_in_place(t: &Fixture) -> Result<()> {
         ensure!(crc == expected, "CRC {crc:#x}, not {expected:#x}");
     }
     Ok(())
+}
+
+fn memory_that_commands_use_moves_to_the_device_and_back_to_the_cpu(t: &Fixture) -> Result<()> {
+    let bound = Bound::open(0)?;
+    let memory = hot::granules(4, 31)?;
+    let expected = memory.crc32c(memory.bytes());
+    bound.move_hot(hot::UNLIMITED)?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let pages = memory.pages() as u64;
+    while t.device.residency(0, memory.range())?.this_device != pages {
+        ensure!(Instant::now() < deadline, "it does not move");
+        let crc = bound.checksum(&memory, Span::all(&memory), 0)?;
+        ensure!(crc == expected, "CRC {crc:#x}, not {expected:#x}");
+    }
+    bound.leave_hot()?;
+    memory.check_pattern(31)?;
+    expect_resident(t, memory.range(), 0)
 }
 
 fn cpu_and_command_on_addresses_take_turns_on_pages(t: &Fixture) -> Result<()> {

@@ -17,8 +17,8 @@ use nix::errno::Errno;
 
 use crate::fixture::{Fixture, device_memory, expect_errno, move_patiently, physical_addresses};
 use crate::isolate::Child;
-use crate::module;
 use crate::trace::Tracing;
+use crate::{hot, module};
 
 crate::tests!("unload":
     module_with_an_open_node_stays,
@@ -26,6 +26,7 @@ crate::tests!("unload":
     unload_and_reload_again_and_again_works,
     unbind_brings_pages_home_and_an_open_node_is_dead,
     unbind_ends_commands_on_addresses_that_would_wait_for_ever,
+    unbind_and_unload_end_moves_of_hot_memory,
 );
 
 const PAGES: usize = 2048;
@@ -135,6 +136,44 @@ fn unload_and_reload_again_and_again_works(t: &Fixture) -> Result<()> {
                 .with_context(|| format!("round {round}"))?;
             memory.check_pattern(5)?;
         }
+        Ok(())
+    })
+}
+
+fn unbind_and_unload_end_moves_of_hot_memory(t: &Fixture) -> Result<()> {
+    let inside = t.device_memory();
+    let (name, driver) = virtio()?;
+    let memory = hot::granules(16, 8)?;
+    let bound = Bound::open(0)?;
+    bound.move_hot(hot::UNLIMITED)?;
+    // Fails on a kernel that does not tell what the CPUs use, which takes nothing from the rest.
+    let _ = fs::write("/sys/class/misc/cdm0/cpu_scan_ms", "1");
+    let checked = thread::scope(|scope| {
+        let user = scope.spawn(|| while bound.checksum(&memory, Span::all(&memory), 0).is_ok() {});
+        thread::sleep(Duration::from_millis(30));
+        let unbound = fs::write(driver.join("unbind"), &name).context("cannot unbind the driver");
+        user.join().expect("the thread panics nowhere");
+        unbound
+    });
+    let checked = checked.and_then(|()| {
+        expect_outside(&memory, &inside)?;
+        memory.check_pattern(8)?;
+        Ok(())
+    });
+    drop(bound);
+    without_node(t, || {
+        fs::write(driver.join("bind"), &name).context("cannot bind the driver again")?;
+        checked?;
+        // Its last reports may still be queued when the module goes.
+        let _ = fs::write("/sys/class/misc/cdm0/cpu_scan_ms", "1");
+        let child = Child::spawn(|_| hot::use_for_ever())?;
+        thread::sleep(Duration::from_millis(300));
+        child.kill()?;
+        module::unload()?.reload()?;
+        let again = Bound::open(0)?;
+        let all = Span::all(&memory);
+        let crc = again.checksum(&memory, all, 0)?;
+        ensure!(crc == memory.crc32c(memory.bytes()), "CRC {crc:#x}");
         Ok(())
     })
 }

@@ -3,12 +3,13 @@
 //! `cdmctl info`.
 
 use std::fmt::Write;
+use std::fs;
 
 use anyhow::Context;
 use cdm_guest_tools::device::Device;
 use cdm_guest_tools::size::Size;
 
-use crate::report::{self, DeviceInfo, Info};
+use crate::report::{self, DeviceInfo, HotPages, Info};
 use crate::{Verdict, open};
 
 const EXAMPLES: &str = "\
@@ -33,7 +34,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         let query = open(number)?.query().with_context(|| {
             format!("device {number} does not answer: see 'dmesg' for what the driver says")
         })?;
-        devices.push(DeviceInfo::from_query(&query));
+        devices.push(DeviceInfo::new(&query, hot_pages(number)));
     }
     if args.json {
         report::print(&Info {
@@ -44,6 +45,18 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
         print!("{}", table(&devices));
     }
     Ok(Verdict::Done)
+}
+
+/// What moved by itself; nothing of a driver that moves nothing by itself.
+fn hot_pages(number: u32) -> HotPages {
+    let figure = |name: &str| {
+        let text = fs::read_to_string(format!("/sys/class/misc/cdm{number}/{name}"));
+        text.ok().and_then(|text| text.trim().parse().ok())
+    };
+    HotPages {
+        to_device: figure("pages_hot_to_device").unwrap_or_default(),
+        to_system: figure("pages_hot_to_system").unwrap_or_default(),
+    }
 }
 
 /// The table for people: one row a device, then the topology of each.
@@ -78,9 +91,11 @@ fn table(devices: &[DeviceInfo]) -> String {
     for device in devices {
         let _ = writeln!(
             text,
-            "device {}: can {}; protocol {}, {}; {} pool(s), {} command queue(s); link x{} at {} MT/s; \
+            "device {}: hot pages: {} to device, {} to system; can {}; protocol {}, {}; {} pool(s), {} command queue(s); link x{} at {} MT/s; \
              agents: {} home, {} request, {} slave",
             device.device,
+            device.pages_hot_to_device,
+            device.pages_hot_to_system,
             device.capabilities.join(", "),
             device.protocol,
             device.features.join(", "),
@@ -118,8 +133,8 @@ mod tests {
             ..Default::default()
         };
         let devices = [
-            DeviceInfo::from_query(&small),
-            DeviceInfo::from_query(&large),
+            DeviceInfo::new(&small, HotPages::default()),
+            DeviceInfo::new(&large, HotPages::default()),
         ];
         let text = table(&devices);
         let widths: Vec<usize> = text.lines().take(3).map(str::len).collect();

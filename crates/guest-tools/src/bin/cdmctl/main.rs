@@ -8,6 +8,7 @@ mod account;
 mod batch;
 mod buffer;
 mod evict;
+mod hot;
 mod info;
 mod migrate;
 mod report;
@@ -50,6 +51,8 @@ enum Command {
     Evict(evict::Args),
     /// Let a device work on a buffer, and print the result
     Run(run::Args),
+    /// Let a device use a buffer much, and tell what moved to it for that
+    Hot(hot::Args),
     /// Fail the outstanding commands of a device; its memory stays as it is
     Reset(ResetArgs),
 }
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Residency(args) => residency::run(&args),
         Command::Evict(args) => evict::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Hot(args) => hot::run(&args),
         Command::Reset(args) => reset(&args),
     };
     match result {

@@ -8,12 +8,13 @@ use std::fmt;
 use cdm_guest_tools::device::{Migration, Residency, memory_type_name};
 use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::uapi::{
-    CDM_CAN_BATCH, CDM_CAN_BIND, CDM_CAN_CPU_ACCESS, CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE,
-    CDM_CAN_RELIEVE, cdm_query,
+    CDM_CAN_BATCH, CDM_CAN_BIND, CDM_CAN_CPU_ACCESS, CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_HOT,
+    CDM_CAN_MOVE_LARGE, CDM_CAN_RELIEVE, CDM_CAN_RETURN_HOT, cdm_query,
 };
 use cdm_protocol::{
-    FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE, FEATURE_EXCLUSIVE_ATOMICS,
-    FEATURE_MEMORY_ERROR, FEATURE_METADATA_GUARD, FEATURE_PROGRAM, FEATURE_SVA, FEATURE_UNORDERED,
+    FEATURE_ACCESS_COUNTERS, FEATURE_ATOMICS, FEATURE_CANCEL, FEATURE_COMPUTE,
+    FEATURE_EXCLUSIVE_ATOMICS, FEATURE_MEMORY_ERROR, FEATURE_METADATA_GUARD, FEATURE_PROGRAM,
+    FEATURE_SVA, FEATURE_UNORDERED,
 };
 use serde::Serialize;
 
@@ -41,6 +42,8 @@ pub struct DeviceInfo {
     pub pages_to_system: u64,
     pub pages_evicted: u64,
     pub pages_poisoned: u64,
+    pub pages_hot_to_device: u64,
+    pub pages_hot_to_system: u64,
     pub capabilities: Vec<String>,
     pub protocol: String,
     pub features: Vec<String>,
@@ -48,6 +51,13 @@ pub struct DeviceInfo {
     pub pools: u16,
     pub link: Link,
     pub agents: Agents,
+}
+
+/// Pages that moved by themselves for being used much.
+#[derive(Clone, Copy, Default)]
+pub struct HotPages {
+    pub to_device: u64,
+    pub to_system: u64,
 }
 
 /// The coherent link of a device.
@@ -66,7 +76,7 @@ pub struct Agents {
 }
 
 impl DeviceInfo {
-    pub fn from_query(query: &cdm_query) -> Self {
+    pub fn new(query: &cdm_query, hot: HotPages) -> Self {
         Self {
             device: query.device,
             memory_type: memory_type_name(query.memory_type),
@@ -79,6 +89,8 @@ impl DeviceInfo {
             pages_to_system: query.pages_to_system,
             pages_evicted: query.pages_evicted,
             pages_poisoned: query.pages_poisoned,
+            pages_hot_to_device: hot.to_device,
+            pages_hot_to_system: hot.to_system,
             capabilities: capabilities(query.capabilities),
             protocol: format!("{}.{}", query.protocol_major, query.protocol_minor),
             features: features(query.device_features),
@@ -112,6 +124,7 @@ fn features(bits: u64) -> Vec<String> {
             FEATURE_SVA => "sva".into(),
             FEATURE_MEMORY_ERROR => "memory-error".into(),
             FEATURE_EXCLUSIVE_ATOMICS => "exclusive-atomics".into(),
+            FEATURE_ACCESS_COUNTERS => "access-counters".into(),
             _ => format!("bit-{bit}"),
         })
         .collect()
@@ -129,6 +142,8 @@ fn capabilities(bits: u32) -> Vec<String> {
             CDM_CAN_CPU_ACCESS => "cpu-access".into(),
             CDM_CAN_BIND => "bind".into(),
             CDM_CAN_BATCH => "batch".into(),
+            CDM_CAN_MOVE_HOT => "move-hot".into(),
+            CDM_CAN_RETURN_HOT => "return-hot".into(),
             _ => format!("bit-{bit}"),
         })
         .collect()
@@ -188,6 +203,23 @@ impl From<&Migration> for Failed {
             unsupported: migration.unsupported,
         }
     }
+}
+
+/// `cdmctl hot --json`.
+#[derive(Serialize)]
+pub struct HotReport {
+    pub version: u32,
+    pub device: u32,
+    pub reports: u64,
+    pub reports_lost: u64,
+    pub accesses: u64,
+    pub pages_moved: u64,
+    pub pages_there: u64,
+    pub pages_over_rate: u64,
+    pub pages_recent: u64,
+    pub pages_evicted: u64,
+    pub failed: Failed,
+    pub pages_in_device: u64,
 }
 
 /// `cdmctl residency --json`.
@@ -336,7 +368,11 @@ pub mod tests {
     }
 
     fn info() -> Value {
-        let devices = vec![DeviceInfo::from_query(&query())];
+        let hot = HotPages {
+            to_device: 5,
+            to_system: 4,
+        };
+        let devices = vec![DeviceInfo::new(&query(), hot)];
         serde_json::to_value(Info {
             version: VERSION,
             devices,
@@ -435,6 +471,32 @@ pub mod tests {
         };
         validate(
             "cdmctl-migrate.schema.json",
+            &serde_json::to_value(report).unwrap(),
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn hot_report_is_what_its_schema_says() {
+        let report = HotReport {
+            version: VERSION,
+            device: 0,
+            reports: 3,
+            reports_lost: 0,
+            accesses: 3072,
+            pages_moved: 40,
+            pages_there: 1,
+            pages_over_rate: 2,
+            pages_recent: 3,
+            pages_evicted: 0,
+            failed: Failed::from(&Migration {
+                no_memory: 2,
+                ..Default::default()
+            }),
+            pages_in_device: 41,
+        };
+        validate(
+            "cdmctl-hot.schema.json",
             &serde_json::to_value(report).unwrap(),
         )
         .unwrap();

@@ -59,6 +59,30 @@ pub fn info_matches_schema(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// `cdmctl hot`: all of a buffer that the device uses moves to it, and with a burst of ten pages ten.
+pub fn moves_what_is_hot(session: &mut Session) -> Result<()> {
+    let hot = |session: &mut Session, line: &str| {
+        json(session, line, "cdmctl-hot.schema.json").map(|report| {
+            let figure = |field: &str| report[field].as_u64().unwrap_or(u64::MAX);
+            (figure("pages_moved"), figure("pages_in_device"))
+        })
+    };
+    let all = hot(session, "cdmctl hot --size 1M --rounds 50 --json")?;
+    ensure!(all.1 >= 240, "of 256 pages {} are in the device", all.1);
+    let line = "cdmctl hot --size 1M --burst 10 --pages-per-second 0 --json";
+    let ten = hot(session, line)?;
+    ensure!(
+        ten == (10, 10),
+        "{} pages moved, {} are there",
+        ten.0,
+        ten.1
+    );
+    let info = info(session)?;
+    let moved = info["devices"][0]["pages_hot_to_device"].as_u64();
+    ensure!(moved >= Some(all.0 + 10), "cdmctl info says {moved:?}");
+    Ok(())
+}
+
 fn memory_type(session: &mut Session) -> Result<String> {
     let info = info(session)?;
     Ok(info["devices"][0]["memory_type"]

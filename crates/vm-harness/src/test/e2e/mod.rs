@@ -299,6 +299,7 @@ const SUITES: &[Suite] = &[
                     cdmctl::migrates_a_process,
                 ),
                 ("cdmctl::runs_each_operation", cdmctl::runs_each_operation),
+                ("cdmctl::moves_what_is_hot", cdmctl::moves_what_is_hot),
                 (
                     "cdmctl::failed_checks_exit_with_1",
                     cdmctl::failed_checks_exit_with_1,

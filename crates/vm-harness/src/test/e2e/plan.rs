@@ -17,6 +17,16 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[
         "the name comes with MEMORY_DEVICE_PUBLIC",
     ),
     (KernelChoice::Vanilla, "huge_files", NO_FILES),
+    (
+        KernelChoice::Vanilla,
+        "hot::shared_memory_that_commands_use_moves_to_the_device",
+        NO_FILES,
+    ),
+    (
+        KernelChoice::Vanilla,
+        "cpu_hot",
+        "the kernel tells what the CPUs use with patch mm-migrate_device-tell-a-driver-which-pages-the-CPU-",
+    ),
     (KernelChoice::Vanilla, "memfd", NO_FILES),
     (KernelChoice::Vanilla, "tmpfs", NO_FILES),
     (KernelChoice::Vanilla, "ramfs", NO_FILES),
