@@ -172,25 +172,27 @@ fn ring(memory: &GuestMemoryAtomic<GuestMemoryMmap>, queue: u16) -> Vring {
 }
 
 /// Has the device believe that the guest sees its memory, as a frontend's answer does, and
-/// binds an address space.
+/// binds an address space whose accesses are counted.
 pub fn map(device: &Device) {
     use cdm_backend::model::Request;
     use cdm_protocol::{ControlOpcode, ControlRequest};
     use zerocopy::IntoBytes;
-    let ask = |opcode, pasid: u32| {
+    let ask = |opcode, pasid: u32, arg0: u64| {
         let request = ControlRequest {
             opcode,
             flags: 0.into(),
             pasid: pasid.into(),
-            arg0: 0.into(),
+            arg0: arg0.into(),
             arg1: 0.into(),
         };
         let bytes = request.as_bytes();
         let _ = device.control(&Request::new(bytes, bytes.len() as u64));
     };
-    ask(ControlOpcode::MAP_MEMORY, 0);
+    ask(ControlOpcode::MAP_MEMORY, 0, 0);
     let _ = device.finish_map(true);
-    ask(ControlOpcode::BIND, PASID);
+    ask(ControlOpcode::BIND, PASID, 0);
+    // Each access is reported.
+    ask(ControlOpcode::COUNT_ACCESSES, PASID, 1);
 }
 
 /// Hangs a guest up that takes too long.
