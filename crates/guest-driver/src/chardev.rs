@@ -98,11 +98,7 @@ unsafe extern "C" fn cdm_attribute(misc: *mut sys::miscdevice, id: u32) -> i64 {
 ///
 /// As for [`cdm_attribute`].
 #[no_mangle]
-unsafe extern "C" fn cdm_attribute_set(
-    misc: *mut sys::miscdevice,
-    id: u32,
-    value: u32,
-) -> c_int {
+unsafe extern "C" fn cdm_attribute_set(misc: *mut sys::miscdevice, id: u32, value: u32) -> c_int {
     // SAFETY: By the function's contract.
     let device = unsafe { Node::device_of(misc) };
     kernel::error::from_result(|| {

@@ -171,7 +171,10 @@ pub fn visit(
             None => return from,
         }
     }
-    if at < pages { at } else { 0 }
+    match at < pages {
+        true => at,
+        false => 0,
+    }
 }
 
 /// For each page of a memory at which a folio may begin, at how many looks in a row the folio

@@ -162,10 +162,7 @@ impl Scan {
             let mut left = jiffies.max(1);
             // A kernel worker gets no signals.
             while state.wish == begun && !device.gate().is_shut() {
-                match self
-                    .changed
-                    .wait_interruptible_timeout(&mut state, left)
-                {
+                match self.changed.wait_interruptible_timeout(&mut state, left) {
                     CondVarTimeoutResult::Woken { jiffies } => left = jiffies.max(1),
                     _ => break,
                 }

@@ -212,7 +212,9 @@ impl Binding {
             account.recent += done.recent;
             account.evicted += done.evicted;
         }
-        device.counters().hot(&done.tally, done.over_rate, done.recent);
+        device
+            .counters()
+            .hot(&done.tally, done.over_rate, done.recent);
         let failed = done.tally.failed().iter().sum();
         // SAFETY: Takes values only.
         unsafe {

@@ -35,8 +35,8 @@ use crate::notifier::Mirror;
 use crate::wire::{Status, ADDRESS_SPACES_MAX, PASID_MAX};
 
 use faulters::Faulters;
-use hot::{Account, Granted};
 pub(crate) use hot::{note, Hot, Wish};
+use hot::{Account, Granted};
 pub(crate) use serve::serve;
 use told::Told;
 
