@@ -55,6 +55,9 @@ pub(crate) struct Wish {
     pub(crate) pages_per_second: u32,
 }
 
+/// Room for frames, and when pages came to them.
+type Places = KVVec<(usize, u64)>;
+
 struct State {
     wish: Wish,
     /// There is a work item, or one is queued.
@@ -71,7 +74,7 @@ pub(crate) struct Scan {
     changed: CondVar,
     /// Where what came back is; nothing until something was looked for.
     #[pin]
-    recent: SpinLock<Option<Recent<KVVec<(usize, u64)>>>>,
+    recent: SpinLock<Option<Recent<Places>>>,
     looks: Atomic<u64>,
     used: Atomic<u64>,
     busy: Atomic<u64>,
