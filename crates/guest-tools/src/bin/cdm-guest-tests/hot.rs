@@ -22,6 +22,7 @@ use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::{Fixture, expect_errno, figure};
 use crate::isolate::Child;
+use crate::trace::Tracing;
 
 crate::tests!("hot":
     driver_says_that_it_moves_what_is_hot_where_the_device_counts,
@@ -35,6 +36,7 @@ crate::tests!("hot":
     wishes_that_make_no_sense_are_refused,
     process_that_is_killed_while_its_memory_moves_leaves_nothing_behind,
     unbind_while_memory_moves_leaves_every_byte,
+    reset_while_memory_moves_leaves_every_byte_and_the_rest_moves_after_it,
 );
 
 /// Longest wait for something that takes milliseconds on a quiet machine.
@@ -113,6 +115,7 @@ fn memory_that_commands_use_moves_to_the_device_and_other_memory_stays(t: &Fixtu
     let used = granules(GRANULES, 1)?;
     let unused = granules(GRANULES, 2)?;
     let named = granules(1, 3)?;
+    let tracing = Tracing::start(&["cdm/cdm_hot"])?;
     bound.move_hot(UNLIMITED)?;
     use_until(&bound, &used, "all of it is in the device", || {
         Ok(inside(t, &used)? == PAGES)
@@ -137,6 +140,16 @@ fn memory_that_commands_use_moves_to_the_device_and_other_memory_stays(t: &Fixtu
         (counters.threshold, counters.pages_burst) == (UNLIMITED.threshold, UNLIMITED.pages_burst),
         "{counters:?}"
     );
+    let lines = tracing.lines()?;
+    let pasid = format!("pasid={} ", bound.pasid());
+    for granule in 0..GRANULES {
+        let place = format!(
+            "address={:#x} ",
+            used.address() + (granule * GRANULE) as u64
+        );
+        let is_told = |line: &String| line.contains(&pasid) && line.contains(&place);
+        ensure!(lines.iter().any(is_told), "no trace of {place}: {lines:?}");
+    }
     // In its own memory the device counts nothing.
     let reports = figure("access_reports")?;
     for _ in 0..20 {
@@ -437,5 +450,39 @@ fn unbind_while_memory_moves_leaves_every_byte(_: &Fixture) -> Result<()> {
         })?;
         memory.check_pattern(round)?;
     }
+    Ok(())
+}
+
+fn reset_while_memory_moves_leaves_every_byte_and_the_rest_moves_after_it(
+    t: &Fixture,
+) -> Result<()> {
+    let bound = Bound::open(0)?;
+    let memory = granules(16, 11)?;
+    let crc = memory.crc32c(memory.bytes());
+    bound.move_hot(UNLIMITED)?;
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let user = scope.spawn(|| -> Result<()> {
+            while !is_over.load(Acquire) {
+                // A RESET fails it.
+                if let Ok(found) = bound.checksum(&memory, Span::all(&memory), 0) {
+                    ensure!(found == crc, "CRC {found:#x}, not {crc:#x}");
+                }
+            }
+            Ok(())
+        });
+        let reset = (0..10).try_for_each(|_| {
+            thread::sleep(Duration::from_millis(3));
+            t.device.reset()
+        });
+        is_over.store(true, Release);
+        user.join().expect("the thread panics nowhere")?;
+        reset.context("cannot reset the device")
+    })?;
+    let pages = memory.pages() as u64;
+    use_until(&bound, &memory, "all of it is in the device", || {
+        Ok(inside(t, &memory)? == pages)
+    })?;
+    memory.check_pattern(11)?;
     Ok(())
 }
