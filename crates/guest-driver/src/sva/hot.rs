@@ -237,6 +237,8 @@ impl Binding {
         let granule = PageRange::new(address, GRANULE_BYTES).ok_or(EINVAL)?;
         // The process may be gone; and its memory stays until this is through, not the process.
         let mm = self.mm.mmget_not_zero().ok_or(ESRCH)?;
+        // A split file is faulted in again, which its server may keep up: not beyond the binding.
+        let _moving = self.movers.enter().ok_or(EINTR)?;
         let options = Options {
             populate: false,
             make_room: wish.make_room,

@@ -53,6 +53,9 @@ pub(crate) struct Binding {
     /// Workers that fault pages in for it.
     #[pin]
     faulters: Faulters,
+    /// The worker that moves pages of it which are hot.
+    #[pin]
+    movers: Faulters,
     /// Commands that somebody waits for.
     commands: Atomic<u32>,
     /// What is to move to the device for being used much, if anything is.
@@ -75,6 +78,7 @@ impl Binding {
                 pasid,
                 is_bound <- new_mutex!(false, "cdm::Binding::is_bound"),
                 faulters <- Faulters::new(),
+                movers <- Faulters::new(),
                 commands: Atomic::new(0),
                 hot <- new_spinlock!(None, "cdm::Binding::hot"),
                 account <- new_spinlock!(Account::default(), "cdm::Binding::account"),
@@ -114,6 +118,7 @@ impl Binding {
         }
         *self.hot.lock() = None;
         self.faulters.stop_all();
+        self.movers.stop_all();
         self.mirror.lock().close();
     }
 }
