@@ -26,7 +26,7 @@ use zerocopy::FromBytes;
 const LOOKS_MAX: u32 = 64;
 
 /// How a command ends that has begun, and may have come to something.
-const HAVE_BEGUN: [Status; 9] = [
+const HAVE_BEGUN: [Status; 10] = [
     Status::OK,
     Status::CANCELLED,
     Status::BAD_POINTER,
@@ -36,6 +36,7 @@ const HAVE_BEGUN: [Status; 9] = [
     Status::UNBOUND,
     Status::PAGE_QUEUE_FULL,
     Status::PAGE_ERROR,
+    Status::POISONED,
 ];
 
 /// The driver, and the device that it drives.
@@ -201,6 +202,8 @@ impl PageAsker for Driver<'_> {
             };
             match step {
                 Step::NoBuffer if !is_ended => return Asking::NoBuffer,
+                // The device would wait for who asked to use the page, which is this thread's turn.
+                step if is_ended && step.is_invalidation() => {}
                 // Unbound meanwhile, and perhaps bound anew, which is another space.
                 step => is_ended |= self.control(&step, Some(&request)),
             }

@@ -8,7 +8,7 @@
 use crate::PASID;
 use crate::pages::PAGE_BYTES;
 use cdm_protocol::{ControlOpcode, ControlRequest, PageEntry, PageRequest};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Most steps of a script, and most commands among them.
 const STEPS_MAX: u32 = 256;
@@ -114,6 +114,13 @@ impl<'a> Script<'a> {
 }
 
 impl Step<'_> {
+    /// Whether it has translations forgotten.
+    pub fn is_invalidation(&self) -> bool {
+        let bytes = self.request(None);
+        let opcode = ControlOpcode::read_from_prefix(&bytes);
+        opcode.is_ok_and(|(opcode, _)| opcode == ControlOpcode::INVALIDATE)
+    }
+
     /// The control request that it stands for, while `asked` is to be answered; nothing if it
     /// stands for none.
     pub fn request(&self, asked: Option<&PageRequest>) -> Vec<u8> {
