@@ -432,12 +432,20 @@ pub mod tests {
     }
 
     #[test]
-    fn every_feature_of_the_protocol_has_a_name() {
-        let names = features(cdm_protocol::FEATURES_ALL);
-        assert!(
-            names.iter().all(|name| !name.starts_with("bit-")),
-            "{names:?}"
-        );
+    fn every_feature_and_capability_has_a_name_that_the_schema_knows() {
+        /// As `cdm.h` has them.
+        const CAPABILITIES: u32 = 0xff;
+        let mut info = info();
+        let names = [
+            features(cdm_protocol::FEATURES_ALL),
+            capabilities(CAPABILITIES),
+        ];
+        let is_named = |name: &String| !name.starts_with("bit-");
+        assert!(names.iter().flatten().all(is_named), "{names:?}");
+        let [features, capabilities] = names;
+        info["devices"][0]["features"] = json!(features);
+        info["devices"][0]["capabilities"] = json!(capabilities);
+        validate("cdmctl-info.schema.json", &info).unwrap();
     }
 
     #[test]

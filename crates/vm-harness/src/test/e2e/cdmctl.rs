@@ -208,12 +208,12 @@ pub fn runs_each_operation(session: &mut Session) -> Result<()> {
         );
         let ended = report("program --code /tmp/code --input /tmp/zeroes")?;
         ensure!(ended["result"] == 5 && ended["bytes_done"] == 3, "{ended}");
-        let batch = report("batch --commands /tmp/batch --size 4K --output /tmp/copy")?;
+        let batch = report("batch --commands /tmp/batch --size 4K --output /tmp/copied")?;
         let commands = batch["commands"].as_array().cloned().unwrap_or_default();
         let is_ok = |command: &Value| command["status"] == "OK";
         ensure!(commands.len() == 5 && commands.iter().all(is_ok), "{batch}");
         ensure!(batch["bytes_done"] == 64 + 64 + 9 + 9, "{batch}");
-        let copied = session.text("head -c 137 /tmp/copy | tail -c 9")?;
+        let copied = session.text("head -c 137 /tmp/copied | tail -c 9")?;
         ensure!(copied == "bbbbbbbba", "the batch copied '{copied}'");
         let filled =
             format!("cdmctl run fill --size 3 --value 0x61 --width 1 --output - --in {place}");
