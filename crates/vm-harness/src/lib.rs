@@ -21,6 +21,7 @@ mod git;
 pub mod litmus;
 pub mod progress;
 mod results;
+mod runs;
 pub mod series_check;
 pub mod stress;
 pub mod test;

@@ -18,7 +18,7 @@ use clap::Args;
 use crate::context::Context;
 use crate::git::Commit;
 use crate::results;
-use crate::vm::logs;
+use crate::runs;
 
 pub(crate) use self::page::check;
 use self::page::{Document, PAGE};
@@ -45,7 +45,7 @@ pub struct BehaviourTableArgs {
 pub fn run(ctx: &Context, args: &BehaviourTableArgs) -> Result<ExitCode> {
     let commit = Commit::of_run(ctx, args.record)?;
     let table = Table::read(&ctx.repo)?;
-    let folder = logs::folder(ctx, None)?;
+    let folder = runs::folder(ctx, runs::GUESTS, None)?;
     let mut columns = Vec::new();
     for column in &table.column {
         columns.push(run::column(ctx, column, &table.tests(), &folder)?);

@@ -22,9 +22,10 @@ use crate::context::Context;
 use crate::git::Commit;
 use crate::progress::Task;
 use crate::results;
+use crate::runs;
 use crate::test::Session;
 use crate::vm::boot::{Stream, accelerator};
-use crate::vm::{ByteSize, VmSpec, logs};
+use crate::vm::{ByteSize, VmSpec};
 
 /// Longest silence of the program, which says every two seconds how far it is.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -74,7 +75,7 @@ pub struct LitmusArgs {
 pub fn run(ctx: &Context, args: &LitmusArgs) -> Result<ExitCode> {
     let commit = Commit::of_run(ctx, args.record)?;
     let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
-    let folder = logs::folder(ctx, args.keep_logs.as_deref())?;
+    let folder = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
     let spec = machine(kernel);
     let accel = accelerator(ctx, &spec)?;
     let mut session = Session::new(ctx, spec, folder.clone());

@@ -23,7 +23,8 @@ use crate::build::{self, BuildKind, Kernel, KernelChoice, WorkingTree, series};
 use crate::cache::{self, Key, KeyBuilder};
 use crate::context::Context;
 use crate::git::Commit;
-use crate::vm::{Parts, logs};
+use crate::runs;
+use crate::vm::Parts;
 
 const HELP: &str = "\
 Examples:
@@ -71,7 +72,7 @@ pub struct SeriesCheckArgs {
 pub fn run(ctx: &Context, args: &SeriesCheckArgs) -> Result<ExitCode> {
     let commit = Commit::of_run(ctx, args.record)?;
     let prefixes = prefixes(ctx)?;
-    let folder = logs::folder(ctx, args.keep_logs.as_deref())?;
+    let folder = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
     // Two checks at once would take the one source away from each other.
     let _lock = cache::lock(ctx, "series-check", "checking the series")?;
     let mut store = match args.anew {

@@ -22,8 +22,8 @@ use clap::{Args, ValueEnum};
 use crate::build::{self, KernelOptions};
 use crate::context::Context;
 use crate::git::Commit;
+use crate::runs;
 use crate::vm::MemoryType;
-use crate::vm::logs;
 
 const HELP: &str = "\
 Examples:
@@ -126,7 +126,7 @@ pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
     check(args)?;
     let commit = Commit::of_run(ctx, args.record)?;
     let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
-    let folder = logs::folder(ctx, args.keep_logs.as_deref())?;
+    let folder = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
     let task = Task {
         ctx,
         kernel,

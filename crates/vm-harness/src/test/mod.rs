@@ -15,7 +15,6 @@ mod host;
 mod kernel;
 pub(crate) mod ktap;
 mod lint;
-mod output;
 pub(crate) mod report;
 mod run;
 mod select;
@@ -29,6 +28,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::context::Context;
+use crate::runs;
 
 pub(crate) use self::e2e::{Session, plan::main_machine};
 
@@ -94,7 +94,7 @@ pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
     if args.list {
         return list(ctx, &selection);
     }
-    let folder = output::folder(ctx, args.keep_logs)?;
+    let folder = runs::folder(ctx, runs::TESTS, args.keep_logs.as_deref())?;
     let mut run = Run::new(ctx, folder);
     for mut stage in stages() {
         if selection.may_be_in(stage.name()) {
@@ -105,7 +105,7 @@ pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
 }
 
 fn list(ctx: &Context, selection: &Selection) -> Result<ExitCode> {
-    let run = Run::new(ctx, output::folder(ctx, None)?);
+    let run = Run::new(ctx, runs::folder(ctx, runs::TESTS, None)?);
     let mut names = Vec::new();
     for mut stage in stages() {
         if selection.may_be_in(stage.name()) {

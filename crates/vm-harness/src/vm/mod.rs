@@ -17,7 +17,6 @@ mod control;
 mod disk;
 mod files;
 pub mod kernel_log;
-pub mod logs;
 pub mod process;
 pub mod qemu;
 pub mod qmp;

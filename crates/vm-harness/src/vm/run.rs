@@ -17,7 +17,6 @@ use clap::Args;
 use super::accel::AccelChoice;
 use super::agent::{Event, Input, Lost, Running};
 use super::boot::{Commands, Parts, Vm, accelerator};
-use super::logs;
 use super::qemu;
 use super::spec::{
     ByteSize, CPUS_MAX, DEVICES_MAX, FileCopy, Gdb, MemoryType, VmSpec, parse_device_memory,
@@ -26,6 +25,7 @@ use super::spec::{
 use super::terminal::{self, RawTerminal};
 use crate::build::{self, KernelOptions};
 use crate::context::Context;
+use crate::runs;
 
 /// Reads of standard input; as much as one frame takes.
 const INPUT_BYTES: usize = cdm_agent_protocol::DATA_BYTES_MAX;
@@ -169,7 +169,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
     if args.dry_run {
         return dry_run(ctx, &spec);
     }
-    let logs = logs::folder(ctx, args.keep_logs.as_deref())?;
+    let logs = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
     let machine = Machine {
         ctx,
         logs: &logs,

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A folder for the logs and results of each run, kept on success too: the last good run is what
+//! a bad one is compared with.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::cache;
+use crate::calendar;
+use crate::context::Context;
+
+/// Runs of guests.
+pub const GUESTS: &str = "runs";
+/// Runs of tests.
+pub const TESTS: &str = "test-runs";
+
+/// Runs of a kind that stay in the cache: enough to compare with, few enough to forget about.
+const KEPT_RUNS: usize = 30;
+
+/// Folders of this process, which no other one removes meanwhile.
+static IN_USE: Mutex<Vec<Flock<File>>> = Mutex::new(Vec::new());
+
+/// Makes the folder of a run: `wanted`, or a new one in the cache, among those of its `kind`.
+pub fn folder(ctx: &Context, kind: &str, wanted: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = wanted {
+        cache::create_folder(path)?;
+        return path
+            .canonicalize()
+            .with_context(|| format!("cannot find {}", path.display()));
+    }
+    let (path, lock) = new_in(&ctx.cache.join(kind), SystemTime::now())?;
+    let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    in_use.push(lock);
+    Ok(path)
+}
+
+/// A new folder, and the lock without which the next run may remove it.
+fn new_in(runs: &Path, now: SystemTime) -> Result<(PathBuf, Flock<File>)> {
+    cache::create_folder(runs)?;
+    forget_old(runs)?;
+    let stamp = calendar::stamp(now);
+    for number in 1.. {
+        let path = runs.join(match number {
+            1 => stamp.clone(),
+            _ => format!("{stamp}-{number}"),
+        });
+        match fs::create_dir(&path) {
+            Ok(()) => {
+                // The newest folder is nobody's to remove, so there is time for this.
+                let lock =
+                    lock(&path).with_context(|| format!("cannot lock {}", path.display()))?;
+                return Ok((path, lock));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot make {}", path.display()));
+            }
+        }
+    }
+    unreachable!("numbers do not end")
+}
+
+fn lock(folder: &Path) -> std::io::Result<Flock<File>> {
+    let file = File::open(folder)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
+}
+
+/// Names sort by time, so the oldest come first. Those of runs under way stay.
+fn forget_old(runs: &Path) -> Result<()> {
+    let mut names: Vec<PathBuf> = fs::read_dir(runs)
+        .with_context(|| format!("cannot read {}", runs.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    names.sort();
+    let surplus = (names.len() + 1).saturating_sub(KEPT_RUNS);
+    for old in &names[..surplus.min(names.len())] {
+        if let Ok(_lock) = lock(old) {
+            // Another run may have removed it first.
+            let _ = fs::remove_dir_all(old);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn new(runs: &Path, second: u64) -> (PathBuf, Flock<File>) {
+        new_in(runs, UNIX_EPOCH + Duration::from_secs(second)).expect("made")
+    }
+
+    #[test]
+    fn two_runs_of_one_second_have_two_folders() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let (first, _first) = new(dir.path(), 1);
+        let (second, _second) = new(dir.path(), 1);
+        assert_ne!(first, second);
+        assert!(first < second, "later runs sort behind earlier ones");
+    }
+
+    #[test]
+    fn only_the_last_runs_are_kept() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        for second in 0..KEPT_RUNS as u64 + 5 {
+            drop(new(dir.path(), second));
+        }
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .expect("there")
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left.len(), KEPT_RUNS);
+        assert_eq!(left[0], "19700101-000005");
+    }
+
+    #[test]
+    fn run_under_way_keeps_its_folder_however_many_come_after_it() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let (long, lock) = new(dir.path(), 0);
+        for second in 1..2 * KEPT_RUNS as u64 {
+            drop(new(dir.path(), second));
+        }
+        assert!(long.exists());
+        drop(lock);
+        drop(new(dir.path(), 2 * KEPT_RUNS as u64));
+        assert!(!long.exists());
+    }
+}
