@@ -69,6 +69,11 @@ impl Faulters {
         Some(faulting)
     }
 
+    /// Whether nobody waits any more, and never will.
+    pub(super) fn are_stopped(&self) -> bool {
+        self.list.lock().is_stopped
+    }
+
     /// Whoever waits stops doing so, and looks whether there is still a reason.
     pub(super) fn interrupt(&self) {
         let list = self.list.lock();

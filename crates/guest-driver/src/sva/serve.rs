@@ -169,7 +169,11 @@ impl Binding {
                 return Outcome::Refused(Status::PAGE_ERROR);
             };
             let Some(faulting) = self.faulters.enter() else {
-                return Outcome::Refused(Status::PAGE_ERROR);
+                // An UNBIND has stopped them, and comes to the device behind this answer.
+                return Outcome::Refused(match self.faulters.are_stopped() {
+                    true => Status::UNBOUND,
+                    false => Status::PAGE_ERROR,
+                });
             };
             // The device is not to blame for what the guest takes, but for a full queue.
             let serving = (!is_full).then(|| device.engine().recovery().serve_page());
