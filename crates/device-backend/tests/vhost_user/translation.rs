@@ -204,7 +204,8 @@ fn wait_for_page(guest: &mut Guest, request: &[u8]) -> (Pending, PageRequest) {
 #[test]
 fn reset_unbind_and_cancel_end_the_wait_for_a_page() {
     let (_backend, mut guest) = start(0, &[]);
-    let (pending, _) = wait_for_page(&mut guest, &fill(0, 2 << 20, 1));
+    // Of one page: there is a buffer for one request, and engines would ask for others.
+    let (pending, _) = wait_for_page(&mut guest, &fill(0, PAGE, 1));
     let reset = guest.control(ControlOpcode::RESET, 0, 0);
     assert_eq!((reset.status, reset.result.get()), (Status::OK, 1));
     assert_eq!(guest.wait(COMMAND, &pending).status, Status::CANCELLED);
