@@ -199,10 +199,6 @@ const PLUG: &[Check] = &[
         plug::under_load,
     ),
     (
-        "plug::unplug_takes_memory_along_that_has_failed",
-        plug::takes_failed_memory_along,
-    ),
-    (
         "plug::unplug_waits_for_pages_that_somebody_holds",
         plug::waits_for_held_pages,
     ),
@@ -533,7 +529,13 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Public,
         shape: plan::one_device,
         groups: Groups::None,
-        checks: &[PLUG],
+        checks: &[
+            PLUG,
+            &[(
+                "plug::unplug_leaves_lost_what_has_failed",
+                plug::lost_page_stays_lost,
+            )],
+        ],
     },
     Suite {
         prefix: "e2e::vanilla",
@@ -547,7 +549,13 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Vanilla,
         shape: plan::one_device,
         groups: Groups::None,
-        checks: &[PLUG],
+        checks: &[
+            PLUG,
+            &[(
+                "plug::unplug_takes_memory_along_that_has_failed",
+                plug::takes_failed_memory_along,
+            )],
+        ],
     },
     Suite {
         prefix: "e2e::public",

@@ -100,7 +100,17 @@ pub fn waits_for_held_pages(session: &mut Session) -> Result<()> {
 /// Memory that has failed is no reason to keep the device: who has it takes along what the CPU
 /// still finds there.
 pub fn takes_failed_memory_along(session: &mut Session) -> Result<()> {
-    poison::failed_page_leaves_before_an_unplug(session, |session| {
+    with_failed_memory(session, ("have failed", "load: what was there"))
+}
+
+/// Where the kernel has taken the page from its user, it stays lost without the device.
+pub fn lost_page_stays_lost(session: &mut Session) -> Result<()> {
+    let found = ("Memory failure", "load: BUS_MCEERR_AR at its address");
+    with_failed_memory(session, found)
+}
+
+fn with_failed_memory(session: &mut Session, found: (&str, &str)) -> Result<()> {
+    poison::failed_page_at_an_unplug(session, found, |session| {
         session.vm()?.ask_to_unplug(0)?;
         let_go(session, 0)?;
         is_gone(session)

@@ -290,13 +290,15 @@ pub fn failed_page_leaves_with_the_driver(session: &mut Session) -> Result<()> {
     wait_for_poisoned(session, all)
 }
 
-/// So does an unplug.
-pub fn failed_page_leaves_before_an_unplug(
+/// What is lost by then stays lost, and no more, when the device is unplugged: `log` tells that the
+/// driver knows of the page, `load` what becomes of a load from it.
+pub fn failed_page_at_an_unplug(
     session: &mut Session,
+    (log, load): (&str, &str),
     unplug: impl FnOnce(&mut Session) -> Result<()>,
 ) -> Result<()> {
-    let said = looks_after(session, "have failed", unplug)?;
-    expect_said(&said, "load: what was there")
+    let said = looks_after(session, log, unplug)?;
+    expect_said(&said, load)
 }
 
 /// Where the kernel cannot take a page from its user, the driver says so, and the user goes on with
