@@ -26,6 +26,7 @@ use super::qemu::{self, MachineData, Run};
 use super::qmp::{Qmp, send_sysrq};
 use super::rundir::RunDir;
 use super::spec::{Gdb, VmSpec};
+use super::timeline::Timeline;
 use crate::build::{self, Kernel};
 use crate::context::Context;
 
@@ -188,6 +189,8 @@ pub struct Vm {
     patience: Duration,
     /// Devices that were plugged while it ran.
     plugged: u32,
+    /// Goes last: it is made of what all the others have left.
+    timeline: Option<Timeline>,
 }
 
 impl Vm {
@@ -262,6 +265,12 @@ impl Vm {
             report_on_console(&qmp, dir.path());
         })?;
         drop(task);
+        let mut timeline = spec
+            .trace
+            .then(|| Timeline::new(&ctx.progress, logs, qemu.pid()));
+        if let Some(timeline) = &mut timeline {
+            timeline.collect(&agent);
+        }
         Ok(Self {
             qemu,
             backends,
@@ -272,6 +281,7 @@ impl Vm {
             dir,
             patience,
             plugged: 0,
+            timeline,
         })
     }
 
@@ -523,6 +533,9 @@ impl Vm {
     /// Starts the guest again, and waits until its agent answers.
     pub fn reboot(&mut self) -> Result<()> {
         let greetings = self.agent.greetings();
+        if let Some(timeline) = &mut self.timeline {
+            timeline.stop();
+        }
         self.agent.end(Ending::Reboot)?;
         self.wait_for_reboot(greetings)
     }
@@ -535,6 +548,9 @@ impl Vm {
                 .wait_for_greeting(&self.agent, greetings + 1, "rebooted", || {
                     report_on_console(&self.qmp, self.dir.path())
                 })?;
+        if let Some(timeline) = &mut self.timeline {
+            timeline.collect(&self.agent);
+        }
         Ok(())
     }
 
@@ -544,7 +560,11 @@ impl Vm {
     }
 
     /// Turns the guest off in good order, then ends the backends.
-    pub fn shutdown(self) -> Result<()> {
+    pub fn shutdown(mut self) -> Result<()> {
+        let mut timeline = self.timeline.take();
+        if let Some(timeline) = &mut timeline {
+            timeline.stop();
+        }
         for backend in self.shutdown_guest()? {
             let name = backend.name().to_owned();
             let status = backend.end()?;
@@ -557,6 +577,9 @@ impl Vm {
 
     /// Turns the guest off in good order; the backends run on.
     pub fn shutdown_guest(mut self) -> Result<Vec<Backend>> {
+        if let Some(timeline) = &mut self.timeline {
+            timeline.stop();
+        }
         if self.agent.lost() != Some(Lost::Ended(Ending::PowerOff)) {
             // A guest that is gone says so below.
             let _ = self.agent.end(Ending::PowerOff);

@@ -26,6 +26,7 @@ pub mod spec;
 mod terminal;
 #[cfg(test)]
 mod testing;
+pub mod timeline;
 
 pub use agent::{Event, Input, Lost, Running};
 pub use backend::Backend;

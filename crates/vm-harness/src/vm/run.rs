@@ -107,7 +107,7 @@ pub struct RunVmArgs {
     #[arg(long, value_name = "HOW")]
     atomics: Option<String>,
 
-    /// Have each device write what it does into trace0.json (trace1.json, ...) beside the logs
+    /// Draw what the devices and the driver do on one time line, timeline.json beside the logs
     #[arg(long)]
     trace: bool,
 

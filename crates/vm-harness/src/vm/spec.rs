@@ -237,7 +237,8 @@ pub struct VmSpec {
     /// How atomics of each device reach memory of the guest, as the backend reads it; over the
     /// link without it.
     pub atomics: Option<String>,
-    /// Whether each device writes a trace into the folder of the logs.
+    /// Whether each device writes a trace into the folder of the logs, and the guest's tracepoints
+    /// are collected and put on one time line with them.
     pub trace: bool,
 }
 

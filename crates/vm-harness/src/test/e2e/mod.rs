@@ -29,6 +29,7 @@ mod proxy;
 mod session;
 mod silent;
 mod stuck;
+mod trace;
 
 use std::fs;
 use std::process::Command;
@@ -268,6 +269,12 @@ const LINK: &[Check] = &[
         link::host_that_stands_still_changes_no_account,
     ),
 ];
+
+/// A machine whose devices and driver are traced; the check ends it.
+const TRACE: &[Check] = &[(
+    "trace::migrations_and_commands_are_on_one_time_line",
+    trace::one_time_line,
+)];
 
 /// Every machine, the main ones first.
 const SUITES: &[Suite] = &[
@@ -570,6 +577,20 @@ const SUITES: &[Suite] = &[
         shape: plan::one_timed_device,
         groups: Groups::None,
         checks: &[LINK],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
+        shape: plan::one_traced_device,
+        groups: Groups::None,
+        checks: &[TRACE],
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::one_traced_device,
+        groups: Groups::None,
+        checks: &[TRACE],
     },
     Suite {
         prefix: "e2e::public",

@@ -156,6 +156,12 @@ pub fn one_timed_device(spec: &mut VmSpec) {
     spec.link_model = Some("on".to_owned());
 }
 
+/// One small device, on one time line with its driver.
+pub fn one_traced_device(spec: &mut VmSpec) {
+    one_device(spec);
+    spec.trace = true;
+}
+
 /// Three small devices.
 pub fn three_devices(spec: &mut VmSpec) {
     one_device(spec);

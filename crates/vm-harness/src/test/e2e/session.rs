@@ -192,6 +192,15 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Turns the guest off in good order and gives the folder of its logs; the next test gets a new
+    /// one.
+    pub fn power_off(&mut self) -> Result<PathBuf> {
+        let vm = self.vm.take().context("no guest runs")?;
+        let logs = vm.logs().to_owned();
+        vm.shutdown()?;
+        Ok(logs)
+    }
+
     /// Turns the guest off in good order.
     pub fn end(mut self) -> Result<()> {
         match self.vm.take() {
