@@ -261,14 +261,13 @@ impl Binding {
         let taken = Exclusive::take(mm, asked.address, self.mirror.owner(), &locked)?;
         drop(locked);
         let told = self.mirror.judge(ticket, |told| {
+            // Before anybody can see what the device does with it.
+            device.counters().page_made_exclusive();
             let mut pages = core::iter::once(Found::exclusive(device.region(), &taken));
             // SAFETY: The ticket was judged under the lock that is held, and this is the page
             // at the address.
             unsafe { told.tell(id, asked, answering, &mut pages) }.map(Seen::Told)
         });
-        if matches!(told, Some(Ok(_))) {
-            device.counters().page_made_exclusive();
-        }
         // A CPU that waits for the page gets it from here on, after the device has forgotten it.
         drop(taken);
         Ok(told)
