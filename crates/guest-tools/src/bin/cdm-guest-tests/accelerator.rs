@@ -44,7 +44,7 @@ fn both(t: &Fixture, pages: usize, seed: u64) -> Result<[Mapping; 2]> {
 }
 
 /// Memory whose pages lie in the device and in the system by turns.
-fn mixed(t: &Fixture, pages: usize, seed: u64) -> Result<Mapping> {
+pub fn mixed(t: &Fixture, pages: usize, seed: u64) -> Result<Mapping> {
     let memory = Mapping::anonymous(pages * PAGE_BYTES)?;
     memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
     memory.fill_pattern(seed);

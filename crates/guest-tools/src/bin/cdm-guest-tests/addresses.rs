@@ -64,12 +64,12 @@ crate::tests!("addresses":
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Binds this process to the first device, by a file of its own.
-fn bind() -> Result<Bound> {
+pub fn bind() -> Result<Bound> {
     Bound::open(0).context("cannot bind this process")
 }
 
 /// Memory of single pages that nobody has touched.
-fn untouched(pages: usize) -> Result<Mapping> {
+pub fn untouched(pages: usize) -> Result<Mapping> {
     let memory = Mapping::anonymous(pages * PAGE_BYTES)?;
     memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
     Ok(memory)
@@ -122,7 +122,7 @@ fn expect_status(answer: io::Result<Answer>, status: Status) -> Result<Answer> {
 }
 
 /// Says that it is there in the first word, and waits for the second one for ever.
-fn endless() -> Code {
+pub fn endless() -> Code {
     let mut code = Code::new();
     code.set(1, 1).store(MemoryOrder::SEQ_CST, 1, 15, 0);
     let wait = code.here();

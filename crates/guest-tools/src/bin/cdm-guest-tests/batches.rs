@@ -8,7 +8,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cdm_guest_tools::accelerator::Code;
 use cdm_guest_tools::batch::{Command, Done, Fate};
 use cdm_guest_tools::device::{Bound, Device, Direction, Span};
 use cdm_guest_tools::memory::{Mapping, PAGE_BYTES, WORD_BYTES};
@@ -18,11 +17,13 @@ use cdm_guest_tools::uapi::{
     cdm_range,
 };
 use cdm_guest_tools::userfault::Userfault;
-use cdm_protocol::{MemoryOrder, Opcode, PROGRAM_STEPS_MAX, Status};
+use cdm_protocol::{Opcode, PROGRAM_STEPS_MAX, Status};
 use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use crate::accelerator::mixed;
+use crate::addresses::endless;
 use crate::fixture::{Fixture, expect_errno, figure};
 
 crate::tests!("batches":
@@ -51,17 +52,6 @@ fn both_ways(t: &Fixture, check: impl Fn(&Device) -> Result<()>) -> Result<()> {
     check(&t.device).context("on pinned memory")?;
     let bound = Bound::open(0)?;
     check(&bound).context("on addresses of the process")
-}
-
-/// Memory of single pages, every other one in the device.
-fn mixed(t: &Fixture, pages: usize, seed: u64) -> Result<Mapping> {
-    let memory = Mapping::anonymous(pages * PAGE_BYTES)?;
-    memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
-    memory.fill_pattern(seed);
-    for page in (0..pages).step_by(2) {
-        t.move_all(memory.page_range(page, 1), Direction::ToDevice)?;
-    }
-    Ok(memory)
 }
 
 fn span(offset: usize, bytes: usize) -> Span {
@@ -606,17 +596,6 @@ fn batches_that_do_not_fit_into_the_queue_are_carried_out_whole(t: &Fixture) -> 
     })?;
     let bound = Bound::open(0)?;
     run(&bound, true).context("on addresses")
-}
-
-/// Says that it is there in the first word, and waits for the second one for ever.
-fn endless() -> Code {
-    let mut code = Code::new();
-    code.set(1, 1).store(MemoryOrder::SEQ_CST, 1, 15, 0);
-    let wait = code.here();
-    code.pause()
-        .load(MemoryOrder::ACQUIRE, 2, 15, 8)
-        .jump_equal(2, 15, wait);
-    code
 }
 
 extern "C" fn on_signal(_: libc::c_int) {}

@@ -19,6 +19,7 @@ use cdm_protocol::{FEATURE_EXCLUSIVE_ATOMICS, MemoryOrder, Status};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
+use crate::addresses::{bind, untouched};
 use crate::cgroup::Cgroup;
 use crate::fixture::{Fixture, figure, skip};
 use crate::isolate::Child;
@@ -52,17 +53,6 @@ fn word_of(page: usize) -> Span {
         offset: page * PAGE_BYTES,
         bytes: WORD_BYTES,
     }
-}
-
-fn bind() -> Result<Bound> {
-    Bound::open(0).context("cannot bind this process")
-}
-
-/// Memory of single pages that nobody has touched.
-fn untouched(pages: usize) -> Result<Mapping> {
-    let memory = Mapping::anonymous(pages * PAGE_BYTES)?;
-    memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
-    Ok(memory)
 }
 
 fn expect_status(answer: io::Result<Answer>, status: Status) -> Result<()> {
