@@ -146,12 +146,14 @@ impl Counters {
         self.resets.add(1, Relaxed);
     }
 
-    /// The device asked for pages of a process, and got some or not.
-    pub(crate) fn page_requested(&self, is_ok: bool) {
+    /// The device asked for pages of a process.
+    pub(crate) fn page_requested(&self) {
         self.page_requests.add(1, Relaxed);
-        if !is_ok {
-            self.page_requests_refused.add(1, Relaxed);
-        }
+    }
+
+    /// It gets none.
+    pub(crate) fn page_request_refused(&self) {
+        self.page_requests_refused.add(1, Relaxed);
     }
 
     /// The device got a page of a process for itself.

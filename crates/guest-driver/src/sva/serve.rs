@@ -57,9 +57,11 @@ pub(crate) fn serve(device: &Device, request: &PageRequest) {
         is_written: flags & (PAGE_REQUEST_WRITE | PAGE_REQUEST_ATOMIC) != 0,
         is_atomic: flags & PAGE_REQUEST_ATOMIC != 0,
     };
+    device.counters().page_requested();
     let outcome = match device.spaces().find(pasid) {
         Some(binding) => binding.serve(device, id, &asked),
         None => {
+            device.counters().page_request_refused();
             refuse_stranger(device, pasid, id);
             Outcome::Refused(Status::UNBOUND)
         }
@@ -69,7 +71,6 @@ pub(crate) fn serve(device: &Device, request: &PageRequest) {
         Outcome::Refused(status) => (0, status),
         Outcome::Over => (0, Status::UNBOUND),
     };
-    device.counters().page_requested(status == Status::OK);
     // SAFETY: Takes values only.
     unsafe {
         sys::cdm_trace_page_request(
@@ -106,6 +107,10 @@ fn pause() {
 impl Binding {
     fn serve(&self, device: &Device, id: u32, asked: &Asked) -> Outcome {
         let outcome = self.look_and_tell(device, id, asked);
+        if !matches!(outcome, Outcome::Told(_)) {
+            // Before anybody can see that the command has failed.
+            device.counters().page_request_refused();
+        }
         if let Outcome::Refused(status) = outcome {
             self.refuse(id, status);
         }

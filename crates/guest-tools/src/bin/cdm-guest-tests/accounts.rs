@@ -4,20 +4,19 @@
 //! is there, how much went there and came back, and on which node it is.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Device, Direction, Evicted};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::{process, vmstat};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::{Fixture, move_patiently, physical_addresses, skip};
 use crate::isolate::Child;
 use crate::neighbours::move_pages;
 use crate::pins::Registered;
+use crate::stores::memory_file;
 
 crate::tests!("accounts":
     smaps_counts_the_small_pages_in_the_device,
@@ -98,10 +97,8 @@ fn smaps_counts_blocks_in_the_device_whole_and_cut(t: &Fixture) -> Result<()> {
 
 fn smaps_counts_pages_of_a_shared_file_for_each_who_maps_them(t: &Fixture) -> Result<()> {
     t.need_files()?;
-    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::empty())?;
-    let file = File::from(fd);
     let bytes = PAGES * PAGE_BYTES;
-    file.set_len(bytes as u64)?;
+    let file = memory_file(bytes)?;
     let memory = Mapping::shared_file(&file, bytes)?;
     memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
     memory.fill_pattern(4);

@@ -14,10 +14,10 @@ use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Bound, Direction, Span};
 use cdm_guest_tools::memory::{Mapping, PAGE_BYTES};
 use cdm_guest_tools::uapi::CDM_CAN_RETURN_HOT;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::fixture::{Fixture, figure, skip};
 use crate::hot::{GRANULE_PAGES, UNLIMITED, granules, use_until};
+use crate::stores::memory_file;
 
 crate::tests!("cpu_hot":
     pages_that_the_cpu_uses_come_back_and_those_that_the_device_uses_stay,
@@ -135,9 +135,7 @@ fn huge_page_that_the_cpu_uses_comes_back_as_a_whole(t: &Fixture) -> Result<()> 
 fn pages_of_a_file_that_is_read_come_back(t: &Fixture) -> Result<()> {
     t.need_files()?;
     const PAGES: usize = 24;
-    let fd = memfd_create(c"cdm-cpu-hot", MFdFlags::empty())?;
-    let mut file = fs::File::from(fd);
-    file.set_len((PAGES * PAGE_BYTES) as u64)?;
+    let mut file = memory_file(PAGES * PAGE_BYTES)?;
     let memory = Mapping::shared_file(&file, PAGES * PAGE_BYTES)?;
     memory.fill_pattern(5);
     let expected = memory.read_bytes(memory.bytes());

@@ -17,11 +17,11 @@ use cdm_guest_tools::uapi::{
 };
 use cdm_protocol::{FEATURE_ACCESS_COUNTERS, GRANULE_BYTES};
 use nix::errno::Errno;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::{Fixture, expect_errno, figure};
 use crate::isolate::Child;
+use crate::stores::memory_file;
 use crate::trace::Tracing;
 
 crate::tests!("hot":
@@ -167,9 +167,7 @@ fn memory_that_commands_use_moves_to_the_device_and_other_memory_stays(t: &Fixtu
 fn shared_memory_that_commands_use_moves_to_the_device(t: &Fixture) -> Result<()> {
     t.need_files()?;
     let bound = Bound::open(0)?;
-    let fd = memfd_create(c"cdm-hot", MFdFlags::empty())?;
-    let file = fs::File::from(fd);
-    file.set_len(HUGE_PAGE_BYTES as u64)?;
+    let file = memory_file(HUGE_PAGE_BYTES)?;
     let memory = Mapping::huge_aligned_file(&file, HUGE_PAGE_BYTES)?;
     memory.fill_pattern(4);
     bound.move_hot(UNLIMITED)?;

@@ -2,8 +2,6 @@
 
 //! Pages go into the device and come back; the CPU and the device see the same bytes.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,11 +11,11 @@ use cdm_guest_tools::device::{Direction, Migration, Options, Place, Span};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES, pattern};
 use cdm_guest_tools::process;
 use cdm_guest_tools::uapi::{CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::fixture::{Fixture, move_patiently, physical_addresses};
+use crate::stores::memory_file;
 
 crate::tests!("migration":
     pages_lie_inside_the_bar_after_migration,
@@ -262,9 +260,7 @@ fn pages_of_a_shared_file_move_where_the_kernel_can_and_are_counted_elsewhere(
     t: &Fixture,
 ) -> Result<()> {
     const FILE_PAGES: usize = 16;
-    let fd: OwnedFd = memfd_create(c"cdm-test", MFdFlags::empty())?;
-    let file = File::from(fd);
-    file.set_len((FILE_PAGES * PAGE_BYTES) as u64)?;
+    let file = memory_file(FILE_PAGES * PAGE_BYTES)?;
     let memory = Mapping::shared_file(&file, FILE_PAGES * PAGE_BYTES)?;
     memory.fill_pattern(11);
     let free = t.free_pages()?;
