@@ -8,9 +8,11 @@
 
 mod hmm;
 mod known;
+mod leaks;
 mod mixed;
 mod outcome;
 mod publish;
+mod said;
 mod state;
 
 use std::path::PathBuf;

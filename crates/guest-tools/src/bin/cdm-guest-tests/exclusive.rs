@@ -20,11 +20,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
 use crate::addresses::{bind, untouched};
-use crate::cgroup::Cgroup;
 use crate::fixture::{Fixture, figure, skip};
 use crate::isolate::Child;
 use crate::pressure::Swap;
-use crate::wait::wait_until;
+use cdm_guest_tools::cgroup::Cgroup;
+use cdm_guest_tools::wait::wait_until;
 
 crate::tests!("exclusive":
     device_says_that_its_atomics_need_pages_of_its_own,

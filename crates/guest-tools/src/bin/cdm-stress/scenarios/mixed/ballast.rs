@@ -3,6 +3,7 @@
 //! A process that keeps a device full, so that whoever wants room has to fight for it.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::random::Random;
 use nix::sys::mman::MmapAdvise;
 
-use crate::counts::{Count, Counts};
-use crate::worker::{End, count_moved};
+use super::Shared;
+use crate::counts::Count;
+use crate::stage::Stage;
 
 /// What it leaves free of a device: less than the others want to have there.
 const ROOM_BYTES: usize = HUGE_PAGE_BYTES;
@@ -25,7 +27,9 @@ const SAMPLES: usize = 16;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Fills a device with memory whose contents it knows, says so, and does it again until the end.
-pub fn run(seed: u64, counts: &Counts, number: u32, end: End) -> Result<()> {
+pub fn run(shared: &Shared<'_>, number: u32) -> Result<()> {
+    let stage = shared.stage;
+    let seed = stage.seed().wrapping_add(number.into());
     let device = Device::open(number).with_context(|| format!("device {number}"))?;
     let mut random = Random::new(seed);
     let total = device.query()?.bytes_total as usize;
@@ -34,7 +38,7 @@ pub fn run(seed: u64, counts: &Counts, number: u32, end: End) -> Result<()> {
     memory.advise(MmapAdvise::MADV_HUGEPAGE)?;
     memory.fill_pattern(seed);
     let mut is_first = true;
-    while !end.has_come(counts) {
+    while !stage.is_over() {
         let pages = match device.query()?.bytes_free as usize > ROOM_BYTES {
             true => 0..memory.pages(),
             false => some_pages(&mut random, memory.pages()),
@@ -44,22 +48,18 @@ pub fn run(seed: u64, counts: &Counts, number: u32, end: End) -> Result<()> {
             make_room: random.one_in(2),
             ..Options::default()
         };
-        let direction = Direction::ToDevice;
-        let migration = device
-            .migrate_with(0, range, direction, options)
-            .with_context(|| format!("cannot move {range} {direction:?}, {options:?}"))?;
-        count_moved(counts, direction, options, &migration)?;
+        stage.migrate(&device, 0, range, Direction::ToDevice, options)?;
         if is_first {
-            counts.add_full();
+            shared.full.word(0).fetch_add(1, SeqCst);
             is_first = false;
         }
         for _ in 0..SAMPLES {
             let page = pages.start + random.below(pages.len());
-            check(&memory, seed, page, counts)?;
+            check(&memory, seed, page, stage)?;
         }
         thread::sleep(PAUSE);
     }
-    (0..memory.pages()).try_for_each(|page| check(&memory, seed, page, counts))
+    (0..memory.pages()).try_for_each(|page| check(&memory, seed, page, stage))
 }
 
 /// Not too many of `total` pages.
@@ -68,8 +68,8 @@ fn some_pages(random: &mut Random, total: usize) -> Range<usize> {
     piece.start..piece.end.min(piece.start + PIECE_PAGES)
 }
 
-fn check(memory: &Mapping, seed: u64, page: usize, counts: &Counts) -> Result<()> {
-    counts.add(Count::Verified, 1);
+fn check(memory: &Mapping, seed: u64, page: usize, stage: &Stage) -> Result<()> {
+    stage.add(Count::Verified, 1);
     memory
         .check_pattern_pages(seed, page..page + 1)
         .with_context(|| {
