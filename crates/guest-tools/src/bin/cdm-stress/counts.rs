@@ -56,7 +56,9 @@ counts! {
     Small = "migrate_small";
     /// Pages that went into a device.
     PagesToDevice = "pages_to_device";
-    /// Of these, pages of files.
+    /// Of these, pages that came from another device.
+    PagesBetween = "pages_between_devices";
+    /// Pages of files that went into a device.
     FilePagesToDevice = "file_pages_to_device", if CDM_CAN_MOVE_FILES;
     /// Pages that came back.
     PagesToSystem = "pages_to_system";
@@ -119,7 +121,8 @@ counts! {
 /// Words behind the counts.
 const STOP: usize = Count::ALL.len();
 const DEADLINE: usize = STOP + 1;
-const WORDS: usize = DEADLINE + 1;
+const BALLAST: usize = DEADLINE + 1;
+const WORDS: usize = BALLAST + 1;
 
 /// The counts, in memory that all processes share.
 pub struct Counts {
@@ -175,6 +178,11 @@ impl Counts {
     /// When the time is over.
     pub fn deadline(&self) -> u64 {
         self.word(DEADLINE).load(Relaxed)
+    }
+
+    /// Notes that the devices have their ballast; whether they had it before.
+    pub fn set_ballast(&self) -> bool {
+        self.word(BALLAST).swap(1, Relaxed) != 0
     }
 
     /// Everything that was counted, with its name.

@@ -87,6 +87,16 @@ impl Member {
         Some(result.with_context(|| self.name.clone()))
     }
 
+    /// Waits for its end; its failure is this call's. It must come to its end by itself.
+    pub fn wait(mut self) -> Result<()> {
+        loop {
+            if let Some(result) = self.ended() {
+                return result;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// What it said. Others may still hold the pipe, so its end is not waited for.
     fn words(&mut self) -> String {
         let mut words = vec![0; WORDS_MAX];

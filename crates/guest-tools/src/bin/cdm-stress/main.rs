@@ -3,6 +3,7 @@
 //! Stress: named scenarios, each with a property that must hold, random sequences that a seed
 //! repeats, and numbers below which it has tested nothing.
 
+mod ballast;
 mod contents;
 mod counts;
 mod crew;
@@ -10,6 +11,7 @@ mod pin;
 mod runner;
 mod scenario;
 mod scenarios;
+mod share;
 mod stage;
 
 use std::io;
@@ -62,6 +64,10 @@ struct Run {
     /// Run them at the same time; those that take away what others need are skipped
     #[arg(long)]
     all_at_once: bool,
+
+    /// Keep the devices full beside each of them
+    #[arg(long)]
+    scarce: bool,
 
     /// Start the random sequences from NUM
     #[arg(long, value_name = "NUM", default_value_t = 1)]
@@ -121,10 +127,12 @@ fn run(args: &Run) -> Result<bool> {
     let order = runner::Order {
         seed: args.seed,
         length,
+        scarce: args.scarce,
+        together: args.all_at_once,
         report_every: Duration::from_secs(args.report_every),
         limit: Duration::from_secs(args.limit + args.seconds.unwrap_or(0)),
     };
-    runner::run(io::stdout(), &chosen, machine()?, &order, args.all_at_once)
+    runner::run(io::stdout(), &chosen, machine()?, &order)
 }
 
 /// Those that are called by name or by family; all if nobody is called.

@@ -16,6 +16,7 @@ use cdm_guest_tools::ktap::{Outcome, Writer};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{Pid, setpgid};
 
+use crate::ballast;
 use crate::crew::Member;
 use crate::scenario::{Machine, Scenario, below_minimum};
 use crate::stage::{Length, Stage};
@@ -39,6 +40,10 @@ pub struct Order {
     pub seed: u64,
     /// How long each scenario goes on.
     pub length: Length,
+    /// Whether the devices are kept full beside it.
+    pub scarce: bool,
+    /// Whether all run at once.
+    pub together: bool,
     /// How often it is told how far one is.
     pub report_every: Duration,
     /// When one that has not ended is killed.
@@ -51,17 +56,16 @@ pub fn run<W: Write>(
     scenarios: &[&Scenario],
     machine: Machine,
     order: &Order,
-    together: bool,
 ) -> Result<bool> {
     catch_signals()?;
-    let planned = scenarios.len() + usize::from(together);
+    let planned = scenarios.len() + usize::from(order.together);
     let mut report = Report {
         writer: Writer::begin(out, planned)?,
         is_good: true,
     };
     report.writer.diagnostic(&format!("seed {}", order.seed))?;
     let was = with_huge_files()?;
-    let ran = match together {
+    let ran = match order.together {
         true => run_together(scenarios, machine, order, &mut report),
         false => scenarios
             .iter()
@@ -160,7 +164,10 @@ impl<'a> Act<'a> {
                 unsafe { signal(number, SigHandler::SigDfl) }?;
             }
             group.as_ref().map_or(Ok(()), Cgroup::enter)?;
-            (scenario.body)(&stage)
+            match order.scarce {
+                true => ballast::beside(&stage, || (scenario.body)(&stage)),
+                false => (scenario.body)(&stage),
+            }
         })?;
         let now = Instant::now();
         Ok(Self {

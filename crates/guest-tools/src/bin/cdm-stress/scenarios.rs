@@ -2,13 +2,14 @@
 
 //! All scenarios, a file for each family.
 
+mod huge;
 mod mixed;
 mod moves;
 
 use crate::scenario::Scenario;
 
 /// Families, in the order in which they run.
-const FAMILIES: &[&[Scenario]] = &[moves::SCENARIOS, mixed::SCENARIOS];
+const FAMILIES: &[&[Scenario]] = &[moves::SCENARIOS, huge::SCENARIOS, mixed::SCENARIOS];
 
 /// Every scenario.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {

@@ -113,6 +113,11 @@ impl Stage {
         goes_on
     }
 
+    /// Notes that the devices have their ballast; whether they had it before.
+    pub fn has_ballast(&self) -> bool {
+        self.counts.set_ballast()
+    }
+
     /// Lets the time stand still, for a scenario that has to prepare something first.
     pub fn hold_clock(&self) {
         self.counts.set_deadline(None);

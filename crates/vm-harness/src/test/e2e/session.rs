@@ -56,6 +56,11 @@ impl<'a> Session<'a> {
         &self.spec
     }
 
+    /// Where the logs of the last machine are, if there was one.
+    pub fn logs(&self) -> Option<PathBuf> {
+        (self.machines > 0).then(|| self.logs.join(format!("boot{}", self.machines)))
+    }
+
     fn new_logs(&mut self) -> Result<PathBuf> {
         self.machines += 1;
         let logs = self.logs.join(format!("boot{}", self.machines));

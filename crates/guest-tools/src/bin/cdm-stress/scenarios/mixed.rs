@@ -4,24 +4,19 @@
 //! fork, cut, pin and give to the devices while others move it, and one more process for each
 //! device that keeps it full.
 
-mod ballast;
 mod directory;
 mod mover;
 mod steps;
 mod worker;
 
 use std::fs::File;
-use std::sync::atomic::Ordering::SeqCst;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cdm_guest_tools::device::Device;
-use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
+use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, PAGE_BYTES};
 
+use crate::ballast;
 use crate::contents::memory_file;
 use crate::counts::Count;
-use crate::crew::Crew;
 use crate::scenario::{Least, Needs, Scenario};
 use crate::stage::Stage;
 use directory::Directory;
@@ -80,17 +75,12 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
 const PROCESSES: usize = 3;
 /// Threads of a process, besides one that moves the memory of others.
 const THREADS: usize = 2;
-/// How long filling the devices may take before the others start all the same.
-const FILL_LIMIT: Duration = Duration::from_secs(240);
-const POLL: Duration = Duration::from_millis(20);
 
 /// What the processes share.
 struct Shared<'a> {
     stage: &'a Stage,
     directory: Directory,
     common: File,
-    /// How many devices have been full.
-    full: Mapping,
 }
 
 fn everything(stage: &Stage) -> Result<()> {
@@ -99,29 +89,10 @@ fn everything(stage: &Stage) -> Result<()> {
         stage,
         directory: Directory::new()?,
         common: memory_file(bytes)?,
-        full: Mapping::shared(PAGE_BYTES)?,
     };
-    stage.hold_clock();
-    let mut crew = Crew::new(stage);
-    let devices = Device::numbers()?;
-    for number in &devices {
-        crew.start(&format!("ballast of device {number}"), || {
-            ballast::run(&shared, *number)
-        })?;
-    }
-    // A slow machine takes long to fill the devices, and only then is there something to fight for.
-    let started = Instant::now();
-    while shared.full.word(0).load(SeqCst) < devices.len() as u64
-        && !stage.counts().is_stopped()
-        && started.elapsed() < FILL_LIMIT
-    {
-        thread::sleep(POLL);
-    }
-    stage.start_clock();
-    for number in 0..PROCESSES {
-        crew.start(&format!("process {number}"), || process(&shared, number))?;
-    }
-    crew.finish()
+    ballast::beside(stage, || {
+        stage.processes(PROCESSES, |number| process(&shared, number))
+    })
 }
 
 /// What a process does: threads that work, and one that moves what all of them work on.

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A process that keeps a device full, so that whoever wants room has to fight for it.
+//! Processes that keep the devices full, so that whoever wants room has to fight for it.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Device, Direction, Options};
@@ -13,8 +14,8 @@ use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::random::Random;
 use nix::sys::mman::MmapAdvise;
 
-use super::Shared;
 use crate::counts::Count;
+use crate::crew::Crew;
 use crate::stage::Stage;
 
 /// What it leaves free of a device: less than the others want to have there.
@@ -25,10 +26,44 @@ const PIECE_PAGES: usize = 4096;
 const SAMPLES: usize = 16;
 /// It is there to be in the way, not to take the processors.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long filling the devices may take before the others start all the same.
+const FILL_LIMIT: Duration = Duration::from_secs(240);
+const POLL: Duration = Duration::from_millis(20);
 
-/// Fills a device with memory whose contents it knows, says so, and does it again until the end.
-pub fn run(shared: &Shared<'_>, number: u32) -> Result<()> {
-    let stage = shared.stage;
+/// Runs `body` beside a process for each device that keeps it full; the time of the scenario begins
+/// when all of them are.
+pub fn beside(stage: &Stage, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    if stage.has_ballast() {
+        return body();
+    }
+    let full = Mapping::shared(PAGE_BYTES)?;
+    stage.hold_clock();
+    let mut crew = Crew::new(stage);
+    let devices = Device::numbers()?;
+    for number in &devices {
+        crew.start(&format!("ballast of device {number}"), || {
+            keep_full(stage, *number, full.word(0))
+        })?;
+    }
+    // A slow machine takes long to fill the devices, and only then is there something to fight for.
+    let started = Instant::now();
+    while full.word(0).load(SeqCst) < devices.len() as u64
+        && !stage.counts().is_stopped()
+        && started.elapsed() < FILL_LIMIT
+    {
+        thread::sleep(POLL);
+    }
+    stage.start_clock();
+    let result = body();
+    stage.counts().stop();
+    // What the ballast found is the reason where it failed first and stopped the others.
+    let ballast = crew.finish();
+    result.and(ballast)
+}
+
+/// Fills a device with memory whose contents it knows, adds to `full`, and does it again until the
+/// end. What it moves is no part of what the scenario does, and is not counted.
+fn keep_full(stage: &Stage, number: u32, full: &AtomicU64) -> Result<()> {
     let seed = stage.seed().wrapping_add(number.into());
     let device = Device::open(number).with_context(|| format!("device {number}"))?;
     let mut random = Random::new(seed);
@@ -48,9 +83,15 @@ pub fn run(shared: &Shared<'_>, number: u32) -> Result<()> {
             make_room: random.one_in(2),
             ..Options::default()
         };
-        stage.migrate(&device, 0, range, Direction::ToDevice, options)?;
+        let migration = device
+            .migrate_with(0, range, Direction::ToDevice, options)
+            .with_context(|| format!("cannot move {range} to device {number}, {options:?}"))?;
+        ensure!(
+            migration.adds_up(),
+            "the counts of a migration do not add up: {migration:?}"
+        );
         if is_first {
-            shared.full.word(0).fetch_add(1, SeqCst);
+            full.fetch_add(1, SeqCst);
             is_first = false;
         }
         for _ in 0..SAMPLES {
@@ -72,10 +113,5 @@ fn check(memory: &Mapping, seed: u64, page: usize, stage: &Stage) -> Result<()> 
     stage.add(Count::Verified, 1);
     memory
         .check_pattern_pages(seed, page..page + 1)
-        .with_context(|| {
-            format!(
-                "page {page} of {}: wrong contents",
-                memory.bytes() / PAGE_BYTES
-            )
-        })
+        .with_context(|| format!("page {page} of {}: wrong contents", memory.pages()))
 }
