@@ -12,7 +12,7 @@ mod leaks;
 mod mixed;
 pub(crate) mod outcome;
 mod publish;
-mod said;
+pub(crate) mod said;
 pub(crate) mod scenarios;
 mod state;
 

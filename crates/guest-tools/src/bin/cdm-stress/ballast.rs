@@ -3,8 +3,8 @@
 //! Processes that keep the devices full, so that whoever wants room has to fight for it.
 
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,10 +30,31 @@ const PAUSE: Duration = Duration::from_millis(50);
 const FILL_LIMIT: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(20);
 
+/// Whether somebody keeps the devices full. Scenarios that run at once share one.
+#[derive(Clone)]
+pub struct Ballast(Arc<Mapping>);
+
+impl Ballast {
+    /// Nobody does.
+    pub fn new() -> Result<Self> {
+        let memory = Mapping::shared(PAGE_BYTES).context("cannot share a word")?;
+        Ok(Self(Arc::new(memory)))
+    }
+
+    /// Takes it over, unless somebody else has it.
+    fn claim(&self) -> bool {
+        self.0.word(0).swap(1, SeqCst) == 0
+    }
+
+    fn release(&self) {
+        self.0.word(0).store(0, SeqCst);
+    }
+}
+
 /// Runs `body` beside a process for each device that keeps it full; the time of the scenario begins
-/// when all of them are.
+/// when all of them are. Where somebody keeps the devices full already, it is left to them.
 pub fn beside(stage: &Stage, body: impl FnOnce() -> Result<()>) -> Result<()> {
-    if stage.has_ballast() {
+    if !stage.ballast().claim() {
         return body();
     }
     let full = Mapping::shared(PAGE_BYTES)?;
@@ -58,6 +79,7 @@ pub fn beside(stage: &Stage, body: impl FnOnce() -> Result<()>) -> Result<()> {
     stage.counts().stop();
     // What the ballast found is the reason where it failed first and stopped the others.
     let ballast = crew.finish();
+    stage.ballast().release();
     result.and(ballast)
 }
 

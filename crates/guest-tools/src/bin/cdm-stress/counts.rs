@@ -121,8 +121,7 @@ counts! {
 /// Words behind the counts.
 const STOP: usize = Count::ALL.len();
 const DEADLINE: usize = STOP + 1;
-const BALLAST: usize = DEADLINE + 1;
-const WORDS: usize = BALLAST + 1;
+const WORDS: usize = DEADLINE + 1;
 
 /// The counts, in memory that all processes share.
 pub struct Counts {
@@ -178,11 +177,6 @@ impl Counts {
     /// When the time is over.
     pub fn deadline(&self) -> u64 {
         self.word(DEADLINE).load(Relaxed)
-    }
-
-    /// Notes that the devices have their ballast; whether they had it before.
-    pub fn set_ballast(&self) -> bool {
-        self.word(BALLAST).swap(1, Relaxed) != 0
     }
 
     /// Everything that was counted, with its name.

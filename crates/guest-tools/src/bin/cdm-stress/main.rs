@@ -137,14 +137,18 @@ fn run(args: &Run) -> Result<bool> {
 
 /// Those that are called by name or by family; all if nobody is called.
 fn choose(names: &[String]) -> Result<Vec<&'static Scenario>> {
+    let every = || scenarios::all().chain(scenarios::planted());
     for name in names {
         ensure!(
-            scenarios::all().any(|scenario| is_called(scenario, name)),
+            every().any(|scenario| is_called(scenario, name)),
             "there is no scenario and no family '{name}': see cdm-stress list"
         );
     }
-    Ok(scenarios::all()
-        .filter(|scenario| names.is_empty() || names.iter().any(|name| is_called(scenario, name)))
+    if names.is_empty() {
+        return Ok(scenarios::all().collect());
+    }
+    Ok(every()
+        .filter(|scenario| names.iter().any(|name| is_called(scenario, name)))
         .collect())
 }
 
@@ -200,5 +204,7 @@ mod tests {
         let one = choose(&[all[0].name.to_owned()]).unwrap();
         assert_eq!(one.len(), 1);
         assert!(choose(&["nothing".to_owned()]).is_err());
+        assert!(all.iter().all(|scenario| scenario.family() != "planted"));
+        assert!(!choose(&["planted".to_owned()]).unwrap().is_empty());
     }
 }

@@ -16,7 +16,7 @@ use cdm_guest_tools::ktap::{Outcome, Writer};
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::{Pid, setpgid};
 
-use crate::ballast;
+use crate::ballast::{self, Ballast};
 use crate::crew::Member;
 use crate::scenario::{Machine, Scenario, below_minimum};
 use crate::stage::{Length, Stage};
@@ -109,7 +109,7 @@ fn run_alone<W: Write>(
         return report.skipped(scenario, reason);
     }
     let before = Snapshot::take()?;
-    let mut acts = [Act::start(scenario, machine, order)?];
+    let mut acts = [Act::start(scenario, machine, order, Ballast::new()?)?];
     watch(&mut acts, order, report)?;
     let [act] = acts;
     report.ended(act, || before.compare())
@@ -122,12 +122,13 @@ fn run_together<W: Write>(
     report: &mut Report<W>,
 ) -> Result<()> {
     let before = Snapshot::take()?;
+    let ballast = Ballast::new()?;
     let mut acts = Vec::new();
     for scenario in scenarios {
         match scenario.needs.unmet(&machine) {
             Some(reason) => report.skipped(scenario, reason)?,
             None if scenario.alone => report.skipped(scenario, "runs by itself only".into())?,
-            None => acts.push(Act::start(scenario, machine, order)?),
+            None => acts.push(Act::start(scenario, machine, order, ballast.clone())?),
         }
     }
     watch(&mut acts, order, report)?;
@@ -150,12 +151,17 @@ struct Act<'a> {
 }
 
 impl<'a> Act<'a> {
-    fn start(scenario: &'a Scenario, machine: Machine, order: &Order) -> Result<Self> {
+    fn start(
+        scenario: &'a Scenario,
+        machine: Machine,
+        order: &Order,
+        ballast: Ballast,
+    ) -> Result<Self> {
         let group = match Cgroup::is_possible() {
             true => Some(Cgroup::new()?),
             false => None,
         };
-        let stage = Stage::new(scenario, machine, order.seed, order.length)?;
+        let stage = Stage::new(scenario, machine, order.seed, order.length, ballast)?;
         let member = Member::start(scenario.name, || {
             // A group of its own, so that a scenario that hangs is ended with all its processes.
             setpgid(Pid::from_raw(0), Pid::from_raw(0)).context("setpgid")?;

@@ -5,6 +5,7 @@
 mod huge;
 mod mixed;
 mod moves;
+mod planted;
 
 use crate::scenario::Scenario;
 
@@ -16,6 +17,11 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
     FAMILIES.iter().copied().flatten()
 }
 
+/// Those that do wrong on purpose.
+pub fn planted() -> impl Iterator<Item = &'static Scenario> {
+    planted::SCENARIOS.iter()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -23,8 +29,9 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_survive_ktap() {
-        let names: HashSet<_> = all().map(|scenario| scenario.name).collect();
-        assert_eq!(names.len(), all().count());
+        let every = || all().chain(planted());
+        let names: HashSet<_> = every().map(|scenario| scenario.name).collect();
+        assert_eq!(names.len(), every().count());
         for name in names {
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c);
             assert!(name.chars().all(plain), "{name}");

@@ -15,6 +15,7 @@ use cdm_guest_tools::memory::pattern;
 use cdm_guest_tools::random::Random;
 use cdm_guest_tools::range::AddressRange;
 
+use crate::ballast::Ballast;
 use crate::counts::{Count, Counts};
 use crate::crew::Crew;
 use crate::scenario::{Machine, Scenario};
@@ -38,11 +39,18 @@ pub struct Stage {
     operations: u64,
     /// Where its clock begins.
     origin: Instant,
+    ballast: Ballast,
 }
 
 impl Stage {
     /// The stage of a scenario. Each scenario has random numbers of its own by the same seed.
-    pub fn new(scenario: &Scenario, machine: Machine, seed: u64, length: Length) -> Result<Self> {
+    pub fn new(
+        scenario: &Scenario,
+        machine: Machine,
+        seed: u64,
+        length: Length,
+        ballast: Ballast,
+    ) -> Result<Self> {
         let name = crc32c::crc32c(scenario.name.as_bytes());
         let stage = Self {
             counts: Counts::new(machine.capabilities)?,
@@ -51,6 +59,7 @@ impl Stage {
             length,
             operations: scenario.operations,
             origin: Instant::now(),
+            ballast,
         };
         stage.start_clock();
         Ok(stage)
@@ -113,9 +122,9 @@ impl Stage {
         goes_on
     }
 
-    /// Notes that the devices have their ballast; whether they had it before.
-    pub fn has_ballast(&self) -> bool {
-        self.counts.set_ballast()
+    /// Who keeps the devices full.
+    pub fn ballast(&self) -> &Ballast {
+        &self.ballast
     }
 
     /// Lets the time stand still, for a scenario that has to prepare something first.
@@ -312,7 +321,7 @@ pub mod tests {
             devices: 1,
             memory_type: uapi::CDM_MEMORY_PUBLIC,
         };
-        Stage::new(&SCENARIO, machine, 1, length).unwrap()
+        Stage::new(&SCENARIO, machine, 1, length, Ballast::new().unwrap()).unwrap()
     }
 
     fn rounds(stage: &Stage) -> u64 {

@@ -472,6 +472,13 @@ const SUITES: &[Suite] = &[
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
+        shape: plan::one_device_with_huge_pages,
+        groups: Groups::None,
+        checks: &[scenarios::FRAME],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
         shape: plan::three_devices,
         groups: Groups::None,
         checks: &[&[(
