@@ -38,6 +38,8 @@ impl Ballast {
     /// Nobody does.
     pub fn new() -> Result<Self> {
         let memory = Mapping::shared(PAGE_BYTES).context("cannot share a word")?;
+        // Who touches it first is charged for it, which must not be a scenario.
+        memory.fill(0);
         Ok(Self(Arc::new(memory)))
     }
 

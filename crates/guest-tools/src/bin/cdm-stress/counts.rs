@@ -133,6 +133,8 @@ impl Counts {
     /// All zero. `capabilities` says what the driver can do.
     pub fn new(capabilities: u32) -> Result<Self> {
         let memory = Mapping::shared(WORDS * size_of::<u64>()).context("cannot share counts")?;
+        // Who touches a page first is charged for it, which must not be the scenario.
+        memory.fill(0);
         Ok(Self {
             memory,
             capabilities,
