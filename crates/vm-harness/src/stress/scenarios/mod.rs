@@ -18,7 +18,7 @@ use serde::Deserialize;
 use self::order::Order;
 use self::result::{Document, ScenarioResult};
 use super::outcome::Verdict;
-use super::said::Said;
+use super::said::{Said, Totals};
 use super::{Task, leaks};
 use crate::build::{self, BuildKind, Kernel, KernelChoice};
 use crate::context::Context;
@@ -52,7 +52,10 @@ pub fn list(ctx: &Context) -> Result<Vec<Listed>> {
         program.display(),
         output.status
     );
-    serde_json::from_slice(&output.stdout).context("the list of scenarios is no JSON")
+    let listed: Vec<Listed> =
+        serde_json::from_slice(&output.stdout).context("the list of scenarios is no JSON")?;
+    skips::check(listed.iter().map(|scenario| scenario.name.as_str()))?;
+    Ok(listed)
 }
 
 /// The first words of what the program says of its progress: the scenario, the time, the operations.
@@ -150,8 +153,11 @@ impl<'a> Stand<'a> {
         })
     }
 
-    /// Runs one scenario.
+    /// Runs one scenario, unless it is declared that it is not begun here.
     pub fn run(&mut self, name: &str, on_progress: impl FnMut(&str)) -> ScenarioResult {
+        if let Some(result) = self.not_begun(name) {
+            return result;
+        }
         let names = [name.to_owned()];
         let mut results = self.run_names(&names, on_progress);
         results.swap_remove(0)
@@ -163,9 +169,28 @@ impl<'a> Stand<'a> {
         names: &[String],
         on_progress: impl FnMut(&str),
     ) -> Vec<ScenarioResult> {
-        let mut names = names.to_vec();
+        let mut results: Vec<_> = names
+            .iter()
+            .filter_map(|name| self.not_begun(name))
+            .collect();
+        let is_begun = |name: &&String| results.iter().all(|result| result.name != **name);
+        let mut names: Vec<String> = names.iter().filter(is_begun).cloned().collect();
         names.push(TOGETHER.to_owned());
-        self.run_names(&names, on_progress)
+        results.extend(self.run_names(&names, on_progress));
+        results
+    }
+
+    fn not_begun(&self, name: &str) -> Option<ScenarioResult> {
+        let why = skips::not_begun(&self.kernel.choice, &self.order, name)?;
+        Some(ScenarioResult {
+            name: name.to_owned(),
+            verdict: Verdict::Skipped,
+            seconds: 0.0,
+            detail: why,
+            totals: Totals::new(),
+            repeat: self.order.line(&[name.to_owned()], &self.kernel),
+            logs: None,
+        })
     }
 
     fn run_names(
