@@ -77,12 +77,12 @@ pub fn run(task: &Task<'_>, order: &Order) -> Result<bool> {
     };
     if order.all_at_once {
         stand
-            .run_together(&names, |detail| progress.set_detail(&first_words(detail)))
+            .run_together(&names, |detail| progress.set_detail(first_words(detail)))
             .into_iter()
             .for_each(&mut say);
     } else {
         for name in &names {
-            say(stand.run(name, |detail| progress.set_detail(&first_words(detail))));
+            say(stand.run(name, |detail| progress.set_detail(first_words(detail))));
             progress.advance();
         }
     }
