@@ -32,7 +32,7 @@ test *ARGS:
 fuzz *ARGS:
     @{{ cdm }} fuzz "$@"
 
-# Run the kernel's own suite for device memory, or everything at once for a while
+# Run named stress scenarios, or the kernel's own suite for device memory
 [no-cd, no-exit-message]
 stress *ARGS:
     @{{ cdm }} stress "$@"

@@ -11,37 +11,52 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::device::Device;
 use crate::memory::{HUGE_PAGE_BYTES, PAGE_BYTES};
 use crate::vmstat;
+use crate::wait::wait_until_nothing;
 
 /// How long the kernel may take to give freed device pages back.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// The state of the kernel's page counts and of every device.
 pub struct Snapshot {
-    free_pages: Vec<(u32, u64)>,
+    devices: Vec<DeviceState>,
     vm: vmstat::Snapshot,
+}
+
+/// What of a device comes back to what it was.
+struct DeviceState {
+    number: u32,
+    free_pages: u64,
+    /// Processes whose addresses the device uses, and with them all that it translates.
+    address_spaces: u64,
 }
 
 impl Snapshot {
     /// Reads it all.
     pub fn take() -> Result<Self> {
-        let mut free = Vec::new();
+        let mut devices = Vec::new();
         for number in Device::numbers()? {
             let device =
                 Device::open(number).with_context(|| format!("cannot open device {number}"))?;
-            free.push((number, free_pages(&device)?));
+            devices.push(DeviceState {
+                number,
+                free_pages: free_pages(&device)?,
+                address_spaces: figure(&device, "address_spaces")?,
+            });
         }
         Ok(Self {
-            free_pages: free,
+            devices,
             vm: vmstat::Snapshot::take()?,
         })
     }
 
     /// Waits until everything is as it was, and fails if it does not come to that.
     pub fn compare(&self) -> Result<()> {
-        for (number, pages) in &self.free_pages {
-            let device = Device::open(*number)
+        for before in &self.devices {
+            let number = before.number;
+            let device = Device::open(number)
                 .with_context(|| format!("device {number} is gone, which was there before"))?;
-            expect_free_pages(&device, *pages)?;
+            expect_free_pages(&device, before.free_pages)?;
+            expect_address_spaces(&device, before.address_spaces)?;
             expect_figures_that_fit(&device)?;
         }
         self.vm.compare()
@@ -71,15 +86,29 @@ pub fn expect_free_pages(device: &Device, expected: u64) -> Result<()> {
     }
 }
 
+/// Waits until a device uses the addresses of as many processes as it did.
+fn expect_address_spaces(device: &Device, expected: u64) -> Result<()> {
+    wait_until_nothing(SETTLE_LIMIT, || {
+        let found = figure(device, "address_spaces")?;
+        Ok((found != expected).then(|| {
+            let number = device.number();
+            format!("device {number} has {found} address spaces, not {expected}")
+        }))
+    })
+}
+
+/// A figure of the driver's about a device.
+fn figure(device: &Device, name: &str) -> Result<u64> {
+    let text = debugfs(device, name)?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("{name}: {text}"))
+}
+
 /// Expects that the driver's figures of a device, which nobody uses meanwhile, agree with each
 /// other.
 fn expect_figures_that_fit(device: &Device) -> Result<()> {
-    let figure = |name: &str| -> Result<u64> {
-        let text = debugfs(device, name)?;
-        text.trim()
-            .parse()
-            .with_context(|| format!("{name}: {text}"))
-    };
+    let figure = |name: &str| figure(device, name);
     let query = device.query()?;
     let total = query.bytes_total / PAGE_BYTES as u64;
     let (free, in_use) = (figure("pages_free")?, figure("pages_in_use")?);

@@ -35,7 +35,7 @@ pub enum Command {
     Test(test::TestArgs),
     /// Feed the device what a hostile guest could say, for as long as asked
     Fuzz(fuzz::FuzzArgs),
-    /// Run the kernel's own suite for device memory, or everything at once for a while
+    /// Run named stress scenarios, or the kernel's own suite for device memory
     Stress(stress::StressArgs),
     /// Try what CPUs and device see of each other's accesses, millions of times
     Litmus(litmus::LitmusArgs),

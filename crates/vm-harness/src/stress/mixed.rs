@@ -2,24 +2,20 @@
 
 //! The long run: `cdm-stress` in one guest after the other.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use anyhow::{Result, bail};
 
-use anyhow::{Context as _, Result, bail, ensure};
-
-use super::Task;
 use super::publish::{Published, publish};
+use super::said::{REPORT_SECONDS, Said};
 use super::state::{Options, Piece, State};
+use super::{Task, leaks};
 use crate::build::BuildKind;
 use crate::cache::KeyBuilder;
 use crate::test::Session;
-use crate::vm::boot::Stream;
+use crate::test::report::Verdict;
 use crate::vm::{ByteSize, MemoryType, Parts, VmSpec};
 
-/// How often the program says what it has done, in seconds.
-const REPORT_SECONDS: u64 = 10;
-/// Longest silence of the program: its last checks take a minute on a debug kernel.
-const SILENCE: Duration = Duration::from_secs(300);
+/// The scenario that each piece runs.
+const SCENARIO: &str = "mixed::everything";
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -107,120 +103,60 @@ fn run_piece(
     // A machine that does not boot is no result of the program's.
     session.vm()?;
     if task.kernel.kind == BuildKind::Debug {
-        session.text(&format!("echo clear > {LEAKS}"))?;
+        leaks::forget(&mut session)?;
     }
     let progress = task
         .ctx
         .progress
         .task(format!("stress, piece {number}, seed {seed}"), None);
-    let mut said = Said::default();
-    let line =
-        format!("cdm-stress --seed {seed} --seconds {seconds} --report-every {REPORT_SECONDS}");
-    let ran = session.vm().and_then(|vm| {
-        vm.exec_streaming_within(SILENCE, &line, |stream, text| match stream {
-            Stream::Stdout => {
-                progress.set_detail(text);
-                said.take(text);
-            }
-            Stream::Stderr => said.complain(text),
-        })
-    });
+    let line = format!(
+        "cdm-stress run {SCENARIO} --seed {seed} --seconds {seconds} --report-every {REPORT_SECONDS}"
+    );
+    let (said, ran) = Said::by(&mut session, &line, |detail| progress.set_detail(detail));
     drop(progress);
     let ended = ran
-        .and_then(|status| match status.shell_code() {
-            0 | 1 => Ok(()),
-            _ => bail!("'{line}' ended with {status:?}"),
-        })
         .and_then(|()| match task.kernel.kind {
-            BuildKind::Debug => find_leaks(&mut session),
+            BuildKind::Debug => leaks::find(&mut session),
             BuildKind::Plain => Ok(()),
         })
         .and_then(|()| session.judge_log())
         .and_then(|()| session.end());
     let problems = match ended {
-        Ok(()) => said.judge(),
-        // What the program found, as far as it came, may be the reason.
-        Err(error) => Err(error).context(said.complaints.join("\n")),
+        Ok(()) => judge(&said),
+        Err(error) => Err(error),
     };
+    let totals = said.totals(SCENARIO);
     Ok(Piece {
         seed,
-        seconds: said.totals.get("seconds").copied().unwrap_or_default(),
-        totals: said.totals,
+        seconds: totals.get("seconds").copied().unwrap_or_default(),
+        totals,
         failure: problems.err().map(|error| format!("{error:#}")),
     })
-}
-
-/// Memory of the kernel that nothing points to any more: to be asked for, and to be told.
-const LEAKS: &str = "/sys/kernel/debug/kmemleak";
-
-/// Has the kernel look for memory that it lost since `clear`. What is on its way from one owner to
-/// the next may look lost once; what is younger than five seconds is not looked at.
-fn find_leaks(session: &mut Session<'_>) -> Result<()> {
-    let line = format!("for scan in 1 2; do sleep 6; echo scan > {LEAKS}; done; cat {LEAKS}");
-    let mut said = Vec::new();
-    let vm = session.vm()?;
-    let status = vm.exec_streaming_within(SILENCE, &line, |_, text| said.push(text.to_owned()))?;
-    ensure!(
-        status.shell_code() == 0 && said.is_empty(),
-        "the kernel has lost memory:\n{}",
-        said.join("\n")
-    );
-    Ok(())
-}
-
-/// What the program said.
-#[derive(Debug, Default)]
-struct Said {
-    totals: BTreeMap<String, u64>,
-    result: Option<String>,
-    complaints: Vec<String>,
 }
 
 /// Totals without which nothing has been shown. A wrong byte or a page that is left over ends the
 /// program with a result that says so.
 const NEEDED: [&str; 3] = ["seconds", "operations", "verified_pages"];
 
-impl Said {
-    /// Takes in a line of standard output.
-    fn take(&mut self, line: &str) {
-        if let Some(rest) = line.strip_prefix("total ") {
-            let parsed = rest
-                .split_once(' ')
-                .and_then(|(name, number)| Some((name, number.trim().parse::<u64>().ok()?)));
-            match parsed {
-                Some((name, number)) if self.totals.insert(name.to_owned(), number).is_none() => {}
-                _ => self.complain(&format!("a total that is none: '{line}'")),
-            }
-        } else if let Some(result) = line.strip_prefix("result ") {
-            self.result = Some(result.to_owned());
-        } else if line.starts_with("below minimum ") {
-            self.complain(line);
+/// Whether the scenario says that it held, and gives the numbers for it.
+fn judge(said: &Said) -> Result<()> {
+    let mut wrong = Vec::new();
+    match said.outcome(SCENARIO) {
+        Some(outcome) if outcome.verdict == Verdict::Passed => {}
+        Some(outcome) => wrong.extend(outcome.diagnostics.iter().cloned()),
+        None => wrong.push("it gave no result".to_owned()),
+    }
+    let totals = said.totals(SCENARIO);
+    for name in NEEDED {
+        if totals.get(name).copied().unwrap_or_default() == 0 {
+            wrong.push(format!("no {name}"));
         }
     }
-
-    fn complain(&mut self, line: &str) {
-        self.complaints.push(line.to_owned());
+    if wrong.is_empty() {
+        return Ok(());
     }
-
-    /// Whether it says that it is good, and gives the numbers for it.
-    fn judge(&self) -> Result<()> {
-        let mut wrong = Vec::new();
-        match self.result.as_deref() {
-            Some("ok") => {}
-            Some(result) => wrong.push(result.to_owned()),
-            None => wrong.push("it gave no result".to_owned()),
-        }
-        for name in NEEDED {
-            if self.totals.get(name).copied().unwrap_or_default() == 0 {
-                wrong.push(format!("no {name}"));
-            }
-        }
-        if wrong.is_empty() {
-            return Ok(());
-        }
-        wrong.extend(self.complaints.iter().cloned());
-        bail!(wrong.join("\n"))
-    }
+    wrong.extend(said.complaints.iter().cloned());
+    bail!(wrong.join("\n"))
 }
 
 #[cfg(test)]
@@ -228,54 +164,36 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "\
-cdm-stress: seed 1, 3 processes of 2 threads
-progress 10 s, 3456 operations
-total seconds 20
-total operations 6000
-total verified_pages 99
-result ok";
-
-    fn said(text: &str) -> Said {
-        let mut said = Said::default();
-        text.lines().for_each(|line| said.take(line));
-        said
-    }
+KTAP version 1
+1..1
+# total mixed::everything seconds 20
+# total mixed::everything operations 6000
+# total mixed::everything verified_pages 99
+ok 1 mixed::everything";
 
     #[test]
-    fn good_run_is_good_and_counted() {
-        let said = said(GOOD);
-        said.judge().expect("good");
-        assert_eq!(said.totals["operations"], 6000);
+    fn good_run_is_good() {
+        let (said, ended) = Said::of(GOOD);
+        ended.expect("complete");
+        judge(&said).expect("good");
     }
 
     #[test]
     fn each_thing_that_may_be_wrong_fails() {
         let cases = [
+            ("operations 6000", "operations 0", "no operations"),
             (
-                "total operations 6000",
-                "total operations 0",
-                "no operations",
+                "# total mixed::everything verified_pages 99\n",
+                "",
+                "no verified_pages",
             ),
-            ("total verified_pages 99\n", "", "no verified_pages"),
-            ("result ok", "result failed: why", "failed: why"),
-            ("\nresult ok", "", "no result"),
+            ("ok 1", "# why\nnot ok 1", "why"),
+            ("\nok 1 mixed::everything", "", "no result"),
         ];
         for (from, to, wanted) in cases {
-            let text = GOOD.replace(from, to);
-            let error = said(&text).judge().expect_err(wanted).to_string();
+            let (said, _) = Said::of(&GOOD.replace(from, to));
+            let error = judge(&said).expect_err(wanted).to_string();
             assert!(error.contains(wanted), "{error}");
-        }
-    }
-
-    #[test]
-    fn failure_comes_with_all_complaints() {
-        let text = GOOD.replace(
-            "result ok",
-            "below minimum cow: 1 < 5\nresult failed: too few",
-        ) + "\ntotal operations 1\ntotal x";
-        let error = said(&text).judge().expect_err("too few").to_string();
-        for part in ["cow: 1 < 5", "'total operations 1'", "'total x'"] {
-            assert!(error.contains(part), "{part} is not in {error}");
         }
     }
 }

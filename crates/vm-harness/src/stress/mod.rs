@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! `cdm stress`: the kernel's own suite for device memory, on this project's device and
-//! on upstream's, and a program that does everything at once for as long as it is told.
+//! `cdm stress`: named scenarios by a seed; the kernel's own suite for device memory, on this
+//! project's device and on upstream's; and one scenario that does everything at once, for hours.
 //!
-//! None of it is part of `cdm test`: it takes longer, and the suite on an unpatched
-//! kernel takes the guest down with it.
+//! `cdm test` runs the scenarios for a few seconds each. The rest is no part of it: it takes
+//! longer, and the suite on an unpatched kernel takes the guest down with it.
 
 mod hmm;
 mod known;
+mod leaks;
 mod mixed;
-mod outcome;
+pub(crate) mod outcome;
 mod publish;
+pub(crate) mod said;
+pub(crate) mod scenarios;
 mod state;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::build::{self, KernelOptions};
@@ -25,8 +28,14 @@ use crate::git::Commit;
 use crate::runs;
 use crate::vm::MemoryType;
 
+use self::scenarios::order::{self, Length, Order, Room, Shard};
+
 const HELP: &str = "\
 Examples:
+  just stress
+  just stress moves huge::cut_in_the_device --seed 7 --seconds 60 --memory scarce
+  just stress --all-at-once --devices 4 --build debug
+  just stress --shard 1/4 --rounds 5000
   just stress --suite hmm-tests
   just stress --suite hmm-tests --memory-type coherent --kernel vanilla
   just stress --suite hmm-tests-upstream --kernel vanilla --record
@@ -34,6 +43,13 @@ Examples:
   just stress --suite mixed --seed 1 --minutes 30 --build debug --resume --record
 
 Suites:
+  scenarios           the named scenarios of cdm-stress (`--list` names them with the property
+                      that must hold), each by itself in a guest or, with --all-at-once, at the
+                      same time. After each the contents, the kernel's and the driver's counts,
+                      the kernel's log and, on the debug build, lost memory are looked at. One
+                      that does not start or end has failed; a skip needs a declared reason; a
+                      guest that is not as it should be is given up, and the others go on in a
+                      new one. A failure prints the line that repeats it.
   hmm-tests           tools/testing/selftests/mm/hmm-tests.c of the kernel's own source, on
                       this project's device. Standard output has its KTAP lines, and no
                       other device serves it.
@@ -60,6 +76,8 @@ const PIECE_MINUTES: u64 = 5;
 /// What to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
+    /// The named scenarios
+    Scenarios,
     /// The kernel's suite on this project's device
     HmmTests,
     /// The kernel's suite on upstream's own device
@@ -71,6 +89,7 @@ pub(crate) enum Suite {
 impl std::fmt::Display for Suite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Scenarios => "scenarios",
             Self::HmmTests => "hmm-tests",
             Self::HmmTestsUpstream => "hmm-tests-upstream",
             Self::Mixed => "mixed",
@@ -82,23 +101,58 @@ impl std::fmt::Display for Suite {
 #[derive(Debug, Args)]
 #[command(after_long_help = HELP, after_help = "\
 Examples:
+  just stress
+  just stress moves --seed 7 --seconds 60
   just stress --suite hmm-tests
   just stress --suite mixed --seed 1 --minutes 30")]
 pub struct StressArgs {
+    /// scenarios: run the scenario or the family called NAME [default: all]
+    #[arg(value_name = "SCENARIO")]
+    scenarios: Vec<String>,
+
     /// What to run
-    #[arg(long, value_name = "SUITE", value_enum)]
+    #[arg(long, value_name = "SUITE", value_enum, default_value_t = Suite::Scenarios)]
     suite: Suite,
 
-    /// Type of the device memory [default: hmm-tests: each that the kernel has; mixed: the best]
+    /// scenarios: print the names with the property that must hold, and run none
+    #[arg(long)]
+    list: bool,
+
+    /// Type of the device memory [default: hmm-tests: each that the kernel has; others: the best]
     #[arg(long, value_name = "TYPE", value_enum)]
     memory_type: Option<MemoryType>,
 
     #[command(flatten)]
     kernel: KernelOptions,
 
-    /// mixed: seed of the first piece; each further piece has the next number
+    /// Start random sequences from NUM [scenarios: default 1]; mixed: each further piece has the
+    /// next number
     #[arg(long, value_name = "NUM")]
     seed: Option<u64>,
+
+    /// scenarios: run each for NUM seconds, and for its least number of operations [default: 10]
+    #[arg(long, value_name = "NUM", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
+
+    /// scenarios: run each for NUM operations, and for its least number of them
+    #[arg(long, value_name = "NUM", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: Option<u64>,
+
+    /// scenarios: give the guest NUM devices [default: 2]
+    #[arg(long, value_name = "NUM", value_parser = clap::value_parser!(u8).range(1..=4))]
+    devices: Option<u8>,
+
+    /// scenarios: how much room the devices have [default: plenty]
+    #[arg(long, value_name = "ROOM", value_enum)]
+    memory: Option<Room>,
+
+    /// scenarios: run part I of N parts that are all of them together
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
+
+    /// scenarios: run them at the same time
+    #[arg(long)]
+    all_at_once: bool,
 
     /// mixed: run for NUM minutes, all pieces together
     #[arg(long, value_name = "NUM", value_parser = clap::value_parser!(u64).range(1..))]
@@ -124,18 +178,32 @@ pub struct StressArgs {
 /// `cdm stress`.
 pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
     check(args)?;
+    if args.list {
+        for scenario in scenarios::list(ctx)? {
+            println!("{}\n    {}", scenario.name, scenario.property);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let commit = Commit::of_run(ctx, args.record)?;
     let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
     let folder = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
     let task = Task {
         ctx,
-        kernel,
         commit,
         folder,
-        command: command(args),
+        command: match args.suite {
+            Suite::Scenarios => {
+                let mut line = order(args).line(&args.scenarios, &kernel);
+                line.extend(args.shard.map(|shard| format!(" --shard {shard}")));
+                line
+            }
+            _ => command(args),
+        },
+        kernel,
         record: args.record,
     };
     let good = match args.suite {
+        Suite::Scenarios => scenarios::run(&task, &order(args)),
         Suite::Mixed => {
             let order = mixed::Order {
                 memory_type: args.memory_type,
@@ -179,33 +247,71 @@ impl Task<'_> {
     }
 }
 
+/// What is asked of the scenarios.
+fn order(args: &StressArgs) -> Order {
+    Order {
+        names: args.scenarios.clone(),
+        seed: args.seed.unwrap_or(1),
+        length: match (args.seconds, args.rounds) {
+            (_, Some(rounds)) => Length::Rounds(rounds),
+            (seconds, None) => Length::Seconds(seconds.unwrap_or(order::SECONDS)),
+        },
+        devices: args.devices.unwrap_or(order::DEVICES),
+        memory_type: args.memory_type,
+        room: args.memory.unwrap_or_default(),
+        shard: args.shard,
+        all_at_once: args.all_at_once,
+    }
+}
+
 /// Refuses options that would have no effect, and wants those that there is no default for.
 fn check(args: &StressArgs) -> Result<()> {
-    if args.suite == Suite::Mixed {
-        ensure!(
-            args.seed.is_some() && args.minutes.is_some(),
-            "--suite mixed needs --seed NUM and --minutes NUM: what cannot be repeated proves \
-             little"
-        );
-        return Ok(());
-    }
-    ensure!(
-        !(args.record && args.memory_type.is_some()),
-        "--record writes down one page for all types of memory that the kernel has; leave \
-         --memory-type away"
-    );
-    let given = [
-        ("--seed", args.seed.is_some()),
+    let suite = args.suite;
+    let of_scenarios = [
+        ("a scenario's name", !args.scenarios.is_empty()),
+        ("--list", args.list),
+        ("--seconds", args.seconds.is_some()),
+        ("--rounds", args.rounds.is_some()),
+        ("--devices", args.devices.is_some()),
+        ("--memory", args.memory.is_some()),
+        ("--shard", args.shard.is_some()),
+        ("--all-at-once", args.all_at_once),
+    ];
+    let of_mixed = [
         ("--minutes", args.minutes.is_some()),
         ("--piece-minutes", args.piece_minutes.is_some()),
         ("--resume", args.resume),
     ];
-    for (option, given) in given {
-        ensure!(
-            !given,
-            "{option} belongs to --suite mixed; {} runs each of its tests once",
-            args.suite
-        );
+    let refuse = |options: &[(&str, bool)], owner: &str| -> Result<()> {
+        match options.iter().find(|(_, given)| *given) {
+            Some((option, _)) => bail!("{option} belongs to --suite {owner}, not to {suite}"),
+            None => Ok(()),
+        }
+    };
+    if suite != Suite::Scenarios {
+        refuse(&of_scenarios, "scenarios")?;
+    }
+    if suite != Suite::Mixed {
+        refuse(&of_mixed, "mixed")?;
+    }
+    match suite {
+        Suite::Scenarios => ensure!(
+            !args.record,
+            "--record belongs to the other suites: a run of scenarios leaves results.json"
+        ),
+        Suite::Mixed => ensure!(
+            args.seed.is_some() && args.minutes.is_some(),
+            "--suite mixed needs --seed NUM and --minutes NUM: what cannot be repeated proves \
+             little"
+        ),
+        Suite::HmmTests | Suite::HmmTestsUpstream => {
+            ensure!(
+                !(args.record && args.memory_type.is_some()),
+                "--record writes down one page for all types of memory that the kernel has; leave \
+                 --memory-type away"
+            );
+            refuse(&[("--seed", args.seed.is_some())], "scenarios or mixed")?;
+        }
     }
     Ok(())
 }
@@ -248,15 +354,52 @@ mod tests {
     }
 
     #[test]
-    fn mixed_wants_seed_and_minutes_and_the_others_refuse_them() {
+    fn mixed_wants_seed_and_minutes() {
         assert!(check(&parse("--suite mixed --seed 1 --minutes 2")).is_ok());
         let error = check(&parse("--suite mixed --minutes 2")).expect_err("no seed");
         assert!(error.to_string().contains("--seed"), "{error}");
-        for option in ["--seed 1", "--minutes 1", "--piece-minutes 1", "--resume"] {
-            let args = parse(&format!("--suite hmm-tests {option}"));
-            let error = check(&args).expect_err(option).to_string();
-            assert!(error.contains(option.split(' ').next().unwrap_or_default()));
-        }
+    }
+
+    #[test]
+    fn options_of_another_suite_are_refused() {
+        let refused = |suite: &str, options: &[&str]| {
+            for option in options {
+                let args = parse(&format!("--suite {suite} {option}"));
+                let error = check(&args).expect_err(option).to_string();
+                let name = option.split(' ').next().unwrap_or_default();
+                assert!(error.contains(name), "{error}");
+            }
+        };
+        let of_mixed = ["--minutes 1", "--piece-minutes 1", "--resume"];
+        let of_scenarios = [
+            "--list",
+            "--seconds 1",
+            "--rounds 1",
+            "--devices 1",
+            "--memory scarce",
+            "--shard 1/2",
+            "--all-at-once",
+        ];
+        refused("hmm-tests", &of_mixed);
+        refused("hmm-tests", &of_scenarios);
+        refused("hmm-tests", &["--seed 1"]);
+        refused("mixed", &of_scenarios);
+        refused("scenarios", &of_mixed);
+        refused("scenarios", &["--record"]);
+        let named = parse("--suite hmm-tests moves");
+        assert!(check(&named).is_err(), "it has no scenario of that name");
+    }
+
+    #[test]
+    fn scenarios_are_what_runs_without_a_suite() {
+        let args = parse("moves --seed 7 --rounds 5 --devices 4 --memory scarce");
+        check(&args).expect("fine");
+        assert_eq!(args.suite, Suite::Scenarios);
+        let order = order(&args);
+        assert_eq!(order.names, ["moves"]);
+        assert_eq!(order.length, Length::Rounds(5));
+        let plain = super::order(&parse(""));
+        assert_eq!((plain.seed, plain.devices), (1, order::DEVICES));
     }
 
     #[test]

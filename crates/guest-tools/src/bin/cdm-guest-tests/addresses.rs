@@ -26,7 +26,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use crate::fixture::{Fixture, expect_errno, figure};
 use crate::isolate::Child;
 use crate::stores::memory_file;
-use crate::wait;
+use cdm_guest_tools::wait;
 
 crate::tests!("addresses":
     driver_says_that_it_can_bind_where_the_device_can_translate,

@@ -21,7 +21,7 @@ use crate::isolate::Child;
 use crate::module;
 use crate::stores::memory_file;
 use crate::unload::without_node;
-use crate::wait::wait_until_nothing;
+use cdm_guest_tools::wait::wait_until_nothing;
 
 crate::tests!("huge_files":
     huge_pages_of_a_file_go_in_and_come_back_whole,

@@ -10,7 +10,6 @@ mod atomics;
 mod bad_input;
 mod batches;
 mod capacity;
-mod cgroup;
 mod commands;
 mod cpu_hot;
 mod eviction;
@@ -40,7 +39,6 @@ mod stress;
 mod trace;
 mod two_devices;
 mod unload;
-mod wait;
 
 use std::process::ExitCode;
 

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::{Fixture, expect_errno, physical_addresses};
-use crate::wait::{wait_until, wait_until_nothing};
+use cdm_guest_tools::wait::{wait_until, wait_until_nothing};
 
 crate::tests!("neighbours":
     mlock_of_device_pages_counts_them_as_of_system_pages,

@@ -17,10 +17,10 @@ use nix::sys::mman::MmapAdvise;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
-use crate::cgroup::Cgroup;
 use crate::fixture::Fixture;
 use crate::isolate::Child;
 use crate::module;
+use cdm_guest_tools::cgroup::Cgroup;
 
 crate::tests!("pressure":
     charge_stays_with_the_group_while_pages_are_in_the_device,

@@ -22,7 +22,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::fixture::{Fixture, physical_addresses};
 use crate::module;
 use crate::stores::{Mounted, Stored, XFS, memory_file, xfs_disk};
-use crate::wait::wait_until;
+use cdm_guest_tools::wait::wait_until;
 
 crate::tests!("refusals":
     ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping,

@@ -19,9 +19,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, setpgid};
 
-use crate::cgroup::Cgroup;
 use crate::fixture::{Fixture, Skip, Test};
 use crate::isolate::{panic_message, pipe_files};
+use cdm_guest_tools::cgroup::Cgroup;
 
 /// Longest that one test may take: ten times what the longest takes on an emulated CPU.
 const TEST_LIMIT: Duration = Duration::from_secs(120);

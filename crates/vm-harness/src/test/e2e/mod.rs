@@ -26,6 +26,7 @@ pub mod plan;
 mod plug;
 mod poison;
 mod proxy;
+mod scenarios;
 mod session;
 mod silent;
 mod stuck;
@@ -49,6 +50,8 @@ pub use session::Session;
 pub struct EndToEnd {
     /// Names of the tests inside the guest, as `group::name`.
     guest_tests: Vec<String>,
+    /// Names of the stress scenarios, as `family::name`.
+    scenarios: Vec<String>,
 }
 
 /// A test that drives a machine from outside.
@@ -469,6 +472,13 @@ const SUITES: &[Suite] = &[
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
+        shape: plan::one_device_with_huge_pages,
+        groups: Groups::None,
+        checks: &[scenarios::FRAME],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
         shape: plan::three_devices,
         groups: Groups::None,
         checks: &[&[(
@@ -709,10 +719,16 @@ impl Stage for EndToEnd {
         self.guest_tests = guest_tests(run.ctx())?;
         plan::check(&self.guest_tests)?;
         known::check(&self.guest_tests, &patches(run.ctx())?)?;
-        Ok(SUITES
+        self.scenarios = scenarios::list(run)?;
+        let mut names: Vec<String> = SUITES
             .iter()
             .flat_map(|suite| suite.names(&self.guest_tests))
-            .collect())
+            .collect();
+        for kernel in &scenarios::KERNELS {
+            let tests = self.scenarios.iter();
+            names.extend(tests.map(|name| scenarios::test_name(kernel, name)));
+        }
+        Ok(names)
     }
 
     fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
@@ -729,6 +745,10 @@ impl Stage for EndToEnd {
                 let why = format!("its machine could not be had: {error:#}");
                 run.fail_missing_of(&wanted, &why);
             }
+        }
+        for kernel in &scenarios::KERNELS {
+            // Those that have no result then are the stage's to name.
+            scenarios::run(run, kernel, &self.scenarios, chosen)?;
         }
         Ok(())
     }

@@ -56,6 +56,18 @@ impl<'a> Session<'a> {
         &self.spec
     }
 
+    /// Where the logs of the last machine are, if there was one.
+    pub fn logs(&self) -> Option<PathBuf> {
+        (self.machines > 0).then(|| self.logs.join(format!("boot{}", self.machines)))
+    }
+
+    /// A folder beside its logs, for machines that a check has besides.
+    pub fn new_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.logs.join(name);
+        cache::create_folder(&folder)?;
+        Ok(folder)
+    }
+
     fn new_logs(&mut self) -> Result<PathBuf> {
         self.machines += 1;
         let logs = self.logs.join(format!("boot{}", self.machines));

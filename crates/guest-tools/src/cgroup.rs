@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A control group of a test's own (Documentation/admin-guide/cgroup-v2.rst).
+//! A control group of one's own (Documentation/admin-guide/cgroup-v2.rst).
 
 use std::fs;
 use std::path::PathBuf;
@@ -89,7 +89,7 @@ impl Cgroup {
             // Makes every CPU hand in its batches of pages, which it frees late.
             fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop caches")?;
             Ok(Some(format!(
-                "the test's control group is still charged with {charged:?} bytes"
+                "the control group is still charged with {charged:?} bytes"
             )))
         })
     }

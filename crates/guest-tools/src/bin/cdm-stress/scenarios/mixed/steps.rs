@@ -18,10 +18,10 @@ use nix::sys::mman::{MmapAdvise, ProtFlags, mlock, munlock};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, pipe};
 
+use super::worker::{HUGE_COUNT, SMALL_PAGES, Worker};
 use crate::contents::{Contents, Kind, Region};
 use crate::counts::Count;
 use crate::pin::Pin;
-use crate::worker::{HUGE_COUNT, SMALL_PAGES, Worker};
 
 /// Something that a worker does.
 pub struct Step {
@@ -80,14 +80,12 @@ fn to_device(w: &mut Worker) -> Result<()> {
     let region = w.any_region();
     // Of a common file also the pages of others.
     let pages = w.random.piece(w.regions[region].memory.pages());
-    w.counts.add(Count::ToDevice, 1);
     w.migrate(region, &pages, Direction::ToDevice).map(drop)
 }
 
 fn to_system(w: &mut Worker) -> Result<()> {
     let region = w.any_region();
     let pages = w.random.piece(w.regions[region].memory.pages());
-    w.counts.add(Count::ToSystem, 1);
     w.migrate(region, &pages, Direction::ToSystem).map(drop)
 }
 
@@ -95,7 +93,7 @@ fn rewrite(w: &mut Worker) -> Result<()> {
     let region = w.any_region();
     let pages = w.own_pages(region);
     let seed = w.random.number();
-    w.counts.add(Count::Rewrite, pages.len() as u64);
+    w.stage.add(Count::Rewrite, pages.len() as u64);
     w.regions[region].rewrite(pages, seed);
     Ok(())
 }
@@ -117,7 +115,7 @@ fn device_fill(w: &mut Worker) -> Result<()> {
         .fill(&target.memory, span(&pages), 8, value)?
         .ok()?;
     target.set(pages, |_| Contents::Fill(value));
-    w.counts.add(Count::DeviceStore, 1);
+    w.stage.add(Count::DeviceStore, 1);
     Ok(())
 }
 
@@ -140,7 +138,7 @@ fn device_copy(w: &mut Worker) -> Result<()> {
     let copied: Vec<Contents> = source.map(|page| w.regions[from].contents(page)).collect();
     let first = target.start;
     w.regions[to].set(target, |page| copied[page - first]);
-    w.counts.add(Count::DeviceStore, 1);
+    w.stage.add(Count::DeviceStore, 1);
     Ok(())
 }
 
@@ -157,7 +155,7 @@ fn device_checksum(w: &mut Worker) -> Result<()> {
         by_device == by_cpu,
         "the device computes {by_device:#010x}, the CPU {by_cpu:#010x}"
     );
-    w.counts.add(Count::DeviceRead, 1);
+    w.stage.add(Count::DeviceRead, 1);
     Ok(())
 }
 
@@ -193,7 +191,7 @@ fn device_comparison(w: &mut Worker) -> Result<()> {
         told == expected,
         "the device compares and finds {told:?}, not {expected:?}"
     );
-    w.counts.add(Count::DeviceCompare, 1);
+    w.stage.add(Count::DeviceCompare, 1);
     Ok(())
 }
 
@@ -220,7 +218,7 @@ fn device_atomics(w: &mut Worker) -> Result<()> {
         (added, exchanged) == (last, sum),
         "the device finds {added:#x} and {exchanged:#x}, not {last:#x} and {sum:#x}"
     );
-    w.counts.add(Count::DeviceAtomic, 1);
+    w.stage.add(Count::DeviceAtomic, 1);
     Ok(())
 }
 
@@ -239,21 +237,7 @@ fn evict(w: &mut Worker) -> Result<()> {
             None => Evicted::Oldest,
         },
     };
-    let evicted = match w.devices[device].evict(which, limit) {
-        Ok(evicted) => evicted,
-        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot evict {which:?}")),
-    };
-    ensure!(
-        evicted.adds_up(),
-        "the counts of an eviction do not add up: {evicted:?}"
-    );
-    w.counts.add(Count::Evict, 1);
-    w.counts.add(Count::PagesEvicted, evicted.moved);
-    w.counts.add(Count::PagesLarge, evicted.large);
-    w.counts
-        .add(Count::PagesHeld, evicted.busy + evicted.pinned);
-    Ok(())
+    w.stage.evict(&w.devices[device], which, limit).map(drop)
 }
 
 /// Some frames of a device that pages can have.
@@ -300,7 +284,7 @@ fn locate(w: &mut Worker) -> Result<()> {
         "the places of {} pages do not add up: {found:?}",
         range.pages()
     );
-    w.counts.add(Count::PagesLocated, sum);
+    w.stage.add(Count::PagesLocated, sum);
     Ok(())
 }
 
@@ -352,7 +336,7 @@ fn fork_child(w: &mut Worker) -> Result<()> {
             other => break other.context("cannot wait for a child")?,
         }
     };
-    w.counts.add(Count::Fork, 1);
+    w.stage.add(Count::Fork, 1);
     match status {
         WaitStatus::Exited(_, 0) => Ok(()),
         WaitStatus::Exited(_, WRONG) => bail!("a child found wrong contents in its copy"),
@@ -364,7 +348,7 @@ fn unmap_part(w: &mut Worker) -> Result<()> {
     let Some(index) = pick(w, |region| matches!(region.kind, Kind::Anonymous)) else {
         return Ok(());
     };
-    w.counts.add(Count::UnmapPart, 1);
+    w.stage.add(Count::UnmapPart, 1);
     let pages = w.regions[index].memory.pages();
     if pages > SMALL_PAGES / 4 && !w.random.one_in(4) {
         let gone = 1 + w.random.below(pages / 2);
@@ -391,7 +375,7 @@ fn remap(w: &mut Worker) -> Result<()> {
     }
     target.unmap_tail(target.bytes() - bytes)?;
     w.regions[region].memory.move_over(target)?;
-    w.counts.add(Count::Remap, 1);
+    w.stage.add(Count::Remap, 1);
     Ok(())
 }
 
@@ -408,7 +392,7 @@ fn protect_part(w: &mut Worker) -> Result<()> {
     };
     let all = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     memory.protect_pages(pages.start, pages.len(), all)?;
-    w.counts.add(Count::Protect, 1);
+    w.stage.add(Count::Protect, 1);
     checked.context("read-only memory: wrong contents")
 }
 
@@ -424,7 +408,7 @@ fn drop_contents(w: &mut Worker) -> Result<()> {
     if matches!(region.kind, Kind::Anonymous) {
         region.set(pages, |_| Contents::Zeroes);
     }
-    w.counts.add(Count::Drop, 1);
+    w.stage.add(Count::Drop, 1);
     Ok(())
 }
 
@@ -444,7 +428,7 @@ fn pin(w: &mut Worker) -> Result<()> {
         .page_range(pages.start, pages.len());
     let left = w.random.below(OPERATIONS_MAX);
     w.pin = Some(Pin::new(range, left)?);
-    w.counts.add(Count::Pin, 1);
+    w.stage.add(Count::Pin, 1);
     // Nobody may pin device memory for long, so none of it is there now, and none goes there.
     let migration = w.migrate(region, &pages, Direction::ToDevice)?;
     ensure!(
@@ -474,7 +458,7 @@ fn truncate(w: &mut Worker) -> Result<()> {
     file.set_len((keep * PAGE_BYTES) as u64)?;
     file.set_len(region.memory.bytes() as u64)?;
     region.set(keep..region.own.end, |_| Contents::Zeroes);
-    w.counts.add(Count::Truncate, 1);
+    w.stage.add(Count::Truncate, 1);
     Ok(())
 }
 
@@ -489,7 +473,7 @@ fn punch(w: &mut Worker) -> Result<()> {
     let file = region.backing().context("it has a file")?;
     fallocate(file, flags, offset as i64, length as i64).context("cannot punch a hole")?;
     region.set(pages, |_| Contents::Zeroes);
-    w.counts.add(Count::Punch, 1);
+    w.stage.add(Count::Punch, 1);
     Ok(())
 }
 
@@ -516,7 +500,7 @@ fn read_and_write(w: &mut Worker) -> Result<()> {
     for page in pages.filter(|page| page % 2 == 0) {
         region.set(page..page + 1, |page| Contents::pattern(seed, page));
     }
-    w.counts.add(Count::ReadWrite, 1);
+    w.stage.add(Count::ReadWrite, 1);
     Ok(())
 }
 
@@ -549,7 +533,7 @@ fn splice_pages(w: &mut Worker) -> Result<()> {
             "region {index}, page {page}: the pipe holds wrong contents"
         );
     }
-    w.counts.add(Count::Splice, 1);
+    w.stage.add(Count::Splice, 1);
     Ok(())
 }
 
@@ -569,7 +553,7 @@ fn private_mapping(w: &mut Worker) -> Result<()> {
             private.check_pattern_pages(5, page..page + 1)?;
         }
     }
-    w.counts.add(Count::PrivateMapping, 1);
+    w.stage.add(Count::PrivateMapping, 1);
     // The file has none of it.
     w.verify(index, pages)
 }
@@ -587,7 +571,7 @@ fn lock(w: &mut Worker) -> Result<()> {
     w.migrate(region, &pages, Direction::ToDevice)?;
     // SAFETY: as above.
     unsafe { munlock(start, bytes) }.context("cannot unlock memory")?;
-    w.counts.add(Count::Lock, 1);
+    w.stage.add(Count::Lock, 1);
     Ok(())
 }
 
@@ -597,7 +581,7 @@ fn collapse(w: &mut Worker) -> Result<()> {
     };
     // Whether there is anything to collapse, and room for it, is the kernel's to say.
     let _ = w.regions[index].memory.collapse();
-    w.counts.add(Count::Collapse, 1);
+    w.stage.add(Count::Collapse, 1);
     Ok(())
 }
 
@@ -608,7 +592,7 @@ fn shrink(w: &mut Worker) -> Result<()> {
         _ => ("/proc/sys/vm/drop_caches", "2"),
     };
     fs::write(path, value).with_context(|| format!("cannot write to {path}"))?;
-    w.counts.add(Count::Shrink, 1);
+    w.stage.add(Count::Shrink, 1);
     Ok(())
 }
 

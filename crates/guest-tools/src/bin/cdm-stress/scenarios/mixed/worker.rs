@@ -2,42 +2,20 @@
 
 //! One thread that works on memory of its own.
 
-use std::fs::File;
 use std::ops::Range;
-use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use cdm_guest_tools::device::{Device, Direction, Migration, Options};
+use anyhow::{Context, Result};
+use cdm_guest_tools::device::{Device, Direction, Migration};
 use cdm_guest_tools::memory::PAGE_BYTES;
 use cdm_guest_tools::random::Random;
 
+use super::Shared;
+use super::directory::Slots;
+use super::steps::{self, Step};
 use crate::contents::Region;
-use crate::counts::{Count, Counts};
-use crate::directory::{Directory, Slots};
+use crate::counts::Count;
 use crate::pin::Pin;
-use crate::steps::{self, Step};
-
-/// When a run ends.
-#[derive(Clone, Copy, Debug)]
-pub enum End {
-    /// At the deadline, which counts from here and is not known from the beginning.
-    At(Instant),
-    /// After so many operations of all workers.
-    After(u64),
-}
-
-impl End {
-    /// Whether it has come.
-    pub fn has_come(self, counts: &Counts) -> bool {
-        let is_over = match self {
-            Self::At(origin) => counts
-                .deadline()
-                .is_some_and(|end| origin.elapsed().as_millis() as u64 >= end),
-            Self::After(operations) => counts.get(Count::Operations) >= operations,
-        };
-        is_over || counts.is_stopped()
-    }
-}
+use crate::stage::{Stage, any_options};
 
 /// Pages of a region of small pages.
 pub const SMALL_PAGES: usize = 192;
@@ -54,47 +32,39 @@ pub struct Worker<'a> {
     pub random: Random,
     pub regions: Vec<Region>,
     pub pin: Option<Pin>,
-    pub counts: &'a Counts,
+    pub stage: &'a Stage,
     slots: Slots<'a>,
 }
 
 impl<'a> Worker<'a> {
     /// A worker whose part of the common file is `own`.
-    pub fn new(
-        seed: u64,
-        counts: &'a Counts,
-        directory: &'a Directory,
-        common: &File,
-        own: Range<usize>,
-    ) -> Result<Self> {
-        let devices = Device::numbers()?
-            .into_iter()
-            .map(|number| Device::open(number).with_context(|| format!("device {number}")))
-            .collect::<Result<_>>()?;
+    pub fn new(shared: &'a Shared<'_>, seed: usize, own: Range<usize>) -> Result<Self> {
+        let stage = shared.stage;
+        let devices = stage.devices()?;
         let regions = vec![
             Region::small(SMALL_PAGES)?,
             Region::huge(HUGE_COUNT)?,
             Region::file(SMALL_PAGES)?,
             Region::huge_file(1)?,
-            Region::common(common, own)?,
+            Region::common(&shared.common, own)?,
         ];
-        let slots = directory.claim(regions.len())?;
+        let slots = shared.directory.claim(regions.len())?;
         Ok(Self {
             devices,
-            random: Random::new(seed),
+            random: stage.random(seed),
             regions,
             pin: None,
-            counts,
+            stage,
             slots,
         })
     }
 
     /// Works until the end, checks everything once more, and tells how much it did.
-    pub fn run(&mut self, end: End) -> Result<()> {
+    pub fn run(&mut self) -> Result<()> {
         let mut deck: Vec<&Step> = Vec::new();
         let mut trail: Vec<&str> = Vec::new();
         let mut number = 0;
-        while !end.has_come(self.counts) {
+        while !self.stage.is_over() {
             self.publish();
             if deck.is_empty() {
                 deck = steps::shuffled(&mut self.random);
@@ -103,7 +73,7 @@ impl<'a> Worker<'a> {
             trail.push(step.name);
             let done = (step.run)(self).and_then(|()| {
                 number += 1;
-                self.counts.add(Count::Operations, 1);
+                self.stage.add(Count::Operations, 1);
                 match number % CHECK_INTERVAL {
                     0 => self.verify_all(),
                     _ => self.verify_some(),
@@ -152,24 +122,17 @@ impl<'a> Worker<'a> {
         let options = any_options(&mut self.random, direction);
         let region = &self.regions[region];
         let range = region.memory.page_range(pages.start, pages.len());
-        let migration = match self.devices[device].migrate_with(0, range, direction, options) {
-            Ok(migration) => migration,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Migration::default(),
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot move {range} {direction:?}, {options:?}"));
-            }
-        };
-        count_moved(self.counts, direction, options, &migration)?;
+        let device = &self.devices[device];
+        let migration = self.stage.migrate(device, 0, range, direction, options)?;
         if region.backing().is_some() && direction == Direction::ToDevice {
-            self.counts.add(Count::FilePagesToDevice, migration.moved);
+            self.stage.add(Count::FilePagesToDevice, migration.moved);
         }
         Ok(migration)
     }
 
     /// Compares the pages of a region.
     pub fn verify(&self, region: usize, pages: Range<usize>) -> Result<()> {
-        self.counts.add(Count::Verified, pages.len() as u64);
+        self.stage.add(Count::Verified, pages.len() as u64);
         for page in pages {
             self.regions[region]
                 .verify(page)
@@ -193,50 +156,6 @@ impl<'a> Worker<'a> {
             self.verify(region, own)
         })
     }
-}
-
-/// Some way to migrate.
-pub fn any_options(random: &mut Random, direction: Direction) -> Options {
-    Options {
-        populate: random.one_in(3),
-        // Only a device can be full.
-        make_room: random.one_in(3) && direction == Direction::ToDevice,
-        small: random.one_in(4),
-    }
-}
-
-/// Adds up what a migration did, which must add up itself.
-pub fn count_moved(
-    counts: &Counts,
-    direction: Direction,
-    options: Options,
-    migration: &Migration,
-) -> Result<()> {
-    ensure!(
-        migration.adds_up(),
-        "the counts of a migration do not add up: {migration:?}"
-    );
-    ensure!(
-        !options.small || migration.large == 0,
-        "2 MiB folios moved whole that should be taken apart: {migration:?}"
-    );
-    let count = match direction {
-        Direction::ToDevice => Count::PagesToDevice,
-        Direction::ToSystem => Count::PagesToSystem,
-    };
-    counts.add(count, migration.moved);
-    for (count, number) in [
-        (Count::Populate, u64::from(options.populate)),
-        (Count::MakeRoom, u64::from(options.make_room)),
-        (Count::Small, u64::from(options.small)),
-        (Count::PagesLarge, migration.large),
-        (Count::PagesNoRoom, migration.no_memory),
-        (Count::PagesMadeRoom, migration.evicted),
-        (Count::PagesHeld, migration.busy + migration.pinned),
-    ] {
-        counts.add(count, number);
-    }
-    Ok(())
 }
 
 /// Bytes of the common file that a worker has as its own.

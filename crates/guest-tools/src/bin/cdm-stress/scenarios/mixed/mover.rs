@@ -3,24 +3,22 @@
 //! A thread that moves the memory of all processes while they work on it.
 
 use anyhow::{Context, Result};
-use cdm_guest_tools::device::{Device, Direction};
+use cdm_guest_tools::device::Direction;
 use cdm_guest_tools::memory::PAGE_BYTES;
 use cdm_guest_tools::random::Random;
 use cdm_guest_tools::range::AddressRange;
 
-use crate::counts::{Count, Counts};
-use crate::directory::Directory;
-use crate::worker::{End, any_options, count_moved};
+use super::Shared;
+use crate::counts::Count;
+use crate::stage::any_options;
 
 /// Moves pieces of what the directory names until the end.
-pub fn run(seed: u64, counts: &Counts, directory: &Directory, end: End) -> Result<()> {
-    let devices = Device::numbers()?
-        .into_iter()
-        .map(|number| Device::open(number).with_context(|| format!("device {number}")))
-        .collect::<Result<Vec<_>>>()?;
-    let mut random = Random::new(seed);
-    while !end.has_come(counts) {
-        let Some((pid, whole)) = directory.pick(&mut random) else {
+pub fn run(shared: &Shared<'_>, seed: usize) -> Result<()> {
+    let stage = shared.stage;
+    let devices = stage.devices()?;
+    let mut random = stage.random(seed);
+    while !stage.is_over() {
+        let Some((pid, whole)) = shared.directory.pick(&mut random) else {
             std::thread::yield_now();
             continue;
         };
@@ -34,8 +32,8 @@ pub fn run(seed: u64, counts: &Counts, directory: &Directory, end: End) -> Resul
         let options = any_options(&mut random, direction);
         match device.migrate_with(pid, range, direction, options) {
             Ok(migration) => {
-                counts.add(Count::Foreign, 1);
-                count_moved(counts, direction, options, &migration)?;
+                stage.add(Count::Foreign, 1);
+                stage.count_moved(direction, options, &migration)?;
             }
             // The process is at its end, or the entry was half old and half new.
             Err(error) if is_expected(&error) => {}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! All scenarios, a file for each family.
+
+mod huge;
+mod mixed;
+mod moves;
+mod planted;
+
+use crate::scenario::Scenario;
+
+/// Families, in the order in which they run.
+const FAMILIES: &[&[Scenario]] = &[moves::SCENARIOS, huge::SCENARIOS, mixed::SCENARIOS];
+
+/// Every scenario.
+pub fn all() -> impl Iterator<Item = &'static Scenario> {
+    FAMILIES.iter().copied().flatten()
+}
+
+/// Those that do wrong on purpose.
+pub fn planted() -> impl Iterator<Item = &'static Scenario> {
+    planted::SCENARIOS.iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_survive_ktap() {
+        let every = || all().chain(planted());
+        let names: HashSet<_> = every().map(|scenario| scenario.name).collect();
+        assert_eq!(names.len(), every().count());
+        for name in names {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c);
+            assert!(name.chars().all(plain), "{name}");
+            assert_eq!(name.split("::").count(), 2, "{name}");
+        }
+    }
+
+    #[test]
+    fn each_says_what_must_hold_and_what_makes_it_count() {
+        for scenario in all() {
+            let name = scenario.name;
+            assert!(scenario.property.ends_with('.'), "{name}");
+            assert!(scenario.operations > 0, "{name}");
+            assert!(!scenario.least.is_empty(), "{name}");
+            assert!(scenario.needs.devices > 0, "{name}");
+        }
+    }
+}
