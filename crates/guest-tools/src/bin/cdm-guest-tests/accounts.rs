@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Device, Direction, Evicted};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
+use cdm_guest_tools::registered::Registered;
 use cdm_guest_tools::{process, vmstat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::MmapAdvise;
@@ -17,7 +18,6 @@ use nix::sys::mman::MmapAdvise;
 use crate::fixture::{Fixture, move_patiently, physical_addresses, skip};
 use crate::isolate::Child;
 use crate::neighbours::move_pages;
-use crate::pins::Registered;
 
 crate::tests!("accounts":
     smaps_counts_the_small_pages_in_the_device,
