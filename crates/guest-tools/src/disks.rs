@@ -56,8 +56,8 @@ impl Drop for Loop {
     }
 }
 
-/// A file on a new ext4 on a disk.
-pub fn ext4(disk: &str, options: &str) -> Result<Stored> {
+/// A new ext4 on a disk, mounted.
+pub fn mount_ext4(disk: &str, options: &str) -> Result<Mounted> {
     let made = Command::new("mke2fs")
         .args(["-F", "-b", "4096", disk])
         .output()
@@ -68,7 +68,12 @@ pub fn ext4(disk: &str, options: &str) -> Result<Stored> {
         String::from_utf8_lossy(&made.stderr)
     );
     load_of_kernel("ext4")?;
-    let mounted = Mounted::new(disk, "ext4", options)?;
+    Mounted::new(disk, "ext4", options)
+}
+
+/// A file on such an ext4.
+pub fn ext4(disk: &str, options: &str) -> Result<Stored> {
+    let mounted = mount_ext4(disk, options)?;
     let folder = mounted.path.clone();
     Stored::new(&folder, Some(mounted))
 }
