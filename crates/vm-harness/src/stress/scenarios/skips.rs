@@ -51,12 +51,22 @@ const LACKING: &[(Option<KernelChoice>, Option<MemoryType>, &str, &str)] = &[
 
 /// Scenarios that a kernel without a patch of the series does not survive: kernel, scenario, patch,
 /// and what happens without it. They run all the same where they are called by name.
-const WITHOUT: &[(KernelChoice, &str, &str, &str)] = &[(
-    KernelChoice::Vanilla,
-    "mixed::everything",
-    "mm-memremap-clear-stale-folio-flags-when-device-memo",
-    "pages that are unlocked in the device count as locked for good",
-)];
+const WITHOUT: &[(KernelChoice, &str, &str, &str)] = &[
+    (
+        KernelChoice::Vanilla,
+        "mixed::everything",
+        UNLOCKED,
+        "pages that are unlocked in the device count as locked for good",
+    ),
+    (
+        KernelChoice::Vanilla,
+        "address_space::locked_pages_move_and_are_unlocked_in_the_end",
+        UNLOCKED,
+        "pages that are unlocked in the device count as locked for good",
+    ),
+];
+
+const UNLOCKED: &str = "mm-memremap-clear-stale-folio-flags-when-device-memo";
 
 /// Why a scenario is not begun on a kernel, if it is not.
 pub fn not_begun(kernel: &KernelChoice, order: &Order, scenario: &str) -> Option<String> {
