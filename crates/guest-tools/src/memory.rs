@@ -9,11 +9,14 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use nix::fcntl::SpliceFFlags;
 use nix::sys::mman::{self, MRemapFlags, MapFlags, MmapAdvise, ProtFlags};
 
 use crate::range::AddressRange;
@@ -287,6 +290,16 @@ impl Mapping {
         Ok(())
     }
 
+    /// Does so with some pages.
+    pub fn lock_pages(&self, first: usize, count: usize) -> io::Result<()> {
+        let range = self.page_range(first, count);
+        let start = NonNull::new(range.start() as *mut libc::c_void).expect("mapped above zero");
+        // SAFETY: `page_range` keeps the range inside this mapping; locking changes nothing that a
+        // program can see.
+        unsafe { mman::mlock(start, range.bytes() as usize) }?;
+        Ok(())
+    }
+
     /// Undoes [`Self::lock`].
     pub fn unlock(&self) -> io::Result<()> {
         // SAFETY: as in `lock`.
@@ -301,6 +314,53 @@ impl Mapping {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// Writes some pages to a file, from byte `offset` of it on; how many bytes it took. Nothing is
+    /// copied on the way, so that direct I/O uses the pages themselves.
+    pub fn write_pages_to(
+        &self,
+        pages: Range<usize>,
+        file: &File,
+        offset: u64,
+    ) -> io::Result<usize> {
+        let range = self.page_range(pages.start, pages.len());
+        let (start, bytes) = (range.start() as *const _, range.bytes() as usize);
+        // SAFETY: `page_range` keeps the range inside this mapping, which only atomics access.
+        let done = unsafe { libc::pwrite(file.as_raw_fd(), start, bytes, offset as i64) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Reads some pages from a file, likewise.
+    pub fn read_pages_from(
+        &self,
+        pages: Range<usize>,
+        file: &File,
+        offset: u64,
+    ) -> io::Result<usize> {
+        let range = self.page_range(pages.start, pages.len());
+        let (start, bytes) = (range.start() as *mut _, range.bytes() as usize);
+        // SAFETY: `page_range` keeps the range inside this mapping, which only atomics access.
+        let done = unsafe { libc::pread(file.as_raw_fd(), start, bytes, offset as i64) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Lends some pages to a pipe (vmsplice); how many bytes it took.
+    pub fn lend_pages(
+        &self,
+        pages: Range<usize>,
+        pipe: BorrowedFd<'_>,
+        flags: SpliceFFlags,
+    ) -> io::Result<usize> {
+        let range = self.page_range(pages.start, pages.len());
+        let lent = libc::iovec {
+            iov_base: range.start() as *mut libc::c_void,
+            iov_len: range.bytes() as usize,
+        };
+        // SAFETY: `page_range` keeps the range inside this mapping, which only atomics access; the
+        // pipe holds pages of its own right, and may outlive the mapping.
+        let done = unsafe { libc::vmsplice(pipe.as_raw_fd(), &raw const lent, 1, flags.bits()) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
     }
 
     /// Sets what may be done with some pages.
@@ -353,6 +413,45 @@ impl Mapping {
         assert!(bytes > 0 && bytes.is_multiple_of(PAGE_BYTES));
         // A reservation of the new length tells an address that is free for certain.
         self.move_over(Self::anonymous(bytes)?)
+    }
+
+    /// Cuts the mapping in two, whole pages. The kernel is not asked: it knows nothing of the cut
+    /// until the pieces are treated in different ways.
+    pub fn split_at(self, bytes: usize) -> (Self, Self) {
+        assert!(bytes > 0 && bytes < self.bytes && bytes.is_multiple_of(PAGE_BYTES));
+        // INVARIANT: the whole gives up its range, which the two parts share without overlap.
+        let whole = ManuallyDrop::new(self);
+        let address = whole.base.as_ptr() as usize + bytes;
+        let tail = Self {
+            base: NonNull::new(address as *mut libc::c_void).expect("mapped above zero"),
+            bytes: whole.bytes - bytes,
+        };
+        let head = Self {
+            base: whole.base,
+            bytes,
+        };
+        (head, tail)
+    }
+
+    /// Moves the pages to where `target` is, which is as long and no more. What is given back is the
+    /// old place, still mapped and without a page (MREMAP_DONTUNMAP).
+    pub fn move_pages_over(&mut self, target: Self) -> io::Result<Self> {
+        assert_eq!(self.bytes, target.bytes);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+        let (from, to) = (self.base.as_ptr(), target.base.as_ptr());
+        // SAFETY: the source is this whole mapping, of which `&mut self` says that no word is
+        // borrowed; the target is a mapping that nobody else owns.
+        let moved = unsafe { libc::mremap(from, self.bytes, self.bytes, flags, to) };
+        if moved == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        std::mem::forget(target);
+        let old = Self {
+            base: self.base,
+            bytes: self.bytes,
+        };
+        self.base = NonNull::new(moved).expect("mapped above zero");
+        Ok(old)
     }
 
     /// Moves the mapping to where `target` is, and makes it as long; `target` is no more.
@@ -446,6 +545,31 @@ mod tests {
         assert_ne!(mapping.address(), old);
         assert_eq!(mapping.check_pattern_pages(3, 0..2), Ok(()));
         assert_eq!(mapping.word(3 * PAGE_BYTES).load(Relaxed), 0);
+    }
+
+    #[test]
+    fn parts_of_a_mapping_are_unmapped_by_themselves() {
+        let mapping = Mapping::anonymous(3 * PAGE_BYTES).unwrap();
+        mapping.fill_pattern(4);
+        let (head, rest) = mapping.split_at(PAGE_BYTES);
+        let (middle, tail) = rest.split_at(PAGE_BYTES);
+        let word = tail.word(0).load(Relaxed);
+        drop(middle);
+        assert_eq!(head.check_pattern(4), Ok(()));
+        assert_eq!((word, tail.pages()), (pattern(4, 2 * 512), 1));
+        assert_eq!(tail.word(0).load(Relaxed), word);
+    }
+
+    #[test]
+    fn pages_that_moved_leave_an_empty_mapping() {
+        let mut mapping = Mapping::anonymous(2 * PAGE_BYTES).unwrap();
+        mapping.fill_pattern(5);
+        let old = mapping.address();
+        let target = Mapping::anonymous(2 * PAGE_BYTES).unwrap();
+        let left = mapping.move_pages_over(target).unwrap();
+        assert_eq!(left.address(), old);
+        assert_eq!(left.check_fill(0), Ok(()));
+        assert_eq!(mapping.check_pattern(5), Ok(()));
     }
 
     #[test]

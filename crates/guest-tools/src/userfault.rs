@@ -4,11 +4,13 @@
 //! (Documentation/admin-guide/mm/userfaultfd.rst).
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::memory::{Mapping, PAGE_BYTES};
@@ -138,29 +140,56 @@ impl Userfault {
 
     /// Moves the pages of `source` to the same places of `target`, which has none there.
     pub fn move_memory(&self, source: &Mapping, target: &Mapping) -> Result<()> {
+        let (moved, stopped) = self.move_pages(source, target, 0..source.pages());
+        if let Some(error) = stopped {
+            return Err(error).with_context(|| format!("UFFDIO_MOVE, after {moved} pages"));
+        }
+        ensure!(moved == source.pages(), "{moved} pages moved");
+        Ok(())
+    }
+
+    /// Moves some pages of `source` to the same places of `target`; how many it got to, and why it
+    /// did not get to all of them.
+    pub fn move_pages(
+        &self,
+        source: &Mapping,
+        target: &Mapping,
+        pages: Range<usize>,
+    ) -> (usize, Option<std::io::Error>) {
+        let from = source.page_range(pages.start, pages.len());
         let mut request = uapi::Move {
-            dst: target.address(),
-            src: source.address(),
-            len: source.bytes() as u64,
+            dst: target.page_range(pages.start, pages.len()).start(),
+            src: from.start(),
+            len: from.bytes(),
             mode: 0,
             moved: 0,
         };
-        // SAFETY: both ranges are mappings of this process that only atomics access, and the source
-        // reads as zeroes afterwards.
-        unsafe { uapi::move_pages(self.file.as_raw_fd(), &raw mut request) }
-            .with_context(|| format!("UFFDIO_MOVE, after {} bytes", request.moved))?;
-        ensure!(
-            request.moved == source.bytes() as i64,
-            "{} bytes moved",
-            request.moved
-        );
-        Ok(())
+        // SAFETY: both ranges are mappings of this process that only atomics access, and what moved
+        // reads as zeroes in the source afterwards.
+        let result = unsafe { uapi::move_pages(self.file.as_raw_fd(), &raw mut request) };
+        // What it got to is told as well where it failed; only if that is nothing it is the error.
+        let moved = usize::try_from(request.moved).unwrap_or(0) / PAGE_BYTES;
+        (moved, result.err().map(Into::into))
     }
 
     /// Protects `memory` against stores, or lets them happen again.
     pub fn protect(&self, memory: &Mapping, protect: bool) -> Result<()> {
+        self.protect_range(range(memory), protect)
+    }
+
+    /// The same for one page.
+    pub fn protect_page(&self, memory: &Mapping, page: usize, protect: bool) -> Result<()> {
+        let range = memory.page_range(page, 1);
+        let range = uapi::Range {
+            start: range.start(),
+            len: range.bytes(),
+        };
+        self.protect_range(range, protect)
+    }
+
+    fn protect_range(&self, range: uapi::Range, protect: bool) -> Result<()> {
         let mut request = uapi::WriteProtect {
-            range: range(memory),
+            range,
             mode: if protect {
                 uapi::WRITEPROTECT_MODE_WP
             } else {
@@ -173,6 +202,11 @@ impl Userfault {
         Ok(())
     }
 
+    /// Address of any fault that is reported within `limit`, if one is.
+    pub fn wait_for_any(&self, limit: Duration) -> Result<Option<u64>> {
+        Ok(self.wait_for_fault(limit)?.map(|(_, address)| address))
+    }
+
     /// Whether a store to protected memory is reported within `limit`.
     pub fn wait_for_write(&self, limit: Duration) -> Result<bool> {
         let fault = self.wait_for_fault(limit)?;
@@ -181,7 +215,7 @@ impl Userfault {
 
     /// Address of the access to a missing page that is reported within `limit`, if one is.
     pub fn wait_for_missing(&self, limit: Duration) -> Result<Option<u64>> {
-        Ok(self.wait_for_fault(limit)?.map(|(_, address)| address))
+        self.wait_for_any(limit)
     }
 
     /// Flags and address of a fault.
@@ -191,9 +225,12 @@ impl Userfault {
             return Ok(None);
         }
         let mut message = [0; uapi::MESSAGE_BYTES];
-        (&self.file)
-            .read_exact(&mut message)
-            .context("cannot read the fault")?;
+        match (&self.file).read_exact(&mut message) {
+            Ok(()) => {}
+            // Whoever waited does so no longer: the fault was answered for another one.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error).context("cannot read the fault"),
+        }
         let word =
             |at: usize| -> Result<u64> { Ok(u64::from_ne_bytes(message[at..at + 8].try_into()?)) };
         ensure!(message[0] == uapi::EVENT_PAGEFAULT, "event {}", message[0]);
@@ -202,16 +239,35 @@ impl Userfault {
 
     /// Fills a missing page, and lets whoever waits for it go on.
     pub fn fill_page(&self, address: u64, contents: &Mapping) -> Result<()> {
+        let page = address & !(PAGE_BYTES as u64 - 1);
+        self.copy(page, contents.address()).context("UFFDIO_COPY")
+    }
+
+    /// Fills a missing page of `memory` with the same page of `source`, and lets whoever waits for
+    /// it go on. False if it was not missing any more.
+    pub fn copy_page(&self, memory: &Mapping, source: &Mapping, page: usize) -> Result<bool> {
+        let (to, from) = (memory.page_range(page, 1), source.page_range(page, 1));
+        loop {
+            match self.copy(to.start(), from.start()) {
+                Ok(()) => return Ok(true),
+                Err(Errno::EEXIST) => return Ok(false),
+                // The address space is being changed.
+                Err(Errno::EAGAIN) => {}
+                Err(error) => return Err(error).context("UFFDIO_COPY"),
+            }
+        }
+    }
+
+    fn copy(&self, to: u64, from: u64) -> nix::Result<()> {
         let mut request = uapi::Copy {
-            dst: address & !(PAGE_BYTES as u64 - 1),
-            src: contents.address(),
+            dst: to,
+            src: from,
             len: PAGE_BYTES as u64,
             mode: 0,
             copied: 0,
         };
         // SAFETY: the kernel copies a page of a mapping, which only atomics access, to a page of a
         // watched one that is not there yet.
-        unsafe { uapi::copy(self.file.as_raw_fd(), &raw mut request) }.context("UFFDIO_COPY")?;
-        Ok(())
+        unsafe { uapi::copy(self.file.as_raw_fd(), &raw mut request) }.map(drop)
     }
 }

@@ -17,6 +17,7 @@ use clap::Args;
 use super::accel::AccelChoice;
 use super::agent::{Event, Input, Lost, Running};
 use super::boot::{Commands, Parts, Vm, accelerator};
+use super::disk::Disk;
 use super::qemu;
 use super::spec::{
     ByteSize, CPUS_MAX, DEVICES_MAX, FileCopy, Gdb, MemoryType, VmSpec, parse_device_memory,
@@ -91,6 +92,10 @@ pub struct RunVmArgs {
     #[arg(long)]
     kernel_modules: bool,
 
+    /// Give the guest a disk, /dev/vda and on, with a file system on it; repeatable
+    #[arg(long = "disk", value_name = "KIND", value_enum)]
+    disks: Vec<Disk>,
+
     /// Give the driver a parameter, such as altmap=0; repeatable
     #[arg(long = "module-param", value_name = "NAME=VALUE")]
     module_params: Vec<String>,
@@ -157,6 +162,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         accel: args.accel,
         memory_types: args.memory_types,
         module_params: args.module_params,
+        disks: args.disks,
         share,
         files,
         gdb: args.gdb,

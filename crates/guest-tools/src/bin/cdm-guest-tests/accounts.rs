@@ -9,13 +9,13 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Device, Direction, Evicted};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
+use cdm_guest_tools::registered::Registered;
 use cdm_guest_tools::{process, vmstat};
 use nix::sys::mman::MmapAdvise;
 
 use crate::fixture::{Fixture, move_patiently, physical_addresses, skip};
 use crate::isolate::Child;
 use crate::neighbours::move_pages;
-use crate::pins::Registered;
 use crate::stores::memory_file;
 
 crate::tests!("accounts":

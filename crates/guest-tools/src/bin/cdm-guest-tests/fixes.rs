@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::Direction;
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
+use cdm_guest_tools::registered::Registered;
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
 use crate::fixture::{Fixture, expect_huge_mapped};
@@ -15,7 +16,6 @@ use crate::huge::fragmented_device;
 use crate::huge_files::{self, HugeFiles};
 use crate::isolate::Child;
 use crate::memory_failure::{expect_failed, fail_page, renew};
-use crate::pins::Registered;
 
 crate::tests!("fixes":
     huge_page_that_a_child_shares_takes_small_pages_for_both,

@@ -15,6 +15,7 @@ pub use cdm_guest_tools::invariants::{expect_free_pages, free_pages};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::pagemap;
 use cdm_guest_tools::range::AddressRange;
+pub use cdm_guest_tools::skip::{Skip, skip};
 use cdm_guest_tools::uapi::{CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE, CDM_CAN_RELIEVE, cdm_query};
 use nix::sys::mman::MmapAdvise;
 
@@ -42,23 +43,6 @@ macro_rules! tests {
             run: $name,
         }),+];
     };
-}
-
-/// Why a test could not be tried here.
-#[derive(Debug)]
-pub struct Skip(pub String);
-
-impl std::fmt::Display for Skip {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Skip {}
-
-/// Ends a test as skipped.
-pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
-    Err(Skip(reason.into()).into())
 }
 
 /// How often a migration is repeated for pages that were busy: the kernel's own short references

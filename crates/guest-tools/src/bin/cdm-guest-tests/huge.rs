@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Device, Direction, Place, Span};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::process;
+use cdm_guest_tools::registered::Registered;
 use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
@@ -18,7 +19,6 @@ use crate::fixture::{
 };
 use crate::isolate::Child;
 use crate::module;
-use crate::pins::Registered;
 use crate::unload::{expect_outside, without_node};
 
 crate::tests!("huge":

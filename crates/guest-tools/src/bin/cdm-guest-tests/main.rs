@@ -21,11 +21,9 @@ mod fork;
 mod hot;
 mod huge;
 mod huge_files;
-mod isolate;
 mod lifecycle;
 mod memory_failure;
 mod migration;
-mod module;
 mod neighbours;
 mod observability;
 mod pins;
@@ -34,7 +32,6 @@ mod private;
 mod processes;
 mod refusals;
 mod runner;
-mod stores;
 mod stress;
 mod trace;
 mod two_devices;
@@ -42,6 +39,7 @@ mod unload;
 
 use std::process::ExitCode;
 
+use cdm_guest_tools::{isolate, module, stores, wait};
 use clap::Parser;
 use fixture::Test;
 

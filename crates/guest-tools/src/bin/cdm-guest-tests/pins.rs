@@ -3,20 +3,18 @@
 //! Nobody may pin device memory for long: a long-term pin moves the page out
 //! first, or fails; and what is pinned does not move.
 
-use std::fs::File;
-use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::Direction;
+use cdm_guest_tools::gup_test::{self, Pinner};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
-use io_uring::IoUring;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use cdm_guest_tools::registered::Registered;
+use cdm_guest_tools::udmabuf::dma_buffer;
 
-use crate::fixture::{Fixture, skip};
+use crate::fixture::Fixture;
 use crate::huge_files;
 use crate::stores::{MEMFD, RAMFS};
 
@@ -32,35 +30,6 @@ crate::tests!("pins":
 );
 
 const PAGES: usize = 64;
-
-/// A buffer that io_uring holds, by long-term pins (FOLL_LONGTERM).
-pub struct Registered {
-    ring: IoUring,
-}
-
-impl Registered {
-    /// Registers some pages of a mapping.
-    pub fn new(memory: &Mapping, pages: Range<usize>) -> Result<Self> {
-        let ring = IoUring::new(2).context("io_uring_setup: is CONFIG_IO_URING on?")?;
-        let range = memory.page_range(pages.start, pages.len());
-        let buffer = libc::iovec {
-            iov_base: range.start() as *mut libc::c_void,
-            iov_len: range.bytes() as usize,
-        };
-        // SAFETY: the memory outlives the ring in every test here, and no request ever uses it.
-        unsafe { ring.submitter().register_buffers(&[buffer]) }
-            .context("cannot register a buffer that lay in device memory")?;
-        Ok(Self { ring })
-    }
-
-    /// Lets go of them.
-    pub fn unregister(self) -> Result<()> {
-        self.ring
-            .submitter()
-            .unregister_buffers()
-            .context("cannot unregister the buffer")
-    }
-}
 
 fn io_uring_buffer_moves_its_pages_out(t: &Fixture) -> Result<()> {
     let free = t.free_pages()?;
@@ -106,55 +75,13 @@ fn pinned_pages_are_refused_and_move_after_the_pin(t: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// The kernel's own test of pins, lib/gup_test.c; its header is not among the installed ones, so
-/// what is used of it stands here.
-mod gup_test {
-    /// `struct pin_longterm_test` of mm/gup_test.h.
-    #[repr(C)]
-    pub struct PinLongterm {
-        pub address: u64,
-        pub bytes: u64,
-        pub flags: u32,
-    }
-
-    pub const USE_WRITE: u32 = 1;
-    pub const USE_FAST: u32 = 2;
-
-    nix::ioctl_write_ptr!(start, b'g', 7, PinLongterm);
-    nix::ioctl_none!(stop, b'g', 8);
-}
-
-/// The device file of that test.
-fn gup_test_file() -> Result<File> {
-    const PATH: &str = "/sys/kernel/debug/gup_test";
-    match File::options().read(true).write(true).open(PATH) {
-        Ok(file) => Ok(file),
-        Err(_) => skip(format!("the kernel has no {PATH} (CONFIG_GUP_TEST)")),
-    }
-}
-
-/// Has the kernel pin memory for long, until [`gup_test::stop`].
-fn pin_for_long(file: &File, memory: &Mapping, flags: u32) -> nix::Result<()> {
-    let request = gup_test::PinLongterm {
-        address: memory.address(),
-        bytes: memory.bytes() as u64,
-        flags,
-    };
-    // SAFETY: the request is read only, and names memory of this process.
-    unsafe { gup_test::start(file.as_raw_fd(), &raw const request) }.map(drop)
-}
-
-fn unpin(file: &File) -> Result<()> {
-    // SAFETY: the request has no argument.
-    unsafe { gup_test::stop(file.as_raw_fd()) }.context("gup_test cannot unpin")?;
-    Ok(())
-}
-
 fn pin_by_gup_test(t: &Fixture, flags: u32) -> Result<()> {
-    let file = gup_test_file()?;
+    let pinner = Pinner::open()?;
     let free = t.free_pages()?;
     let memory = t.resident_memory(PAGES, 4)?;
-    pin_for_long(&file, &memory, flags).context("gup_test cannot pin")?;
+    pinner
+        .pin(memory.range(), flags)
+        .context("gup_test cannot pin")?;
     // The ioctl fails unless every page is pinned, so that the pages are where the pin put them.
     t.expect_in_system(memory.range())?;
     t.expect_free_pages(free)?;
@@ -164,7 +91,7 @@ fn pin_by_gup_test(t: &Fixture, flags: u32) -> Result<()> {
         migration.pinned == PAGES as u64,
         "pinned pages: {migration:?}"
     );
-    unpin(&file)?;
+    pinner.unpin()?;
     t.move_all(memory.range(), Direction::ToDevice)?;
     memory.check_pattern(4)?;
     Ok(())
@@ -181,7 +108,7 @@ fn gup_test_fast_long_term_pin_moves_the_pages_out(t: &Fixture) -> Result<()> {
 fn reader_of_a_file_gets_its_contents_while_a_pin_moves_them_out(t: &Fixture) -> Result<()> {
     const ROUNDS: usize = 100;
     t.need_files()?;
-    let pinner = gup_test_file()?;
+    let pinner = Pinner::open()?;
     // In the page cache of ramfs a reader waits for nobody's lock.
     let stored = RAMFS.file(PAGES * PAGE_BYTES)?;
     let memory = Mapping::shared_file(&stored.file, PAGES * PAGE_BYTES)?;
@@ -209,11 +136,11 @@ fn reader_of_a_file_gets_its_contents_while_a_pin_moves_them_out(t: &Fixture) ->
         let pinned = (0..ROUNDS).try_fold(0, |pinned, _| -> Result<u64> {
             let there = t.device.migrate(0, memory.range(), Direction::ToDevice)?;
             // To read only: a pin to write of a file that is no shared memory is refused.
-            if pin_for_long(&pinner, &memory, 0).is_err() {
+            if pinner.pin(memory.range(), 0).is_err() {
                 return Ok(pinned);
             }
             t.expect_in_system(memory.range())?;
-            unpin(&pinner)?;
+            pinner.unpin()?;
             Ok(pinned + there.moved)
         });
         is_over.store(true, Ordering::Relaxed);
@@ -223,41 +150,6 @@ fn reader_of_a_file_gets_its_contents_while_a_pin_moves_them_out(t: &Fixture) ->
     })?;
     memory.check_pattern(8)?;
     Ok(())
-}
-
-/// What makes a DMA buffer of a part of a memfd, which it pins by memfd_pin_folios(): by the page
-/// cache, where the other long-term pins go by the page table.
-mod udmabuf {
-    /// `struct udmabuf_create` of linux/udmabuf.h.
-    #[repr(C)]
-    pub struct Create {
-        pub memfd: u32,
-        pub flags: u32,
-        pub offset: u64,
-        pub size: u64,
-    }
-
-    nix::ioctl_write_ptr!(create, b'u', 0x42, Create);
-}
-
-/// A DMA buffer of some pages of a memfd, and with it a long-term pin of them, until it is closed.
-fn dma_buffer(memfd: &File, pages: Range<usize>) -> Result<File> {
-    const PATH: &str = "/dev/udmabuf";
-    let Ok(maker) = File::options().read(true).write(true).open(PATH) else {
-        return skip(format!("the kernel has no {PATH} (CONFIG_UDMABUF)"));
-    };
-    fcntl(memfd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).context("cannot seal")?;
-    let request = udmabuf::Create {
-        memfd: memfd.as_raw_fd() as u32,
-        flags: 0,
-        offset: (pages.start * PAGE_BYTES) as u64,
-        size: (pages.len() * PAGE_BYTES) as u64,
-    };
-    // SAFETY: the request is read only.
-    let fd = unsafe { udmabuf::create(maker.as_raw_fd(), &raw const request) }
-        .context("no DMA buffer of memory in the device")?;
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 fn dma_buffer_of_a_file_moves_its_pages_out(t: &Fixture) -> Result<()> {

@@ -3,17 +3,17 @@
 //! What does not go into the device is refused before anything is touched, and
 //! the call says why.
 
-use std::fs;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Direction, Migration};
+use cdm_guest_tools::disks::{Loop, ext4};
+use cdm_guest_tools::hugetlb::Reserved;
 use cdm_guest_tools::iomem;
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::range::AddressRange;
@@ -21,8 +21,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::fixture::{Fixture, physical_addresses};
 use crate::module;
-use crate::stores::{Mounted, Stored, XFS, memory_file, xfs_disk};
-use cdm_guest_tools::wait::wait_until;
+use crate::stores::{Mounted, Stored, XFS, xfs_disk};
+use crate::wait::wait_until;
 
 crate::tests!("refusals":
     ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping,
@@ -58,67 +58,6 @@ fn expect_refused(t: &Fixture, range: AddressRange, reason: Reason) -> Result<()
         );
     }
     t.expect_free_pages(free)
-}
-
-/// A disk made of a file in memory; detached on drop.
-struct Loop {
-    path: String,
-    _file: File,
-}
-
-impl Loop {
-    /// An empty disk.
-    fn new(bytes: u64) -> Result<Self> {
-        Self::of(memory_file(bytes as usize)?)
-    }
-
-    /// What a file holds, as a disk.
-    fn of(file: File) -> Result<Self> {
-        const CTL_GET_FREE: libc::c_ulong = 0x4C82;
-        const SET_FD: libc::c_ulong = 0x4C00;
-        module::load_of_kernel("loop")?;
-        let control = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/loop-control")
-            .context("the kernel has no loop devices")?;
-        // SAFETY: the request has no argument.
-        let number = unsafe { libc::ioctl(control.as_raw_fd(), CTL_GET_FREE as _) };
-        ensure!(number >= 0, "no free loop device");
-        let path = format!("/dev/loop{number}");
-        let disk = File::options().read(true).write(true).open(&path)?;
-        // SAFETY: the argument is a descriptor.
-        let set = unsafe { libc::ioctl(disk.as_raw_fd(), SET_FD as _, file.as_raw_fd()) };
-        ensure!(set == 0, "LOOP_SET_FD: {}", std::io::Error::last_os_error());
-        Ok(Self { path, _file: file })
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        const CLR_FD: libc::c_ulong = 0x4C01;
-        if let Ok(disk) = File::open(&self.path) {
-            // SAFETY: the request has no argument. The kernel waits for the last user by itself.
-            let _ = unsafe { libc::ioctl(disk.as_raw_fd(), CLR_FD as _) };
-        }
-    }
-}
-
-/// A file on a new ext4 on a disk.
-fn ext4(disk: &str, options: &str) -> Result<Stored> {
-    let made = Command::new("mke2fs")
-        .args(["-F", "-b", "4096", disk])
-        .output()
-        .context("cannot start mke2fs")?;
-    ensure!(
-        made.status.success(),
-        "mke2fs: {}",
-        String::from_utf8_lossy(&made.stderr)
-    );
-    module::load_of_kernel("ext4")?;
-    let mounted = Mounted::new(disk, "ext4", options)?;
-    let folder = mounted.path.clone();
-    Stored::new(&folder, Some(mounted))
 }
 
 fn ext4_whose_folios_have_buffer_heads_is_refused_for_its_mapping(t: &Fixture) -> Result<()> {
@@ -345,30 +284,6 @@ fn ring_of_asynchronous_io_is_unsupported(t: &Fixture) -> Result<()> {
     let gone = unsafe { libc::syscall(libc::SYS_io_destroy, context) };
     ensure!(gone == 0, "io_destroy: {}", std::io::Error::last_os_error());
     refused.with_context(|| vma.name)
-}
-
-/// Pages kept for hugetlbfs; none again on drop.
-struct Reserved;
-
-const RESERVED: &str = "/proc/sys/vm/nr_hugepages";
-
-impl Reserved {
-    fn new(pages: u64) -> Result<Self> {
-        fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")?;
-        fs::write(RESERVED, pages.to_string()).context("no huge pages to keep")?;
-        let kept = fs::read_to_string(RESERVED)?;
-        ensure!(
-            kept.trim() == pages.to_string(),
-            "only {kept} pages were kept"
-        );
-        Ok(Self)
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        let _ = fs::write(RESERVED, "0");
-    }
 }
 
 fn pages_of_hugetlbfs_are_unsupported(t: &Fixture) -> Result<()> {

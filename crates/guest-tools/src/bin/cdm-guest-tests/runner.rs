@@ -186,7 +186,7 @@ fn describe(status: WaitStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isolate::tests::alone;
+    use cdm_guest_tools::testing::alone;
 
     fn child_that_says(lines: &str) -> (Outcome, Vec<String>) {
         let (from, mut to) = pipe_files().unwrap();

@@ -133,6 +133,18 @@ impl Region {
         Self::new(memory, Kind::Common(file.try_clone()?), true, own)
     }
 
+    /// The same of a file of hugetlbfs, whose pages have one size whatever is advised.
+    pub fn hugetlb(file: &File, own: Range<usize>) -> Result<Self> {
+        let memory = Mapping::shared_file(file, file.metadata()?.len() as usize)?;
+        Ok(Self {
+            memory,
+            kind: Kind::Common(file.try_clone()?),
+            is_huge: true,
+            contents: vec![Contents::Zeroes; own.len()],
+            own,
+        })
+    }
+
     /// Its file, if it has one.
     pub fn backing(&self) -> Option<&File> {
         match &self.kind {
@@ -181,6 +193,35 @@ impl Region {
         Ok(())
     }
 
+    /// Cuts it in two before one of its pages, all of which are its own.
+    pub fn split_at(self, page: usize) -> (Self, Self) {
+        let Self {
+            memory,
+            kind,
+            is_huge,
+            own,
+            mut contents,
+        } = self;
+        assert!(own.start == 0 && own.end == memory.pages() && matches!(kind, Kind::Anonymous));
+        let (head, tail) = memory.split_at(page * PAGE_BYTES);
+        let behind = contents.split_off(page);
+        // Its words are those that it had at its old place.
+        let part = |memory: Mapping, contents: Vec<Contents>| Self {
+            own: 0..contents.len(),
+            kind: Kind::Anonymous,
+            memory,
+            is_huge,
+            contents,
+        };
+        (part(head, contents), part(tail, behind))
+    }
+
+    /// Its memory has another number of pages now; new ones are zero.
+    pub fn resize(&mut self, pages: usize) {
+        self.contents.resize(pages, Contents::Zeroes);
+        self.own.end = pages;
+    }
+
     /// The last `pages` pages are no longer there.
     pub fn forget_tail(&mut self, pages: usize) {
         self.own.end -= pages;
@@ -227,5 +268,27 @@ mod tests {
             region.memory.words()[512 + index].store(word, Relaxed);
         }
         region.verify(1).unwrap();
+    }
+
+    #[test]
+    fn parts_of_a_cut_region_keep_their_words() {
+        let mut region = Region::small(4).unwrap();
+        region.rewrite(0..4, 11);
+        let (head, tail) = region.split_at(3);
+        assert_eq!((head.own.clone(), tail.own.clone()), (0..3, 0..1));
+        (0..3).for_each(|page| head.verify(page).unwrap());
+        tail.verify(0).unwrap();
+        tail.memory.word(0).store(0, Relaxed);
+        assert!(tail.verify(0).is_err());
+    }
+
+    #[test]
+    fn new_pages_of_a_region_are_zero() {
+        let mut region = Region::small(2).unwrap();
+        region.rewrite(0..2, 12);
+        region.memory.move_and_resize(3 * PAGE_BYTES).unwrap();
+        region.resize(3);
+        (0..3).for_each(|page| region.verify(page).unwrap());
+        assert_eq!(region.contents(2), Contents::Zeroes);
     }
 }

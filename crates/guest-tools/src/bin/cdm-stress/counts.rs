@@ -114,6 +114,44 @@ counts! {
     Collapse = "collapses";
     /// Calls of the shrinkers and of compaction.
     Shrink = "shrinks";
+    /// Ranges that the kernel may free when it likes.
+    LazyFree = "madvise_free";
+    /// Advice that leaves contents alone.
+    Advice = "madvise_harmless";
+    /// Pages that userfaultfd was asked for and filled.
+    UserfaultFilled = "userfault_pages_filled";
+    /// Pages whose first store userfaultfd told of.
+    UserfaultWrites = "userfault_writes_told";
+    /// Pages that userfaultfd moved to another address.
+    UserfaultMoved = "userfault_pages_moved";
+    /// Pages read and written in other processes by system calls.
+    PeerPages = "peer_pages";
+    /// Words that a debugger read and changed.
+    Poked = "debugger_words";
+    /// Processes that ended by themselves while their pages were moved.
+    Exit = "exits";
+    /// Processes that became another program meanwhile.
+    Exec = "execs";
+    /// Processes that were killed meanwhile.
+    Kill = "kills";
+    /// Core dumps.
+    CoreDump = "core_dumps";
+    /// Pages compared with what core dumps have of them.
+    CorePages = "core_dump_pages";
+    /// Reads and writes of io_uring with a buffer that it has pinned.
+    PinnedIo = "pinned_buffer_transfers";
+    /// DMA buffers made of files.
+    DmaBuffer = "dma_buffers";
+    /// Pages read and written by direct I/O.
+    DirectPages = "direct_io_pages";
+    /// Files written to their disk.
+    Sync = "fsyncs";
+    /// Pieces of files sent to other files.
+    Sendfile = "sendfiles";
+    /// Files that were unmapped and mapped anew.
+    MapAgain = "mapped_again";
+    /// Pages that the kernel would not move to a device.
+    Refused = "pages_refused";
     /// Pages whose contents were compared.
     Verified = "verified_pages";
 }

@@ -15,7 +15,7 @@ const POLL: Duration = Duration::from_millis(1);
 
 /// A pinned range; unpinned on drop.
 pub struct Pin {
-    _ring: IoUring,
+    ring: IoUring,
     /// Operations after which the owner lets go.
     pub left: usize,
 }
@@ -25,15 +25,21 @@ impl Pin {
     pub fn new(range: AddressRange, left: usize) -> Result<Self> {
         // A ring that goes wakes up the threads that ever used it, and one that waits for the device
         // would give up as if for a signal. This one is through with waiting then.
-        let made = thread::scope(|scope| scope.spawn(|| Self::ring(range)).join());
+        let made = thread::scope(|scope| scope.spawn(|| Self::make_ring(range)).join());
         let ring = made.map_err(|_| anyhow!("the thread that pins panicked"))?;
         Ok(Self {
-            _ring: ring.with_context(|| format!("cannot pin {range}"))?,
+            ring: ring.with_context(|| format!("cannot pin {range}"))?,
             left,
         })
     }
 
-    fn ring(range: AddressRange) -> Result<IoUring> {
+    /// The ring, of which the range is buffer 0. Whoever uses it is woken up when it goes, so it
+    /// should be a thread that is through with waiting then.
+    pub fn ring(&mut self) -> &mut IoUring {
+        &mut self.ring
+    }
+
+    fn make_ring(range: AddressRange) -> Result<IoUring> {
         let ring = IoUring::new(2).context("io_uring_setup")?;
         let buffer = libc::iovec {
             iov_base: range.start() as *mut libc::c_void,
@@ -41,7 +47,8 @@ impl Pin {
         };
         let started = Instant::now();
         loop {
-            // SAFETY: no request ever uses the buffer, so it does not matter when the memory goes.
+            // SAFETY: whoever has a request use the buffer keeps the memory until it is through;
+            // besides that it does not matter when it goes.
             match unsafe { ring.submitter().register_buffers(&[buffer]) } {
                 Ok(()) => return Ok(ring),
                 // A page that somebody else holds for a moment cannot leave its device. EFAULT is

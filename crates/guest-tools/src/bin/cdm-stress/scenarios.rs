@@ -2,15 +2,25 @@
 
 //! All scenarios, a file for each family.
 
+mod address_space;
+mod files;
 mod huge;
 mod mixed;
 mod moves;
+mod pinning;
 mod planted;
 
 use crate::scenario::Scenario;
 
 /// Families, in the order in which they run.
-const FAMILIES: &[&[Scenario]] = &[moves::SCENARIOS, huge::SCENARIOS, mixed::SCENARIOS];
+const FAMILIES: &[&[Scenario]] = &[
+    moves::SCENARIOS,
+    huge::SCENARIOS,
+    address_space::SCENARIOS,
+    pinning::SCENARIOS,
+    files::SCENARIOS,
+    mixed::SCENARIOS,
+];
 
 /// Every scenario.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {

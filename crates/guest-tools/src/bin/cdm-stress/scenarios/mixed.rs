@@ -4,7 +4,6 @@
 //! fork, cut, pin and give to the devices while others move it, and one more process for each
 //! device that keeps it full.
 
-mod directory;
 mod mover;
 mod steps;
 mod worker;
@@ -17,9 +16,9 @@ use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, PAGE_BYTES};
 use crate::ballast;
 use crate::contents::memory_file;
 use crate::counts::Count;
+use crate::directory::Directory;
 use crate::scenario::{Least, Needs, Scenario};
 use crate::stage::Stage;
-use directory::Directory;
 use worker::{COMMON_BYTES, Worker};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {

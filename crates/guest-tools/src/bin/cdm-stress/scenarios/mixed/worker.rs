@@ -10,10 +10,10 @@ use cdm_guest_tools::memory::PAGE_BYTES;
 use cdm_guest_tools::random::Random;
 
 use super::Shared;
-use super::directory::Slots;
 use super::steps::{self, Step};
 use crate::contents::Region;
 use crate::counts::Count;
+use crate::directory::Slots;
 use crate::pin::Pin;
 use crate::stage::{Stage, any_options};
 

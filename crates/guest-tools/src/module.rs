@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
 
-use cdm_guest_tools::wait::wait_until;
+use crate::wait::wait_until;
 
 const FILE: &str = "/lib/modules/cdm.ko";
 const PARAMETERS: &str = "/sys/module/cdm/parameters";

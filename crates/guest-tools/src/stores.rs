@@ -10,11 +10,12 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::fixture::skip;
-use crate::module;
+use crate::module::load_of_kernel;
+use crate::skip::skip;
 
 /// A kind of place for files.
 pub struct Store {
+    /// Its name in messages.
     pub name: &'static str,
     /// Whether the contents are written to a disk some time.
     pub is_disk: bool,
@@ -77,7 +78,7 @@ pub fn xfs_disk() -> Result<&'static str> {
     if !Path::new(DISK).exists() {
         return skip(format!("the machine has no disk {DISK} with an xfs"));
     }
-    module::load_of_kernel("xfs")?;
+    load_of_kernel("xfs")?;
     Ok(DISK)
 }
 
@@ -92,6 +93,7 @@ impl Store {
 
 /// A file; removed with its file system on drop.
 pub struct Stored {
+    /// It, open to read and write.
     pub file: File,
     path: Option<PathBuf>,
     _mounted: Option<Mounted>,
@@ -132,6 +134,7 @@ impl Drop for Stored {
 
 /// A mounted file system; unmounted on drop.
 pub struct Mounted {
+    /// Where it is.
     pub path: PathBuf,
 }
 

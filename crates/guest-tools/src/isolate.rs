@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Runs a piece of a test in a process of its own.
+//! Runs a piece of a test in a process of its own. The program that does so has one thread.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -29,8 +29,8 @@ impl Child {
     pub fn spawn(body: impl FnOnce(&mut Parent) -> Result<()>) -> Result<Self> {
         let (to_read, to_write) = pipe().context("cannot make a pipe")?;
         let (from_read, from_write) = pipe().context("cannot make a pipe")?;
-        // SAFETY: the test programs have one thread when they fork, so no lock of another thread
-        // can be held in the child.
+        // SAFETY: the programs have one thread when they fork, so no lock of another thread can be
+        // held in the child.
         match unsafe { fork() }.context("cannot fork")? {
             ForkResult::Child => {
                 drop((to_write, from_read));
@@ -196,35 +196,10 @@ pub fn pipe_files() -> Result<(File, File)> {
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use super::*;
+    use crate::testing::alone;
     use anyhow::ensure;
-    use std::process::Command;
-    use std::thread;
-
-    /// Says in the copy that it is one.
-    const ALONE: &str = "CDM_TEST_ALONE";
-
-    /// Runs the calling test again as the only one of a process, and `body` there. Beside other
-    /// tests a fork could copy a lock that another thread holds, or an end of a pipe whose closing
-    /// another test waits for, and wait for ever. Here the one other thread waits for the test.
-    pub fn alone(body: impl FnOnce()) {
-        if std::env::var_os(ALONE).is_some() {
-            return body();
-        }
-        let thread = thread::current();
-        let test = thread.name().expect("a test's thread has its name");
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test, "--test-threads=1", "--nocapture"])
-            .env(ALONE, "1")
-            .output()
-            .unwrap();
-        // Quoted, so that nobody takes them for results of the outer program.
-        let said = format!("{:?}", String::from_utf8_lossy(&output.stdout));
-        let why = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}\n{why}");
-        assert!(said.contains("1 passed"), "{test} did not run: {said}");
-    }
 
     fn error_of(body: impl FnOnce(&mut Parent) -> Result<()>) -> String {
         let child = Child::spawn(body).unwrap();
