@@ -25,7 +25,6 @@ mod isolate;
 mod lifecycle;
 mod memory_failure;
 mod migration;
-mod module;
 mod neighbours;
 mod observability;
 mod pins;
@@ -42,6 +41,7 @@ mod unload;
 
 use std::process::ExitCode;
 
+use cdm_guest_tools::module;
 use clap::Parser;
 use fixture::Test;
 
