@@ -2,15 +2,27 @@
 
 //! All scenarios, a file for each family.
 
+mod faults;
 mod huge;
+mod life;
 mod mixed;
 mod moves;
 mod planted;
+mod pressure;
 
 use crate::scenario::Scenario;
 
 /// Families, in the order in which they run.
-const FAMILIES: &[&[Scenario]] = &[moves::SCENARIOS, huge::SCENARIOS, mixed::SCENARIOS];
+const FAMILIES: &[&[Scenario]] = &[
+    moves::SCENARIOS,
+    huge::SCENARIOS,
+    pressure::SCENARIOS,
+    life::SCENARIOS,
+    mixed::SCENARIOS,
+];
+
+/// Families of which the host does a part.
+const DRIVEN: &[&[Scenario]] = &[life::DRIVEN, faults::DRIVEN];
 
 /// Every scenario.
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
@@ -22,6 +34,12 @@ pub fn planted() -> impl Iterator<Item = &'static Scenario> {
     planted::SCENARIOS.iter()
 }
 
+/// Scenarios that prove nothing by themselves: the host does a part of them. They are neither listed
+/// nor run unless they are called by their names.
+pub fn driven() -> impl Iterator<Item = &'static Scenario> {
+    DRIVEN.iter().copied().flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,7 +47,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_survive_ktap() {
-        let every = || all().chain(planted());
+        let every = || all().chain(planted()).chain(driven());
         let names: HashSet<_> = every().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), every().count());
         for name in names {
@@ -41,7 +59,7 @@ mod tests {
 
     #[test]
     fn each_says_what_must_hold_and_what_makes_it_count() {
-        for scenario in all() {
+        for scenario in all().chain(driven()) {
             let name = scenario.name;
             assert!(scenario.property.ends_with('.'), "{name}");
             assert!(scenario.operations > 0, "{name}");

@@ -5,7 +5,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::order::Order;
+use super::order::{Order, Room};
 use crate::build::KernelChoice;
 use crate::vm::MemoryType;
 
@@ -49,14 +49,26 @@ const LACKING: &[(Option<KernelChoice>, Option<MemoryType>, &str, &str)] = &[
     ),
 ];
 
-/// Scenarios that a kernel without a patch of the series does not survive: kernel, scenario, patch,
-/// and what happens without it. They run all the same where they are called by name.
-const WITHOUT: &[(KernelChoice, &str, &str, &str)] = &[(
-    KernelChoice::Vanilla,
-    "mixed::everything",
-    "mm-memremap-clear-stale-folio-flags-when-device-memo",
-    "pages that are unlocked in the device count as locked for good",
-)];
+/// Scenarios that a kernel does not survive: kernel, scenario, the patch of the series that mends it, if
+/// there is one yet, and what happens without. They run all the same where they are called by name.
+const WITHOUT: &[(KernelChoice, &str, Option<&str>, &str)] = &[
+    (
+        KernelChoice::Vanilla,
+        "mixed::everything",
+        Some("mm-memremap-clear-stale-folio-flags-when-device-memo"),
+        "pages that are unlocked in the device count as locked for good",
+    ),
+    (
+        KernelChoice::Vanilla,
+        "pressure::merged_pages",
+        None,
+        MERGED,
+    ),
+    (KernelChoice::Public, "pressure::merged_pages", None, MERGED),
+];
+
+const MERGED: &str = "migrate_vma_setup() takes the page table entry of a page away that KSM has merged, and \
+                      the kernel may not find it again; whoever touches the page faults for ever";
 
 /// Why a scenario is not begun on a kernel, if it is not.
 pub fn not_begun(kernel: &KernelChoice, order: &Order, scenario: &str) -> Option<String> {
@@ -66,7 +78,10 @@ pub fn not_begun(kernel: &KernelChoice, order: &Order, scenario: &str) -> Option
     WITHOUT
         .iter()
         .find(|(k, name, ..)| k == kernel && *name == scenario)
-        .map(|(_, _, patch, why)| format!("{why} without {patch}"))
+        .map(|(_, _, patch, why)| match patch {
+            Some(patch) => format!("{why} without {patch}"),
+            None => format!("{why}; no patch of the series mends it yet"),
+        })
 }
 
 /// Refuses a table that speaks of scenarios that are not there.
@@ -84,7 +99,10 @@ pub fn check<'a>(scenarios: impl Iterator<Item = &'a str>) -> Result<()> {
 /// What follows from how the run was asked for.
 const ASKED: &[(&str, &str)] = &[
     ("needs memory type ", "the run asks for another type"),
-    ("runs by itself only", "the run asks for all at once"),
+    (
+        "runs by itself only",
+        "the run asks for something beside it",
+    ),
 ];
 
 /// Why a scenario may be skipped that gives this reason.
@@ -103,7 +121,7 @@ pub fn declared(kernel: &KernelChoice, order: &Order, reason: &str) -> Option<St
     }
     let asked = ASKED.iter().find(|(start, _)| reason.starts_with(start));
     let is_asked = match asked {
-        Some(("runs by itself only", _)) => order.all_at_once,
+        Some(("runs by itself only", _)) => order.all_at_once || order.room == Room::Scarce,
         Some(_) => order.memory_type.is_some(),
         None => false,
     };
@@ -115,11 +133,17 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::super::order::{Length, Room};
+    use super::super::order::Length;
     use super::*;
 
     #[test]
     fn scenario_that_a_kernel_does_not_survive_runs_only_when_it_is_called() {
+        let merged = not_begun(
+            &KernelChoice::Public,
+            &order(2, false, None),
+            "pressure::merged_pages",
+        );
+        assert!(merged.is_some_and(|why| why.contains("no patch")));
         let (kernel, scenario, ..) = &WITHOUT[0];
         let mut order = order(2, false, None);
         assert!(not_begun(kernel, &order, scenario).is_some());
@@ -139,6 +163,7 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/kernel/patches/series");
         let series = fs::read_to_string(path).expect("a series");
         for (_, scenario, patch, _) in WITHOUT {
+            let Some(patch) = patch else { continue };
             let is_there = series.lines().any(|line| line.contains(patch));
             assert!(is_there, "{scenario}: no patch '{patch}'");
         }
@@ -174,6 +199,11 @@ mod tests {
         let alone = "runs by itself only";
         assert!(declared(public, &plain, alone).is_none());
         assert!(declared(public, &order(2, true, None), alone).is_some());
+        let scarce = Order {
+            room: Room::Scarce,
+            ..order(2, false, None)
+        };
+        assert!(declared(public, &scarce, alone).is_some());
         let memory = "needs memory type private";
         assert!(declared(public, &plain, memory).is_none());
         assert!(declared(public, &coherent, memory).is_some());
