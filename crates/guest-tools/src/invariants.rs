@@ -28,6 +28,21 @@ struct DeviceState {
     free_pages: u64,
     /// Processes whose addresses the device uses, and with them all that it translates.
     address_spaces: u64,
+    /// Pages that are never to be used again.
+    failed_pages: u64,
+}
+
+impl DeviceState {
+    fn failed_since(&self, device: &Device) -> Result<u64> {
+        let now = device.query()?.pages_poisoned;
+        now.checked_sub(self.failed_pages).with_context(|| {
+            let before = self.failed_pages;
+            format!(
+                "{before} pages of device {} had failed, now {now}",
+                self.number
+            )
+        })
+    }
 }
 
 impl Snapshot {
@@ -41,6 +56,7 @@ impl Snapshot {
                 number,
                 free_pages: free_pages(&device)?,
                 address_spaces: figure(&device, "address_spaces")?,
+                failed_pages: device.query()?.pages_poisoned,
             });
         }
         Ok(Self {
@@ -51,15 +67,35 @@ impl Snapshot {
 
     /// Waits until everything is as it was, and fails if it does not come to that.
     pub fn compare(&self) -> Result<()> {
+        self.compare_but_for_failed(0)
+    }
+
+    /// The same after so many pages of all devices together have failed.
+    pub fn compare_but_for_failed(&self, pages: u64) -> Result<()> {
+        let mut all_failed = 0;
         for before in &self.devices {
             let number = before.number;
             let device = Device::open(number)
                 .with_context(|| format!("device {number} is gone, which was there before"))?;
-            expect_free_pages(&device, before.free_pages)?;
+            let failed = before.failed_since(&device)?;
+            expect_free_pages(&device, before.free_pages - failed)?;
             expect_address_spaces(&device, before.address_spaces)?;
             expect_figures_that_fit(&device)?;
+            all_failed += failed;
         }
+        ensure!(
+            all_failed == pages,
+            "{all_failed} pages of devices have failed, not {pages}"
+        );
         self.vm.compare()
+    }
+
+    /// Pages of all devices that have failed since.
+    pub fn failed_since(&self) -> Result<u64> {
+        let mut devices = self.devices.iter();
+        devices.try_fold(0, |sum, before| {
+            Ok(sum + before.failed_since(&Device::open(before.number)?)?)
+        })
     }
 }
 

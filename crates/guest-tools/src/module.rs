@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::kmod::{DeleteModuleFlags, ModuleInitFlags, delete_module, finit_module};
 
-use crate::wait::wait_until;
+use crate::wait::{wait_until, wait_until_nothing};
 
 const FILE: &str = "/lib/modules/cdm.ko";
 const PARAMETERS: &str = "/sys/module/cdm/parameters";
@@ -26,14 +26,9 @@ pub struct Unloaded {
     reloaded: bool,
 }
 
-/// Takes the module out.
+/// Takes the module out, which nobody may have a node of open.
 pub fn unload() -> Result<Unloaded> {
-    let parameters = CString::new(parameters()?).context("a parameter holds a zero byte")?;
-    remove().context("cannot unload the module")?;
-    Ok(Unloaded {
-        parameters,
-        reloaded: false,
-    })
+    unload_between_users(Duration::ZERO)
 }
 
 /// Loads one of the kernel's own modules, if it is not there yet.
@@ -49,9 +44,78 @@ pub fn load_of_kernel(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Takes the module out as soon as nobody has a node of it open.
+pub fn unload_between_users(limit: Duration) -> Result<Unloaded> {
+    let parameters = CString::new(parameters()?).context("a parameter holds a zero byte")?;
+    wait_until(limit, "somebody always has a node open", || {
+        match remove() {
+            Ok(()) => Ok(true),
+            Err(Errno::EWOULDBLOCK) => Ok(false),
+            Err(error) => Err(error).context("cannot unload the module"),
+        }
+    })?;
+    Ok(Unloaded {
+        parameters,
+        reloaded: false,
+    })
+}
+
 /// Tries to take the module out, without waiting for users of it.
 pub fn remove() -> Result<(), Errno> {
     delete_module(c"cdm", DeleteModuleFlags::O_NONBLOCK)
+}
+
+/// A device on the virtio bus, and its driver.
+pub struct Binding {
+    name: String,
+    driver: PathBuf,
+}
+
+impl Binding {
+    /// That of device `number`, whose driver is bound.
+    pub fn of(number: u32) -> Result<Self> {
+        let node = format!("/sys/class/misc/cdm{number}/device");
+        let device = fs::canonicalize(&node).with_context(|| format!("{node} is no device"))?;
+        let name = device.file_name().unwrap_or_default();
+        let driver = fs::canonicalize(device.join("driver"))
+            .with_context(|| format!("device {number} has no driver"))?;
+        Ok(Self {
+            name: name.to_string_lossy().into_owned(),
+            driver,
+        })
+    }
+
+    /// Takes the driver from the device.
+    pub fn unbind(&self) -> Result<()> {
+        fs::write(self.driver.join("unbind"), &self.name).context("cannot unbind the driver")
+    }
+
+    /// Gives the device the driver again.
+    pub fn bind(&self) -> Result<()> {
+        fs::write(self.driver.join("bind"), &self.name).context("cannot bind the driver again")
+    }
+}
+
+/// Waits until nobody has a node open whose device is gone: as long as somebody has, its number is
+/// not given to the next one.
+pub fn wait_until_dead_nodes_are_closed(limit: Duration) -> Result<()> {
+    wait_until_nothing(limit, || {
+        for process in fs::read_dir("/proc").context("cannot list processes")? {
+            // A process or a file that is gone by now has nothing open.
+            let Ok(files) = fs::read_dir(process?.path().join("fd")) else {
+                continue;
+            };
+            for file in files.flatten() {
+                let name = fs::read_link(file.path()).unwrap_or_default();
+                let name = name.to_string_lossy();
+                if name.starts_with("/dev/cdm") && name.ends_with(" (deleted)") {
+                    let path = file.path();
+                    return Ok(Some(format!("{} is still {name}", path.display())));
+                }
+            }
+        }
+        Ok(None)
+    })
 }
 
 /// The module's parameters as they are, to load it with the same ones.

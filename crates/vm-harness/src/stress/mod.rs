@@ -6,6 +6,7 @@
 //! `cdm test` runs the scenarios for a few seconds each. The rest is no part of it: it takes
 //! longer, and the suite on an unpatched kernel takes the guest down with it.
 
+mod driven;
 mod hmm;
 mod known;
 mod leaks;

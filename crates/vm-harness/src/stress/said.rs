@@ -67,7 +67,7 @@ impl Said {
     }
 
     /// Takes in a line of standard output.
-    fn take(&mut self, line: &str) {
+    pub fn take(&mut self, line: &str) {
         if line.starts_with("# progress ") {
             return;
         }
@@ -97,7 +97,7 @@ impl Said {
     }
 
     /// Whether all of it came, in the form that it should have.
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if let Some(fault) = self.faults.first() {
             bail!("what it says is no KTAP: {fault}");
         }

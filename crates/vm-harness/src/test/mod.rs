@@ -9,7 +9,7 @@
 
 mod cargo_tests;
 mod docs;
-mod e2e;
+pub(crate) mod e2e;
 mod fuzz;
 mod host;
 mod kernel;

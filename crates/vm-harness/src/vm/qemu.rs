@@ -167,6 +167,10 @@ impl MachineData {
             ("smp", spec.smp.to_string()),
             ("maxcpus", spec.smp.max(POSSIBLE_CPUS_MIN).to_string()),
             ("memory", spec.memory.to_string()),
+            (
+                "node-memory",
+                ByteSize(spec.memory.0 / u64::from(spec.nodes)).to_string(),
+            ),
             ("kernel", text(&spec.kernel.image)),
             ("initramfs", text(run.initramfs)),
             ("append", self.append(spec)),
@@ -176,6 +180,9 @@ impl MachineData {
         ]);
         if let Some(share) = &spec.share {
             values.insert("share", text(share));
+        }
+        if spec.nodes > 1 {
+            values.insert("second-node", "yes".to_owned());
         }
         if let Some(size) = spec.plain_memory {
             values.insert("plain-memory", size.to_string());
@@ -463,6 +470,22 @@ mod tests {
             "{line}"
         );
         assert!(!line.contains("vhost-user"), "{line}");
+    }
+
+    #[test]
+    fn second_node_has_half_of_the_memory() {
+        let mut spec = testing::spec();
+        spec.memory = ByteSize(2 << 30);
+        spec.nodes = 2;
+        let line = by_option(&arguments(&spec));
+        for option in [
+            "-m 2G\n",
+            "memfd,id=ram,size=1G,share=on\n",
+            "memfd,id=ram1,size=1G,share=on\n",
+            "-numa node,nodeid=1,memdev=ram1\n",
+        ] {
+            assert!(line.contains(option), "no {option} in {line}");
+        }
     }
 
     #[test]

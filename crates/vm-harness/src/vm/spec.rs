@@ -209,6 +209,8 @@ pub struct VmSpec {
     pub plain_memory: Option<ByteSize>,
     /// The guest's own memory.
     pub memory: ByteSize,
+    /// NUMA nodes that share it equally: 1 or 2.
+    pub nodes: u8,
     /// Virtual CPUs.
     pub smp: u8,
     /// Who runs the guest's instructions.
@@ -251,6 +253,7 @@ impl VmSpec {
             device_memory: ByteSize(1 << 30),
             plain_memory: None,
             memory: ByteSize(1 << 30),
+            nodes: 1,
             smp: 2,
             accel: AccelChoice::Auto,
             memory_types: Vec::new(),
@@ -279,6 +282,13 @@ impl VmSpec {
             (1..=CPUS_MAX).contains(&self.smp),
             "a machine has 1 to {CPUS_MAX} CPUs, not {}",
             self.smp
+        );
+        ensure!(
+            (1..=2).contains(&self.nodes)
+                && self.memory.0.is_multiple_of(u64::from(self.nodes) << 20),
+            "{} of memory cannot be on {} nodes",
+            self.memory,
+            self.nodes
         );
         ensure!(
             matches!(self.memory_types.len(), 0 | 1)

@@ -13,13 +13,13 @@ use cdm_guest_tools::accelerator::{Bins, Code};
 use cdm_guest_tools::cgroup::Cgroup;
 use cdm_guest_tools::device::{Answer, Bound, Device, Direction, Span};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES, WORD_BYTES};
+use cdm_guest_tools::swap::Swap;
 use cdm_protocol::{FEATURE_EXCLUSIVE_ATOMICS, MemoryOrder, Status};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
 use crate::addresses::{bind, untouched};
 use crate::fixture::{Fixture, figure, skip};
 use crate::isolate::Child;
-use crate::pressure::Swap;
 use crate::stores::memory_file;
 
 crate::tests!("exclusive":

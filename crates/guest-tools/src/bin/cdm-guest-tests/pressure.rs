@@ -4,22 +4,19 @@
 //! must be able to get rid of them: the driver brings them home, where they can
 //! be swapped out.
 
-use std::ffi::CString;
 use std::fs;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use cdm_guest_tools::console::Quiet;
 use cdm_guest_tools::device::Direction;
 use cdm_guest_tools::memory::{Mapping, PAGE_BYTES};
+use cdm_guest_tools::swap::Swap;
 use nix::sys::mman::MmapAdvise;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 
 use crate::fixture::Fixture;
 use crate::isolate::Child;
-use crate::module;
 use cdm_guest_tools::cgroup::Cgroup;
 
 crate::tests!("pressure":
@@ -76,94 +73,6 @@ fn charge_stays_with_the_group_while_pages_are_in_the_device(t: &Fixture) -> Res
     group.remove()
 }
 
-/// The disk in memory that the tests swap to.
-const SWAP: &str = "/dev/ram0";
-
-/// Swap space; off again on drop.
-pub struct Swap;
-
-impl Swap {
-    /// From now on.
-    pub fn start() -> Result<Self> {
-        module::load_of_kernel("brd")?;
-        let made = Command::new("mkswap")
-            .arg(SWAP)
-            .output()
-            .context("cannot start mkswap")?;
-        ensure!(
-            made.status.success(),
-            "mkswap {SWAP}: {}",
-            String::from_utf8_lossy(&made.stderr)
-        );
-        // SAFETY: the path is a string that ends with a zero.
-        let result = unsafe { libc::swapon(Self::path().as_ptr(), 0) };
-        ensure!(result == 0, "swapon: {}", std::io::Error::last_os_error());
-        Ok(Self)
-    }
-
-    fn path() -> CString {
-        CString::new(SWAP).expect("no zero inside")
-    }
-}
-
-impl Drop for Swap {
-    fn drop(&mut self) {
-        // SAFETY: as in `start`. Failure shows in the tests behind this one.
-        let _ = unsafe { libc::swapoff(Self::path().as_ptr()) };
-    }
-}
-
-const CONSOLE: &str = "/proc/sys/kernel/printk";
-
-/// Keeps what the kernel tells about a process that it ends for want of memory, back traces
-/// included, off the console, where it would be taken for a fault. Faults are looked for here.
-struct Quiet {
-    levels: String,
-    log: fs::File,
-}
-
-impl Quiet {
-    fn start() -> Result<Self> {
-        let mut log = fs::File::options()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open("/dev/kmsg")
-            .context("cannot open /dev/kmsg")?;
-        Self::drain(&mut log);
-        let levels = fs::read_to_string(CONSOLE)?;
-        // Errors and worse.
-        fs::write(CONSOLE, "4")?;
-        Ok(Self { levels, log })
-    }
-
-    fn drain(log: &mut fs::File) -> Vec<String> {
-        let mut records = Vec::new();
-        let mut record = [0; 8192];
-        while let Ok(bytes) = log.read(&mut record) {
-            records.push(String::from_utf8_lossy(&record[..bytes]).into_owned());
-        }
-        records
-    }
-
-    /// What the kernel said, which must not be about a fault of its own.
-    fn expect_no_fault(mut self) -> Result<Vec<String>> {
-        let said = Self::drain(&mut self.log);
-        for record in &said {
-            let is_fault = ["WARNING:", "BUG:", "Bad ", "kernel BUG", "Oops"]
-                .iter()
-                .any(|word| record.contains(word));
-            ensure!(!is_fault, "the kernel said: {record}");
-        }
-        Ok(said)
-    }
-}
-
-impl Drop for Quiet {
-    fn drop(&mut self) {
-        let _ = fs::write(CONSOLE, &self.levels);
-    }
-}
-
 /// How a process in a limited group ended.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
@@ -187,7 +96,7 @@ fn in_limited_group(
 ) -> Result<(End, u64)> {
     let _swap = Swap::start()?;
     let group = Cgroup::new()?;
-    let quiet = Quiet::start()?;
+    let mut quiet = Quiet::start()?;
     let evicted = t.device.query()?.pages_evicted;
     let mut child = Child::spawn(|parent| {
         group.enter()?;
@@ -206,7 +115,7 @@ fn in_limited_group(
             bail!("the child ended with {status:?} after {kills} kills: {message}")
         }
     };
-    quiet.expect_no_fault()?;
+    quiet.look()?;
     group.remove()?;
     Ok((end, t.device.query()?.pages_evicted - evicted))
 }

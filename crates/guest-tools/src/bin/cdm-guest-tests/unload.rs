@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::{Bound, Device, Direction, Span};
 use cdm_guest_tools::iomem;
 use cdm_guest_tools::memory::Mapping;
+use cdm_guest_tools::module::Binding;
 use cdm_guest_tools::userfault::Userfault;
 use nix::errno::Errno;
 
@@ -142,7 +142,7 @@ fn unload_and_reload_again_and_again_works(t: &Fixture) -> Result<()> {
 
 fn unbind_and_unload_end_moves_of_hot_memory(t: &Fixture) -> Result<()> {
     let inside = t.device_memory();
-    let (name, driver) = virtio()?;
+    let binding = Binding::of(0)?;
     let memory = hot::granules(16, 8)?;
     let bound = Bound::open(0)?;
     bound.move_hot(hot::UNLIMITED)?;
@@ -151,7 +151,7 @@ fn unbind_and_unload_end_moves_of_hot_memory(t: &Fixture) -> Result<()> {
     let checked = thread::scope(|scope| {
         let user = scope.spawn(|| while bound.checksum(&memory, Span::all(&memory), 0).is_ok() {});
         thread::sleep(Duration::from_millis(30));
-        let unbound = fs::write(driver.join("unbind"), &name).context("cannot unbind the driver");
+        let unbound = binding.unbind();
         user.join().expect("the thread panics nowhere");
         unbound
     });
@@ -162,7 +162,7 @@ fn unbind_and_unload_end_moves_of_hot_memory(t: &Fixture) -> Result<()> {
     });
     drop(bound);
     without_node(t, || {
-        fs::write(driver.join("bind"), &name).context("cannot bind the driver again")?;
+        binding.bind()?;
         checked?;
         // Its last reports may still be queued when the module goes.
         let _ = fs::write("/sys/class/misc/cdm0/cpu_scan_ms", "1");
@@ -178,24 +178,11 @@ fn unbind_and_unload_end_moves_of_hot_memory(t: &Fixture) -> Result<()> {
     })
 }
 
-/// Name of device 0 on the virtio bus, and the folder of its driver.
-fn virtio() -> Result<(String, PathBuf)> {
-    let device = fs::canonicalize("/sys/class/misc/cdm0/device")
-        .context("/sys/class/misc/cdm0 names no device")?;
-    let name = device
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let driver = fs::canonicalize(device.join("driver")).context("device 0 has no driver")?;
-    Ok((name, driver))
-}
-
 fn unbind_brings_pages_home_and_an_open_node_is_dead(t: &Fixture) -> Result<()> {
     let memory = t.resident_memory(PAGES, 6)?;
     let inside = t.device_memory();
-    let (name, driver) = virtio()?;
-    fs::write(driver.join("unbind"), &name).context("cannot unbind the driver")?;
+    let binding = Binding::of(0)?;
+    binding.unbind()?;
     let checked = (|| {
         expect_outside(&memory, &inside)?;
         memory.check_pattern(6)?;
@@ -210,7 +197,7 @@ fn unbind_brings_pages_home_and_an_open_node_is_dead(t: &Fixture) -> Result<()> 
     // The number belongs to the device that is gone as long as its node is open.
     without_node(t, || {
         // Bound again whatever was found, for the tests behind this one.
-        fs::write(driver.join("bind"), &name).context("cannot bind the driver again")
+        binding.bind()
     })?;
     checked?;
     let again = Device::open(0).context("no node after the driver was bound again")?;
@@ -224,7 +211,7 @@ fn unbind_brings_pages_home_and_an_open_node_is_dead(t: &Fixture) -> Result<()> 
 const UNBIND_LIMIT: Duration = Duration::from_secs(20);
 
 fn unbind_ends_commands_on_addresses_that_would_wait_for_ever(t: &Fixture) -> Result<()> {
-    let (name, driver) = virtio()?;
+    let binding = Binding::of(0)?;
     let bound = Bound::open(0)?;
     let memory = Mapping::anonymous(64 * 4096)?;
     let all = Span::all(&memory);
@@ -241,7 +228,7 @@ fn unbind_ends_commands_on_addresses_that_would_wait_for_ever(t: &Fixture) -> Re
             let fault = userfault.wait_for_missing(UNBIND_LIMIT)?;
             ensure!(fault == Some(served.address()), "{fault:x?}");
             let start = Instant::now();
-            fs::write(driver.join("unbind"), &name).context("cannot unbind the driver")?;
+            binding.unbind()?;
             Ok(start.elapsed())
         };
         let taken = steps();
@@ -261,9 +248,7 @@ fn unbind_ends_commands_on_addresses_that_would_wait_for_ever(t: &Fixture) -> Re
         expect_errno(bound.unbind(), Errno::ENODEV)
     })();
     drop(bound);
-    without_node(t, || {
-        fs::write(driver.join("bind"), &name).context("cannot bind the driver again")
-    })?;
+    without_node(t, || binding.bind())?;
     checked?;
     let again = Bound::open(0).context("no node after the driver was bound again")?;
     again.fill(&memory, all, 8, 7)?.ok()?;

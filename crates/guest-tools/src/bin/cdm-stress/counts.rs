@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use anyhow::{Context, Result};
 use cdm_guest_tools::memory::Mapping;
-use cdm_guest_tools::uapi::{CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE};
+use cdm_guest_tools::uapi::{CDM_CAN_MOVE_FILES, CDM_CAN_MOVE_LARGE, CDM_CAN_RELIEVE};
 
 /// Makes the counts: a name in the program, one in the output, and what the driver must be able to
 /// do (`CDM_CAN_*`) for there to be any.
@@ -152,6 +152,38 @@ counts! {
     MapAgain = "mapped_again";
     /// Pages that the kernel would not move to a device.
     Refused = "pages_refused";
+    /// Commands of a device that may fail which ended well.
+    CommandsDone = "commands_done";
+    /// Commands and requests of such a device that ended with an error.
+    CommandsFailed = "commands_failed";
+    /// Pages that such a device lost.
+    PagesLost = "pages_lost";
+    /// Pages that are never to be used again.
+    PagesFailed = "pages_failed";
+    /// Times that somebody found no device where there had been one.
+    Absence = "absences";
+    /// RESETs that were asked for.
+    Reset = "resets";
+    /// Devices that lost their driver and got it back.
+    Rebind = "rebinds";
+    /// Times that the module was unloaded and loaded.
+    Reload = "module_loads";
+    /// Pages that left devices because a group was to shrink.
+    PagesRelieved = "pages_relieved", if CDM_CAN_RELIEVE;
+    /// Pages that were swapped out.
+    PagesSwapped = "pages_swapped_out";
+    /// Requests for a group to shrink.
+    Reclaim = "reclaims";
+    /// Processes that the kernel killed for want of memory.
+    OomKill = "oom_kills";
+    /// Pages that KSM had merged when they were used.
+    PagesMerged = "pages_merged";
+    /// Faults by which the kernel finds out who uses which node.
+    HintFaults = "numa_hint_faults";
+    /// Pages that were sent to a node and are there.
+    PagesBetweenNodes = "pages_between_nodes";
+    /// Blocks of system memory that were offline for a while.
+    BlockOffline = "memory_blocks_offline";
     /// Pages whose contents were compared.
     Verified = "verified_pages";
 }

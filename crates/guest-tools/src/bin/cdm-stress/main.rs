@@ -10,12 +10,16 @@ mod crew;
 mod deck;
 mod directory;
 mod hand;
+mod director;
+mod own_memory;
 mod pin;
 mod runner;
 mod scenario;
 mod scenarios;
+mod setting;
 mod share;
 mod stage;
+mod survivor;
 
 use std::io;
 use std::process::ExitCode;
@@ -143,16 +147,19 @@ fn choose(names: &[String]) -> Result<Vec<&'static Scenario>> {
     let every = || scenarios::all().chain(scenarios::planted());
     for name in names {
         ensure!(
-            every().any(|scenario| is_called(scenario, name)),
+            every().any(|scenario| is_called(scenario, name))
+                || scenarios::driven().any(|scenario| scenario.name == name),
             "there is no scenario and no family '{name}': see cdm-stress list"
         );
     }
     if names.is_empty() {
         return Ok(scenarios::all().collect());
     }
-    Ok(every()
-        .filter(|scenario| names.iter().any(|name| is_called(scenario, name)))
-        .collect())
+    let called = every().filter(|scenario| names.iter().any(|name| is_called(scenario, name)));
+    // Without the host's part a whole family of them would be called for nothing.
+    let driven =
+        scenarios::driven().filter(|scenario| names.iter().any(|name| name == scenario.name));
+    Ok(called.chain(driven).collect())
 }
 
 fn is_called(scenario: &Scenario, name: &str) -> bool {

@@ -15,10 +15,11 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use self::order::Order;
+use self::order::{Order, Room};
 use self::result::{Document, ScenarioResult};
+use super::driven::{self, Driven};
 use super::outcome::Verdict;
-use super::said::Said;
+use super::said::{Said, Totals};
 use super::{Task, leaks};
 use crate::build::{self, BuildKind, Kernel, KernelChoice};
 use crate::context::Context;
@@ -30,6 +31,9 @@ use crate::vm::FileCopy;
 /// The result of a run of all at once that tells whether anything was left behind.
 const TOGETHER: &str = "all_at_once::nothing_is_left_behind";
 
+/// Why a scenario does not run beside anything, as the program says it.
+const BY_ITSELF: &str = "runs by itself only";
+
 /// What `cdm-stress list --json` tells of a scenario.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Listed {
@@ -39,7 +43,7 @@ pub struct Listed {
     pub property: String,
 }
 
-/// Every scenario. The programs for the guest are static, so it takes no guest to list them.
+/// Every scenario, those behind the others of which the host does a part. The programs for the guest are static, so it takes no guest to list them.
 pub fn list(ctx: &Context) -> Result<Vec<Listed>> {
     let program = build::guest_tools(ctx)?.join("cdm-stress");
     let output = Command::new(&program)
@@ -52,7 +56,13 @@ pub fn list(ctx: &Context) -> Result<Vec<Listed>> {
         program.display(),
         output.status
     );
-    serde_json::from_slice(&output.stdout).context("the list of scenarios is no JSON")
+    let mut all: Vec<Listed> =
+        serde_json::from_slice(&output.stdout).context("the list of scenarios is no JSON")?;
+    all.extend(driven::SCENARIOS.iter().map(|driven| Listed {
+        name: driven.name.to_owned(),
+        property: driven.property.to_owned(),
+    }));
+    Ok(all)
 }
 
 /// The first words of what the program says of its progress: the scenario, the time, the operations.
@@ -151,7 +161,11 @@ impl<'a> Stand<'a> {
     }
 
     /// Runs one scenario.
-    pub fn run(&mut self, name: &str, on_progress: impl FnMut(&str)) -> ScenarioResult {
+    pub fn run(&mut self, name: &str, mut on_progress: impl FnMut(&str)) -> ScenarioResult {
+        if let Some(driven) = driven::find(name) {
+            on_progress(name);
+            return self.play(driven);
+        }
         let names = [name.to_owned()];
         let mut results = self.run_names(&names, on_progress);
         results.swap_remove(0)
@@ -226,6 +240,48 @@ impl<'a> Stand<'a> {
                 logs: logs.clone(),
             })
             .collect()
+    }
+
+    /// Runs a scenario of which the host does a part. Guests may come and go with it.
+    fn play(&mut self, driven: &'static Driven) -> ScenarioResult {
+        let started = Instant::now();
+        let asked = match self.order.room {
+            Room::Plenty => None,
+            Room::Scarce => skips::declared(&self.kernel.choice, &self.order, BY_ITSELF),
+        };
+        let (verdict, totals, detail) = match asked {
+            Some(why) => (Verdict::Skipped, Totals::new(), why),
+            None => {
+                let (totals, held) = match self.begin() {
+                    Ok(()) => driven.play(&mut self.session, self.order.seed, self.order.length),
+                    Err(error) => (Totals::new(), Err(error)),
+                };
+                // A machine that was of no more use is gone by now.
+                let held = held.and_then(|()| match self.session.is_up() {
+                    true => self.look(),
+                    false => Ok(()),
+                });
+                match held {
+                    Ok(()) => (Verdict::Passed, totals, String::new()),
+                    Err(error) => (Verdict::Failed, totals, format!("{error:#}")),
+                }
+            }
+        };
+        let logs = self.session.logs();
+        if verdict == Verdict::Failed {
+            self.session.discard();
+        }
+        self.guests += totals.get("guests").copied().unwrap_or_default() as u32;
+        self.is_counted &= self.session.is_up();
+        ScenarioResult {
+            name: driven.name.to_owned(),
+            verdict,
+            seconds: started.elapsed().as_millis() as f64 / 1000.0,
+            detail,
+            totals,
+            repeat: self.order.line(&[driven.name.to_owned()], &self.kernel),
+            logs,
+        }
     }
 
     /// Has a guest, and has it forget what was lost before.

@@ -169,6 +169,8 @@ impl Order {
     pub fn machine(&self, kernel: Kernel) -> VmSpec {
         let mut spec = VmSpec::new(kernel);
         main_machine(&mut spec);
+        // Some scenarios are about what moves between nodes.
+        spec.nodes = 2;
         spec.devices = self.devices;
         let of_devices = u64::from(self.devices) * spec.device_memory.0;
         spec.memory = ByteSize(BASE_BYTES + of_devices);

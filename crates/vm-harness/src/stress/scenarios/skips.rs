@@ -3,7 +3,7 @@
 //! Which scenarios may be skipped, and why. Any other skip is a failure: what does not run proves
 //! nothing.
 
-use super::order::Order;
+use super::order::{Order, Room};
 use crate::build::KernelChoice;
 use crate::vm::MemoryType;
 
@@ -50,7 +50,10 @@ const LACKING: &[(Option<KernelChoice>, Option<MemoryType>, &str, &str)] = &[
 /// What follows from how the run was asked for.
 const ASKED: &[(&str, &str)] = &[
     ("needs memory type ", "the run asks for another type"),
-    ("runs by itself only", "the run asks for all at once"),
+    (
+        "runs by itself only",
+        "the run asks for something beside it",
+    ),
 ];
 
 /// Why a scenario may be skipped that gives this reason.
@@ -69,7 +72,7 @@ pub fn declared(kernel: &KernelChoice, order: &Order, reason: &str) -> Option<St
     }
     let asked = ASKED.iter().find(|(start, _)| reason.starts_with(start));
     let is_asked = match asked {
-        Some(("runs by itself only", _)) => order.all_at_once,
+        Some(("runs by itself only", _)) => order.all_at_once || order.room == Room::Scarce,
         Some(_) => order.memory_type.is_some(),
         None => false,
     };
@@ -78,7 +81,7 @@ pub fn declared(kernel: &KernelChoice, order: &Order, reason: &str) -> Option<St
 
 #[cfg(test)]
 mod tests {
-    use super::super::order::{Length, Room};
+    use super::super::order::Length;
     use super::*;
 
     fn order(devices: u8, all_at_once: bool, memory_type: Option<MemoryType>) -> Order {
@@ -111,6 +114,11 @@ mod tests {
         let alone = "runs by itself only";
         assert!(declared(public, &plain, alone).is_none());
         assert!(declared(public, &order(2, true, None), alone).is_some());
+        let scarce = Order {
+            room: Room::Scarce,
+            ..order(2, false, None)
+        };
+        assert!(declared(public, &scarce, alone).is_some());
         let memory = "needs memory type private";
         assert!(declared(public, &plain, memory).is_none());
         assert!(declared(public, &coherent, memory).is_some());

@@ -228,7 +228,12 @@ pub fn lost_commands_can_be_interrupted(session: &mut Session) -> Result<()> {
 
 /// The line that unbinds the driver, and the one that binds it again.
 pub fn rebinding(session: &mut Session) -> Result<[String; 2]> {
-    let name = session.text("readlink -f /sys/class/misc/cdm0/device")?;
+    rebinding_of(session, 0)
+}
+
+/// The same for any device.
+pub fn rebinding_of(session: &mut Session, device: u8) -> Result<[String; 2]> {
+    let name = session.text(&format!("readlink -f /sys/class/misc/cdm{device}/device"))?;
     let name = name.trim().rsplit('/').next().unwrap_or_default();
     Ok(["unbind", "bind"].map(|what| format!("echo {name} > {DRIVER}/{what}")))
 }

@@ -9,7 +9,7 @@
 //! guest's kernel log is judged, which is a result of its own.
 
 mod cdmctl;
-mod faults;
+pub mod faults;
 mod forget;
 mod group;
 mod held;
@@ -24,12 +24,12 @@ mod patience;
 mod persistence;
 pub mod plan;
 mod plug;
-mod poison;
+pub mod poison;
 mod proxy;
 mod scenarios;
 mod session;
 mod silent;
-mod stuck;
+pub mod stuck;
 mod trace;
 
 use std::fs;

@@ -35,14 +35,21 @@ fn poison(session: &mut Session, spec: &str) -> Result<()> {
     Ok(())
 }
 
-fn state(session: &mut Session) -> Result<State> {
-    let control = session.vm()?.backends()[0].control().clone();
+fn state(session: &mut Session, device: u8) -> Result<State> {
+    let control = session.vm()?.backends()[usize::from(device)]
+        .control()
+        .clone();
     control.ask(Ask::State)?.state.context("no state")
 }
 
 /// A figure of the driver.
 fn figure(session: &mut Session, name: &str) -> Result<u64> {
-    let text = session.text(&format!("cat /sys/kernel/debug/cdm/cdm0/{name}"))?;
+    figure_of(session, 0, name)
+}
+
+/// The same of any device.
+fn figure_of(session: &mut Session, device: u8, name: &str) -> Result<u64> {
+    let text = session.text(&format!("cat /sys/kernel/debug/cdm/cdm{device}/{name}"))?;
     Ok(text.trim().parse()?)
 }
 
@@ -57,16 +64,27 @@ fn free_pages(session: &mut Session) -> Result<u64> {
 }
 
 /// Pages at the beginning of the device memory that are struct pages.
-fn metadata_pages(session: &mut Session) -> Result<u64> {
-    let bytes = session.text("cat /sys/class/misc/cdm0/bytes_metadata")?;
+pub fn metadata_pages(session: &mut Session, device: u8) -> Result<u64> {
+    let bytes = session.text(&format!("cat /sys/class/misc/cdm{device}/bytes_metadata"))?;
     Ok(bytes.trim().parse::<u64>()? / PAGE_BYTES)
 }
 
 /// Waits until the driver has taken so many pages from use.
 fn wait_for_poisoned(session: &mut Session, pages: u64) -> Result<()> {
+    wait_for_poisoned_of(session, 0, pages)
+}
+
+/// Waits until the driver has taken all pages from use that have failed, of a device that nobody
+/// uses any more.
+pub fn wait_until_all_is_out_of_use(session: &mut Session, device: u8) -> Result<()> {
+    let all = usable_bad_pages(session, device)?;
+    wait_for_poisoned_of(session, device, all)
+}
+
+fn wait_for_poisoned_of(session: &mut Session, device: u8, pages: u64) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     loop {
-        let found = figure(session, "pages_poisoned")?;
+        let found = figure_of(session, device, "pages_poisoned")?;
         if found == pages {
             return Ok(());
         }
@@ -250,7 +268,7 @@ pub fn pages_fail_while_they_move(session: &mut Session) -> Result<()> {
     }
     let said = go_on(session)?;
     expect_said(&said, "rounds, lost")?;
-    let all = usable_bad_pages(session)?;
+    let all = usable_bad_pages(session, 0)?;
     wait_for_poisoned(session, all)?;
     new_log(session)?;
     is_out_of_use(session, pages[0])
@@ -278,7 +296,7 @@ fn looks_after(
 pub fn lost_page_stays_lost_without_the_driver(session: &mut Session) -> Result<()> {
     let said = looks_after(session, "Memory failure", rebind)?;
     expect_said(&said, "load: BUS_MCEERR_AR at its address")?;
-    let all = usable_bad_pages(session)?;
+    let all = usable_bad_pages(session, 0)?;
     wait_for_poisoned(session, all)
 }
 
@@ -286,7 +304,7 @@ pub fn lost_page_stays_lost_without_the_driver(session: &mut Session) -> Result<
 pub fn failed_page_leaves_with_the_driver(session: &mut Session) -> Result<()> {
     let said = looks_after(session, "have failed", rebind)?;
     expect_said(&said, "load: what was there")?;
-    let all = usable_bad_pages(session)?;
+    let all = usable_bad_pages(session, 0)?;
     wait_for_poisoned(session, all)
 }
 
@@ -378,7 +396,7 @@ pub fn free_page_is_never_handed_out(session: &mut Session) -> Result<()> {
     let before = figure(session, "pages_poisoned")?;
     let free = free_pages(session)?;
     // The last one: the driver hands out the lowest first.
-    let page = state(session)?.memory_bytes / PAGE_BYTES - 1;
+    let page = state(session, 0)?.memory_bytes / PAGE_BYTES - 1;
     poison(session, &format!("page={page}"))?;
     wait_for_poisoned(session, before + 1)?;
     ensure!(free_pages(session)? == free - 1, "it is still free");
@@ -387,7 +405,7 @@ pub fn free_page_is_never_handed_out(session: &mut Session) -> Result<()> {
 
 /// A device that refuses to say what has failed, or whose answer is lost, is asked again.
 pub fn failed_question_is_asked_again(session: &mut Session) -> Result<()> {
-    let last = state(session)?.memory_bytes / PAGE_BYTES - 1;
+    let last = state(session, 0)?.memory_bytes / PAGE_BYTES - 1;
     for (fault, page) in [
         ("fail,queue=0,count=2", last - 2),
         ("drop,queue=0", last - 4),
@@ -405,9 +423,9 @@ pub fn failed_question_is_asked_again(session: &mut Session) -> Result<()> {
 }
 
 /// Bad pages that are not struct pages.
-fn usable_bad_pages(session: &mut Session) -> Result<u64> {
-    let metadata = metadata_pages(session)?;
-    let state = state(session)?;
+fn usable_bad_pages(session: &mut Session, device: u8) -> Result<u64> {
+    let metadata = metadata_pages(session, device)?;
+    let state = state(session, device)?;
     let usable = |first: u64, pages: u64| (first + pages).saturating_sub(first.max(metadata));
     Ok(state
         .bad
@@ -419,10 +437,14 @@ fn usable_bad_pages(session: &mut Session) -> Result<u64> {
 /// More errors at once than the driver has buffers for: it comes to know all of them.
 pub fn errors_beyond_the_buffers_are_heard(session: &mut Session) -> Result<()> {
     poison(session, "count=200,seed=1")?;
-    let all = usable_bad_pages(session)?;
+    let all = usable_bad_pages(session, 0)?;
     ensure!(all >= 100, "only {all} pages are bad");
     wait_for_poisoned(session, all)?;
-    let last = state(session)?.bad.last().copied().context("none is bad")?;
+    let last = state(session, 0)?
+        .bad
+        .last()
+        .copied()
+        .context("none is bad")?;
     is_out_of_use(session, last.page)
 }
 
@@ -435,13 +457,13 @@ fn rebind(session: &mut Session) -> Result<()> {
 
 /// What failed before a driver came, that driver never uses.
 pub fn next_driver_uses_nothing_that_failed(session: &mut Session) -> Result<()> {
-    let last = state(session)?.memory_bytes / PAGE_BYTES - 1;
+    let last = state(session, 0)?.memory_bytes / PAGE_BYTES - 1;
     let unbind = patience::unbind(session)?;
     session.text(&unbind)?;
     let page = last - 10;
     poison(session, &format!("page={page}"))?;
     session.text(&unbind.replace("/unbind", "/bind"))?;
-    let all = usable_bad_pages(session)?;
+    let all = usable_bad_pages(session, 0)?;
     let found = figure(session, "pages_poisoned")?;
     ensure!(found == all, "{found} pages are not used, not {all}");
     is_out_of_use(session, page)
@@ -450,7 +472,7 @@ pub fn next_driver_uses_nothing_that_failed(session: &mut Session) -> Result<()>
 /// A failed struct page is said loudly, and the next driver keeps them elsewhere.
 pub fn failed_struct_pages_are_said(session: &mut Session) -> Result<()> {
     ensure!(
-        metadata_pages(session)? > 3,
+        metadata_pages(session, 0)? > 3,
         "no struct pages in the device"
     );
     new_log(session)?;
@@ -458,7 +480,7 @@ pub fn failed_struct_pages_are_said(session: &mut Session) -> Result<()> {
     wait_for_log(session, "where the struct pages of the device memory are")?;
     rebind(session)?;
     ensure!(
-        metadata_pages(session)? == 0,
+        metadata_pages(session, 0)? == 0,
         "the struct pages are where memory has failed"
     );
     wait_for_log(session, "guest memory holds them")?;

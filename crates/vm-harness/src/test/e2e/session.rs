@@ -143,6 +143,11 @@ impl<'a> Session<'a> {
         self.exec(line)?.text().with_context(|| format!("'{line}'"))
     }
 
+    /// Whether there is a machine.
+    pub fn is_up(&self) -> bool {
+        self.vm.is_some()
+    }
+
     /// Gives the machine up: the next test gets a new one.
     pub fn discard(&mut self) {
         self.vm = None;

@@ -18,16 +18,31 @@ pub fn impatiently(
     session: &mut Session,
     check: impl FnOnce(&mut Session) -> Result<()>,
 ) -> Result<()> {
-    let usual = session.text(&format!("cat {PARAMETER}"))?;
-    session.text(&format!("echo {COMMAND_MS} > {PARAMETER}"))?;
+    let usual = command_ms(session)?;
+    set_command_ms(session, COMMAND_MS)?;
     let checked = check(session);
-    session.text(&format!("echo {} > {PARAMETER}", usual.trim()))?;
+    set_command_ms(session, usual)?;
     checked
+}
+
+/// How patient the driver is.
+pub fn command_ms(session: &mut Session) -> Result<u64> {
+    Ok(session.text(&format!("cat {PARAMETER}"))?.trim().parse()?)
+}
+
+/// Makes the driver wait so long.
+pub fn set_command_ms(session: &mut Session, ms: u64) -> Result<()> {
+    session.text(&format!("echo {ms} > {PARAMETER}")).map(drop)
 }
 
 /// RESETs of the first device because of a command without an answer.
 pub fn timeouts(session: &mut Session) -> Result<u64> {
-    let text = session.text("cat /sys/kernel/debug/cdm/cdm0/timeouts")?;
+    timeouts_of(session, 0)
+}
+
+/// The same of any device.
+pub fn timeouts_of(session: &mut Session, device: u8) -> Result<u64> {
+    let text = session.text(&format!("cat /sys/kernel/debug/cdm/cdm{device}/timeouts"))?;
     Ok(text.trim().parse()?)
 }
 
