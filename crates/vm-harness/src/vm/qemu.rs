@@ -167,6 +167,7 @@ impl MachineData {
             ("smp", spec.smp.to_string()),
             ("maxcpus", spec.smp.max(POSSIBLE_CPUS_MIN).to_string()),
             ("memory", spec.memory.to_string()),
+            ("first-node", spec.first_node().to_string()),
             ("kernel", text(&spec.kernel.image)),
             ("initramfs", text(run.initramfs)),
             ("append", self.append(spec)),
@@ -179,6 +180,9 @@ impl MachineData {
         }
         if let Some(size) = spec.plain_memory {
             values.insert("plain-memory", size.to_string());
+        }
+        if let Some(size) = spec.second_node {
+            values.insert("second-node", size.to_string());
         }
         if let Some(gdb) = spec.gdb {
             values.insert("gdb", "yes".to_owned());
@@ -463,6 +467,25 @@ mod tests {
             "{line}"
         );
         assert!(!line.contains("vhost-user"), "{line}");
+    }
+
+    #[test]
+    fn second_node_has_its_part_of_the_memory() {
+        let mut spec = testing::spec();
+        spec.memory = ByteSize(2 << 30);
+        spec.second_node = Some(ByteSize(512 << 20));
+        spec.check().expect("possible");
+        let line = by_option(&arguments(&spec));
+        for part in [
+            "-m 2G\n",
+            "id=ram,size=1536M,share=on\n",
+            "-object memory-backend-memfd,id=ram1,size=512M,share=on\n",
+            "-numa node,nodeid=1,memdev=ram1\n",
+        ] {
+            assert!(line.contains(part), "{part} is not in:\n{line}");
+        }
+        spec.second_node = Some(spec.memory);
+        assert!(spec.check().is_err(), "nothing is left for the first one");
     }
 
     #[test]
