@@ -11,6 +11,7 @@ mod known;
 mod mixed;
 mod outcome;
 mod publish;
+mod selftests;
 mod state;
 
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ Examples:
   just stress --suite hmm-tests
   just stress --suite hmm-tests --memory-type coherent --kernel vanilla
   just stress --suite hmm-tests-upstream --kernel vanilla --record
+  just stress --suite mm-selftests
   just stress --suite mixed --seed 1 --minutes 30 --build debug
   just stress --suite mixed --seed 1 --minutes 30 --build debug --resume --record
 
@@ -39,6 +41,10 @@ Suites:
                       other device serves it.
   hmm-tests-upstream  the same program on upstream's device, lib/test_hmm.c on a plain PCI
                       BAR, to compare with.
+  mm-selftests        the other mm selftests of the kernel's own source, in a guest without a
+                      device, and in one with a device while their memory moves into it and
+                      back. A test that passes without and not with is a failure; differences
+                      that are explained are declared in images/kernel/known-differences.toml.
   mixed               cdm-stress in the guest: mixed folio sizes, files, forks, pins,
                       truncation, eviction and device commands at once, each byte checked. It
                       runs in pieces, each in a new guest, whose totals add up.
@@ -64,6 +70,8 @@ pub(crate) enum Suite {
     HmmTests,
     /// The kernel's suite on upstream's own device
     HmmTestsUpstream,
+    /// The kernel's other mm selftests, with resident pages and without
+    MmSelftests,
     /// Everything at once, for a given time
     Mixed,
 }
@@ -73,6 +81,7 @@ impl std::fmt::Display for Suite {
         f.write_str(match self {
             Self::HmmTests => "hmm-tests",
             Self::HmmTestsUpstream => "hmm-tests-upstream",
+            Self::MmSelftests => "mm-selftests",
             Self::Mixed => "mixed",
         })
     }
@@ -89,7 +98,7 @@ pub struct StressArgs {
     #[arg(long, value_name = "SUITE", value_enum)]
     suite: Suite,
 
-    /// Type of the device memory [default: hmm-tests: each that the kernel has; mixed: the best]
+    /// Type of the device memory [default: hmm-tests: each that the kernel has; others: the best]
     #[arg(long, value_name = "TYPE", value_enum)]
     memory_type: Option<MemoryType>,
 
@@ -111,6 +120,10 @@ pub struct StressArgs {
     /// mixed: go on with the run of the same options that this commit has begun
     #[arg(long)]
     resume: bool,
+
+    /// mm-selftests: run the program NAME and no others, or several with commas
+    #[arg(long = "program", value_name = "NAME", value_delimiter = ',')]
+    programs: Vec<String>,
 
     /// Write the summary into docs/results too
     #[arg(long)]
@@ -145,6 +158,7 @@ pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
             };
             mixed::run(&task, &order, args.resume)
         }
+        Suite::MmSelftests => selftests::run(&task, args.memory_type, &args.programs),
         suite => hmm::run(&task, suite, args.memory_type),
     };
     ctx.progress
@@ -181,6 +195,14 @@ impl Task<'_> {
 
 /// Refuses options that would have no effect, and wants those that there is no default for.
 fn check(args: &StressArgs) -> Result<()> {
+    ensure!(
+        args.programs.is_empty() || args.suite == Suite::MmSelftests,
+        "--program belongs to --suite mm-selftests"
+    );
+    ensure!(
+        !args.record || args.programs.is_empty(),
+        "--record writes down what all programs come to; leave --program away"
+    );
     if args.suite == Suite::Mixed {
         ensure!(
             args.seed.is_some() && args.minutes.is_some(),
@@ -216,6 +238,9 @@ fn command(args: &StressArgs) -> String {
     let mut words = vec![format!("just stress --suite {}", args.suite)];
     if let Some(memory_type) = args.memory_type {
         words.push(format!("--memory-type {memory_type}"));
+    }
+    if !args.programs.is_empty() {
+        words.push(format!("--program {}", args.programs.join(",")));
     }
     words.push(format!("--kernel {}", args.kernel.kernel));
     words.push(format!("--build {}", args.kernel.build));
@@ -267,6 +292,19 @@ mod tests {
         assert!(error.contains("--memory-type"), "{error}");
         let mixed = "--suite mixed --seed 1 --minutes 2 --record --memory-type private";
         assert!(check(&parse(mixed)).is_ok());
+    }
+
+    #[test]
+    fn program_of_the_selftests_is_no_option_of_other_suites_and_not_recorded() {
+        assert!(check(&parse("--suite mm-selftests --program cow")).is_ok());
+        for line in [
+            "--suite hmm-tests --program cow",
+            "--suite mixed --seed 1 --minutes 1 --program cow",
+            "--suite mm-selftests --program cow --record",
+        ] {
+            let error = check(&parse(line)).expect_err(line).to_string();
+            assert!(error.contains("--program"), "{error}");
+        }
     }
 
     #[test]
