@@ -30,9 +30,11 @@ pub use cargo::set_environment;
 pub use fuzz::{FOLDER as FUZZ_FOLDER, Instrumentation, fuzz_programs};
 pub use guest_tools::guest_tools;
 pub use initramfs::initramfs;
-pub use kernel::{Kernel, WorkingTree, kernel, modules as kernel_modules, series};
+pub use kernel::{
+    Kernel, WorkingTree, kernel, modules as kernel_modules, series, source_of as kernel_source,
+};
 pub use module::module;
-pub use selftests::{hmm_tests, mm_selftests};
+pub use selftests::{HMM_TESTS_SOURCE, hmm_tests, mm_selftests};
 
 /// Which kernel source the guest runs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -34,6 +34,8 @@ const NUMA: &str = "numa.c";
 
 /// The suite for device memory.
 const HMM_TESTS: &str = "hmm-tests";
+/// Its source, in a kernel's.
+pub const HMM_TESTS_SOURCE: &str = "tools/testing/selftests/mm/hmm-tests.c";
 
 /// Builds the suite for device memory, and returns the program.
 pub fn hmm_tests(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {

@@ -3,8 +3,8 @@
 //! `cdm stress`: the kernel's own suite for device memory, on this project's device and
 //! on upstream's, and a program that does everything at once for as long as it is told.
 //!
-//! None of it is part of `cdm test`: it takes longer, and the suite on an unpatched
-//! kernel takes the guest down with it.
+//! Of these, `cdm test` runs the suite on this project's device; the others take
+//! longer, and on upstream's device an unpatched kernel takes the guest down with it.
 
 mod hmm;
 mod known;
@@ -25,6 +25,9 @@ use crate::context::Context;
 use crate::git::Commit;
 use crate::runs;
 use crate::vm::MemoryType;
+
+pub(crate) use hmm::{names_in_source as hmm_test_names, run_chosen as run_hmm_tests};
+pub(crate) use outcome::{Judged, Verdict as SuiteVerdict};
 
 const HELP: &str = "\
 Examples:
