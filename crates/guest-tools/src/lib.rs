@@ -8,6 +8,7 @@ pub mod agent;
 pub mod batch;
 pub mod bus_error;
 pub mod device;
+pub mod fail_nth;
 pub mod init;
 pub mod invariants;
 pub mod iomem;

@@ -6,6 +6,7 @@
 //! Of these, `cdm test` runs the suite on this project's device; the others take
 //! longer, and on upstream's device an unpatched kernel takes the guest down with it.
 
+mod fault;
 mod hmm;
 mod known;
 mod mixed;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::build::{self, KernelOptions};
+use crate::build::{self, BuildKind, KernelOptions};
 use crate::context::Context;
 use crate::git::Commit;
 use crate::runs;
@@ -35,6 +36,7 @@ Examples:
   just stress --suite hmm-tests --memory-type coherent --kernel vanilla
   just stress --suite hmm-tests-upstream --kernel vanilla --record
   just stress --suite mm-selftests
+  just stress --suite fault
   just stress --suite mixed --seed 1 --minutes 30 --build debug
   just stress --suite mixed --seed 1 --minutes 30 --build debug --resume --record
 
@@ -48,6 +50,7 @@ Suites:
                       device, and in one with a device while their memory moves into it and
                       back. A test that passes without and not with is a failure; differences
                       that are explained are declared in images/kernel/known-differences.toml.
+  fault               each allocation of each call to the driver fails once, on the debug build
   mixed               cdm-stress in the guest: mixed folio sizes, files, forks, pins,
                       truncation, eviction and device commands at once, each byte checked. It
                       runs in pieces, each in a new guest, whose totals add up.
@@ -75,6 +78,8 @@ pub(crate) enum Suite {
     HmmTestsUpstream,
     /// The kernel's other mm selftests, with resident pages and without
     MmSelftests,
+    /// Failing allocations in the driver, on the debug build
+    Fault,
     /// Everything at once, for a given time
     Mixed,
 }
@@ -85,6 +90,7 @@ impl std::fmt::Display for Suite {
             Self::HmmTests => "hmm-tests",
             Self::HmmTestsUpstream => "hmm-tests-upstream",
             Self::MmSelftests => "mm-selftests",
+            Self::Fault => "fault",
             Self::Mixed => "mixed",
         })
     }
@@ -141,7 +147,7 @@ pub struct StressArgs {
 pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
     check(args)?;
     let commit = Commit::of_run(ctx, args.record)?;
-    let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
+    let kernel = build::kernel(ctx, &args.kernel.kernel, build_of(args))?;
     let folder = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
     let task = Task {
         ctx,
@@ -162,6 +168,7 @@ pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
             mixed::run(&task, &order, args.resume)
         }
         Suite::MmSelftests => selftests::run(&task, args.memory_type, &args.programs),
+        Suite::Fault => fault::run(&task, args.memory_type),
         suite => hmm::run(&task, suite, args.memory_type),
     };
     ctx.progress
@@ -171,6 +178,14 @@ pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The kind of build that a run is about: without its checkers a failure shows half of what it does.
+fn build_of(args: &StressArgs) -> BuildKind {
+    match args.suite {
+        Suite::Fault => BuildKind::Debug,
+        _ => args.kernel.build,
+    }
 }
 
 /// What all suites are given.
@@ -246,7 +261,7 @@ fn command(args: &StressArgs) -> String {
         words.push(format!("--program {}", args.programs.join(",")));
     }
     words.push(format!("--kernel {}", args.kernel.kernel));
-    words.push(format!("--build {}", args.kernel.build));
+    words.push(format!("--build {}", build_of(args)));
     let numbers = [
         ("--seed", args.seed),
         ("--minutes", args.minutes),
@@ -308,6 +323,13 @@ mod tests {
             let error = check(&parse(line)).expect_err(line).to_string();
             assert!(error.contains("--program"), "{error}");
         }
+    }
+
+    #[test]
+    fn failing_allocations_are_for_the_debug_build() {
+        let args = parse("--suite fault");
+        assert_eq!(build_of(&args), BuildKind::Debug);
+        assert!(command(&args).ends_with("--build debug"));
     }
 
     #[test]

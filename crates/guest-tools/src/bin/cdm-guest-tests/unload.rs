@@ -179,7 +179,7 @@ fn unbind_and_unload_end_moves_of_hot_memory(t: &Fixture) -> Result<()> {
 }
 
 /// Name of device 0 on the virtio bus, and the folder of its driver.
-fn virtio() -> Result<(String, PathBuf)> {
+pub fn virtio() -> Result<(String, PathBuf)> {
     let device = fs::canonicalize("/sys/class/misc/cdm0/device")
         .context("/sys/class/misc/cdm0 names no device")?;
     let name = device

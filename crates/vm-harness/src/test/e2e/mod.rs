@@ -59,7 +59,7 @@ type Check = (&'static str, fn(&mut Session) -> Result<()>);
 enum Groups {
     /// None.
     None,
-    /// All but those for a memory type of their own.
+    /// All but those for a memory type of their own and those that take too long.
     General,
     /// Those.
     Only(&'static [&'static str]),
@@ -69,9 +69,13 @@ impl Groups {
     fn has(self, group: &str) -> bool {
         match self {
             Self::None => false,
-            Self::General => {
-                !plan::PRIVATE_GROUPS.contains(&group) && !plan::EXCLUSIVE_GROUPS.contains(&group)
-            }
+            Self::General => [
+                plan::PRIVATE_GROUPS,
+                plan::EXCLUSIVE_GROUPS,
+                plan::LONG_GROUPS,
+            ]
+            .iter()
+            .all(|others| !others.contains(&group)),
             Self::Only(groups) => groups.contains(&group),
         }
     }
@@ -678,7 +682,10 @@ impl Suite {
     /// Its groups of tests inside the guest, in their order.
     fn groups_of<'a>(&self, guest_tests: &'a [String]) -> Vec<&'a str> {
         let mut groups = plan::groups(guest_tests);
-        groups.retain(|group| self.groups.has(group));
+        let is_patched = self.kernel != KernelChoice::Vanilla;
+        groups.retain(|group| {
+            self.groups.has(group) && (is_patched || !plan::PATCHED_GROUPS.contains(group))
+        });
         groups
     }
 

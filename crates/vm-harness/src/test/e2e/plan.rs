@@ -95,6 +95,13 @@ pub const EXCLUSIVE_GROUPS: &[&str] = &["exclusive"];
 /// Groups that are the same there as on other machines.
 pub const INDIFFERENT_GROUPS: &[&str] = &["addresses"];
 
+/// Groups for the kernel with the series alone: they take the error paths of the kernel's migration as
+/// well as the driver's, and the series mends some of the former.
+pub const PATCHED_GROUPS: &[&str] = &["injected"];
+
+/// Groups that take too long for here; `just stress --suite fault` runs them.
+pub const LONG_GROUPS: &[&str] = &["injected_probe"];
+
 /// Two small devices, which are filled quickly, room in the guest for more than one holds, and a
 /// disk for files; and a piece of memory that stands for persistent memory, for files without a copy
 /// in the page cache.
