@@ -187,8 +187,8 @@ enum cdm_reason {
  *
  * Errors: EINVAL unaligned, empty or wrapping range, unknown direction, flag or
  * reserved value, a flag that does not go with the direction; ESRCH no such process;
- * EPERM not allowed to move its pages; ENODEV the device is going away; EFAULT the
- * structure itself is not readable and writable.
+ * EPERM not allowed to move its pages; ENODEV the device is going away; ENOMEM no memory
+ * for the call itself; EFAULT the structure itself is not readable and writable.
  */
 struct cdm_migrate {
 	__u64 address;
@@ -233,7 +233,7 @@ struct cdm_migrate {
  *
  * Errors: EINVAL unaligned or wrapping range, unknown flag or reserved value, a range
  * that is not all usable device memory, a range with CDM_EVICT_OLDEST; EPERM without
- * CAP_SYS_ADMIN; ENODEV; EFAULT.
+ * CAP_SYS_ADMIN; ENODEV; ENOMEM; EFAULT.
  */
 struct cdm_evict {
 	__u64 address;

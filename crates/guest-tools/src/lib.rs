@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod console;
 pub mod device;
 pub mod disks;
+pub mod fail_nth;
 pub mod gup_test;
 pub mod hugetlb;
 pub mod init;

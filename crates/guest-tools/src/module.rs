@@ -85,6 +85,16 @@ impl Binding {
         })
     }
 
+    /// The device's name on the bus, which its driver's files are given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder of its driver.
+    pub fn driver(&self) -> &Path {
+        &self.driver
+    }
+
     /// Takes the driver from the device.
     pub fn unbind(&self) -> Result<()> {
         fs::write(self.driver.join("unbind"), &self.name).context("cannot unbind the driver")

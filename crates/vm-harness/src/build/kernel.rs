@@ -82,6 +82,16 @@ pub fn kernel(ctx: &Context, choice: &KernelChoice, kind: BuildKind) -> Result<K
     finished(choice, kind, &source, &objects)
 }
 
+/// A kernel's source, unpacked and patched if nothing was built from it yet.
+pub fn source_of(ctx: &Context, choice: &KernelChoice) -> Result<PathBuf> {
+    let source = Source::find(ctx, choice)?;
+    if !source.tree.is_dir() {
+        let _lock = cache::lock(ctx, "kernel", "preparing a kernel source")?;
+        source.prepare(ctx)?;
+    }
+    Ok(source.tree)
+}
+
 fn finished(
     choice: &KernelChoice,
     kind: BuildKind,

@@ -11,10 +11,10 @@ mod cargo;
 pub mod cpio;
 mod fuzz;
 mod guest_tools;
-mod hmm_tests;
 mod initramfs;
 pub mod kernel;
 mod module;
+mod selftests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,10 +29,12 @@ pub use backend::backend;
 pub use cargo::set_environment;
 pub use fuzz::{FOLDER as FUZZ_FOLDER, Instrumentation, fuzz_programs};
 pub use guest_tools::guest_tools;
-pub use hmm_tests::hmm_tests;
 pub use initramfs::initramfs;
-pub use kernel::{Kernel, WorkingTree, kernel, modules as kernel_modules, series};
+pub use kernel::{
+    Kernel, WorkingTree, kernel, modules as kernel_modules, series, source_of as kernel_source,
+};
 pub use module::module;
+pub use selftests::{HMM_TESTS_SOURCE, hmm_tests, mm_selftests};
 
 /// Which kernel source the guest runs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,14 +4,17 @@
 //! whenever a test takes its guest down.
 
 use std::fs;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::known::{File, Known};
-use super::outcome::{Ended, MARK, TypeRun, Verdict};
+use super::outcome::{Ended, Judged, MARK, TypeRun, Verdict};
 use super::publish::{Document, Published, publish};
 use super::{Suite, Task};
+use crate::build::Kernel;
+use crate::context::Context;
 use crate::test::Session;
 use crate::test::ktap::{Fault, Reader};
 use crate::test::report::Verdict as Ktap;
@@ -37,13 +40,17 @@ pub fn run(task: &Task<'_>, suite: Suite, wanted: Option<MemoryType>) -> Result<
     for memory_type in types {
         let place = known.of(&suite.to_string(), &task.kernel_name(), memory_type);
         let one = OneType {
-            task,
+            ctx: task.ctx,
+            kernel: &task.kernel,
+            folder: &task.folder,
             suite,
             memory_type,
             known: &place,
             files: &files,
+            chosen: None,
+            prints: true,
         };
-        let run = one.run()?;
+        let run = one.run(&mut |_| {})?;
         for line in run.complaints() {
             task.ctx.progress.say(format!("cdm: {memory_type}: {line}"));
         }
@@ -54,13 +61,53 @@ pub fn run(task: &Task<'_>, suite: Suite, wanted: Option<MemoryType>) -> Result<
     Ok(document.is_good())
 }
 
+/// Runs tests of the suite on this project's device with one type of memory, and tells how each
+/// ended as it does.
+pub fn run_chosen(
+    ctx: &Context,
+    kernel: &Kernel,
+    memory_type: MemoryType,
+    folder: &Path,
+    chosen: &[String],
+    on_ended: &mut dyn FnMut(&Judged),
+) -> Result<TypeRun> {
+    let suite = Suite::HmmTests;
+    let known = File::read(&ctx.repo)?;
+    let kernel_name = kernel.choice.to_string();
+    let one = OneType {
+        ctx,
+        kernel,
+        folder,
+        suite,
+        memory_type,
+        known: &known.of(&suite.to_string(), &kernel_name, memory_type),
+        files: &device::files(ctx, suite, kernel)?,
+        chosen: Some(chosen),
+        prints: false,
+    };
+    one.run(on_ended)
+}
+
+/// Names of the suite's tests on this project's device with a type of memory, by its source.
+pub fn names_in_source(source: &str, memory_type: MemoryType) -> Result<Vec<String>> {
+    let all = names::parse_source(source)?;
+    let suffix = device::variant_suffix(Suite::HmmTests, memory_type);
+    Ok(names::of_variant(&all, suffix))
+}
+
 /// A suite with one type of memory.
 struct OneType<'a> {
-    task: &'a Task<'a>,
+    ctx: &'a Context,
+    kernel: &'a Kernel,
+    folder: &'a Path,
     suite: Suite,
     memory_type: MemoryType,
     known: &'a Known<'a>,
     files: &'a [FileCopy],
+    /// Tests that are wanted; all of them if absent.
+    chosen: Option<&'a [String]>,
+    /// Whether the suite's own output goes to standard output.
+    prints: bool,
 }
 
 /// What one guest brought.
@@ -72,6 +119,10 @@ struct Pass {
     /// Why it did not get to the end.
     broken: Option<Broken>,
     transcript: String,
+    /// Whether its KTAP is printed.
+    prints: bool,
+    /// When the last test ended.
+    last: Option<Instant>,
 }
 
 /// Why a suite did not get to its end.
@@ -83,23 +134,25 @@ enum Broken {
 }
 
 impl OneType<'_> {
-    fn run(&self) -> Result<TypeRun> {
-        let mut spec = VmSpec::new(self.task.kernel.clone());
+    fn run(&self, on_ended: &mut dyn FnMut(&Judged)) -> Result<TypeRun> {
+        let mut spec = VmSpec::new(self.kernel.clone());
         spec.files = self.files.to_vec();
         device::shape(self.suite, self.memory_type, &mut spec);
-        let folder = self.task.folder.join(self.memory_type.to_string());
-        let mut session = Session::new(self.task.ctx, spec, folder);
+        let folder = self.folder.join(self.memory_type.to_string());
+        let mut session = Session::new(self.ctx, spec, folder);
 
         device::prepare(self.suite, self.memory_type, &mut session)?;
-        let names = self.names(&mut session)?;
+        let mut names = self.names(&mut session)?;
+        let all = names.len();
+        names.retain(|name| self.chosen.is_none_or(|chosen| chosen.contains(name)));
         let mut remaining = names.clone();
         let (mut ended, mut logs, mut transcript) = (Vec::new(), Vec::new(), String::new());
         loop {
-            let arguments = match remaining.len() == names.len() {
+            let arguments = match remaining.len() == all {
                 true => names::variant_arguments(&names),
                 false => names::test_arguments(&remaining),
             };
-            let mut pass = self.pass(&mut session, &arguments);
+            let mut pass = self.pass(&mut session, &arguments, on_ended);
             let lives = !matches!(pass.broken, Some(Broken::Guest(_)));
             logs.push(kernel_log(&mut session, lives)?);
             transcript += &pass.transcript;
@@ -108,6 +161,8 @@ impl OneType<'_> {
                 pass.broken = Some(Broken::Suite("the suite does not run it".to_owned()));
             }
             let lost = pass.lost(&remaining);
+            lost.iter()
+                .for_each(|test| on_ended(&self.known.judge(test)));
             ended.extend(pass.ended);
             ended.extend(lost);
             remaining.retain(|name| !ended.iter().any(|test: &Ended| test.name == *name));
@@ -136,7 +191,7 @@ impl OneType<'_> {
         ensure!(
             !names.is_empty(),
             "the suite of the {} kernel has no tests for {} memory ('{suffix}' among its variants)",
-            self.task.kernel.choice,
+            self.kernel.choice,
             self.memory_type
         );
         self.known.check_names(&names)?;
@@ -144,15 +199,26 @@ impl OneType<'_> {
     }
 
     /// Runs the suite in the session's guest, until it is through or something breaks.
-    fn pass(&self, session: &mut Session<'_>, arguments: &str) -> Pass {
-        let mut pass = Pass::default();
+    fn pass(
+        &self,
+        session: &mut Session<'_>,
+        arguments: &str,
+        on_ended: &mut dyn FnMut(&Judged),
+    ) -> Pass {
+        let mut pass = Pass {
+            prints: self.prints,
+            last: Some(Instant::now()),
+            ..Pass::default()
+        };
         let mut reader = Reader::of_kselftest();
         let line = guest_line(arguments);
         let streamed = session.vm().and_then(|vm| {
             vm.exec_streaming_within(SILENCE, &line, |stream, text| {
                 if stream == Stream::Stdout && pass.broken.is_none() {
-                    pass.take(&mut reader, text);
-                } else {
+                    if let Some(test) = pass.take(&mut reader, text) {
+                        on_ended(&self.known.judge(test));
+                    }
+                } else if self.prints {
                     eprintln!("{text}");
                 }
             })
@@ -171,17 +237,17 @@ impl OneType<'_> {
     }
 
     fn write_transcript(&self, text: &str) -> Result<()> {
-        let path = self.task.folder.join(format!("{}.ktap", self.memory_type));
+        let path = self.folder.join(format!("{}.ktap", self.memory_type));
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
 impl Pass {
-    /// Takes in a line of the suite's output.
-    fn take(&mut self, reader: &mut Reader, text: &str) {
+    /// Takes in a line of the suite's output; a test if one has ended with it.
+    fn take(&mut self, reader: &mut Reader, text: &str) -> Option<&Ended> {
         self.transcript += text;
         self.transcript.push('\n');
-        if is_ktap(text) {
+        if self.prints && is_ktap(text) {
             println!("{text}");
         }
         if let Some(name) = started(text) {
@@ -190,7 +256,12 @@ impl Pass {
         match reader.line(text) {
             Ok(Some(outcome)) => {
                 self.running = None;
+                let now = Instant::now();
                 self.ended.push(Ended {
+                    took: self
+                        .last
+                        .replace(now)
+                        .map_or(Duration::ZERO, |last| now - last),
                     name: outcome.name,
                     verdict: match outcome.verdict {
                         Ktap::Passed => Verdict::Passed,
@@ -202,10 +273,12 @@ impl Pass {
                         _ => assertions(&outcome.diagnostics),
                     },
                 });
+                return self.ended.last();
             }
             Ok(None) => {}
             Err(fault) => self.broken = Some(of_results(&fault)),
         }
+        None
     }
 
     /// Tests that have no result of their own. A guest that went is held against the test that ran,
@@ -230,6 +303,7 @@ impl Pass {
             name,
             verdict: Verdict::Lost,
             detail: detail.clone(),
+            took: Duration::ZERO,
         };
         left.into_iter().map(ended).collect()
     }
@@ -298,7 +372,9 @@ mod tests {
     fn pass(lines: &[&str], broken: Option<Broken>) -> Pass {
         let mut pass = Pass::default();
         let mut reader = Reader::of_kselftest();
-        lines.iter().for_each(|line| pass.take(&mut reader, line));
+        for line in lines {
+            pass.take(&mut reader, line);
+        }
         if broken.is_some() {
             pass.broken = broken;
         }

@@ -3,10 +3,12 @@
 //! `cdm stress`: named scenarios by a seed; the kernel's own suite for device memory, on this
 //! project's device and on upstream's; and one scenario that does everything at once, for hours.
 //!
-//! `cdm test` runs the scenarios for a few seconds each. The rest is no part of it: it takes
-//! longer, and the suite on an unpatched kernel takes the guest down with it.
+//! `cdm test` runs the scenarios for a few seconds each, and the suite on this project's device.
+//! The rest is no part of it: it takes longer, and on upstream's device an unpatched kernel takes
+//! the guest down with it.
 
 mod driven;
+mod fault;
 mod hmm;
 mod known;
 mod leaks;
@@ -15,6 +17,7 @@ pub(crate) mod outcome;
 mod publish;
 pub(crate) mod said;
 pub(crate) mod scenarios;
+mod selftests;
 mod state;
 
 use std::path::PathBuf;
@@ -23,11 +26,14 @@ use std::process::ExitCode;
 use anyhow::{Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::build::{self, KernelOptions};
+use crate::build::{self, BuildKind, KernelOptions};
 use crate::context::Context;
 use crate::git::Commit;
 use crate::runs;
 use crate::vm::MemoryType;
+
+pub(crate) use hmm::{names_in_source as hmm_test_names, run_chosen as run_hmm_tests};
+pub(crate) use outcome::{Judged, Verdict as SuiteVerdict};
 
 use self::scenarios::order::{self, Length, Order, Room, Shard};
 
@@ -40,6 +46,8 @@ Examples:
   just stress --suite hmm-tests
   just stress --suite hmm-tests --memory-type coherent --kernel vanilla
   just stress --suite hmm-tests-upstream --kernel vanilla --record
+  just stress --suite mm-selftests
+  just stress --suite fault
   just stress --suite mixed --seed 1 --minutes 30 --build debug
   just stress --suite mixed --seed 1 --minutes 30 --build debug --resume --record
 
@@ -56,6 +64,11 @@ Suites:
                       other device serves it.
   hmm-tests-upstream  the same program on upstream's device, lib/test_hmm.c on a plain PCI
                       BAR, to compare with.
+  mm-selftests        the other mm selftests of the kernel's own source, in a guest without a
+                      device, and in one with a device while their memory moves into it and
+                      back. A test that passes without and not with is a failure; differences
+                      that are explained are declared in images/kernel/known-differences.toml.
+  fault               each allocation of each call to the driver fails once, on the debug build
   mixed               cdm-stress in the guest: mixed folio sizes, files, forks, pins,
                       truncation, eviction and device commands at once, each byte checked. It
                       runs in pieces, each in a new guest, whose totals add up.
@@ -83,6 +96,10 @@ pub(crate) enum Suite {
     HmmTests,
     /// The kernel's suite on upstream's own device
     HmmTestsUpstream,
+    /// The kernel's other mm selftests, with resident pages and without
+    MmSelftests,
+    /// Failing allocations in the driver, on the debug build
+    Fault,
     /// Everything at once, for a given time
     Mixed,
 }
@@ -93,6 +110,8 @@ impl std::fmt::Display for Suite {
             Self::Scenarios => "scenarios",
             Self::HmmTests => "hmm-tests",
             Self::HmmTestsUpstream => "hmm-tests-upstream",
+            Self::MmSelftests => "mm-selftests",
+            Self::Fault => "fault",
             Self::Mixed => "mixed",
         })
     }
@@ -167,6 +186,10 @@ pub struct StressArgs {
     #[arg(long)]
     resume: bool,
 
+    /// mm-selftests: run the program NAME and no others, or several with commas
+    #[arg(long = "program", value_name = "NAME", value_delimiter = ',')]
+    programs: Vec<String>,
+
     /// Write the summary into docs/results too
     #[arg(long)]
     record: bool,
@@ -186,7 +209,7 @@ pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let commit = Commit::of_run(ctx, args.record)?;
-    let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
+    let kernel = build::kernel(ctx, &args.kernel.kernel, build_of(args))?;
     let folder = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
     let task = Task {
         ctx,
@@ -214,6 +237,8 @@ pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
             };
             mixed::run(&task, &order, args.resume)
         }
+        Suite::MmSelftests => selftests::run(&task, args.memory_type, &args.programs),
+        Suite::Fault => fault::run(&task, args.memory_type),
         suite => hmm::run(&task, suite, args.memory_type),
     };
     ctx.progress
@@ -223,6 +248,14 @@ pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The kind of build that a run is about: without its checkers a failure shows half of what it does.
+fn build_of(args: &StressArgs) -> BuildKind {
+    match args.suite {
+        Suite::Fault => BuildKind::Debug,
+        _ => args.kernel.build,
+    }
 }
 
 /// What all suites are given.
@@ -278,6 +311,7 @@ fn check(args: &StressArgs) -> Result<()> {
         ("--shard", args.shard.is_some()),
         ("--all-at-once", args.all_at_once),
     ];
+    let of_selftests = [("--program", !args.programs.is_empty())];
     let of_mixed = [
         ("--minutes", args.minutes.is_some()),
         ("--piece-minutes", args.piece_minutes.is_some()),
@@ -292,6 +326,9 @@ fn check(args: &StressArgs) -> Result<()> {
     if suite != Suite::Scenarios {
         refuse(&of_scenarios, "scenarios")?;
     }
+    if suite != Suite::MmSelftests {
+        refuse(&of_selftests, "mm-selftests")?;
+    }
     if suite != Suite::Mixed {
         refuse(&of_mixed, "mixed")?;
     }
@@ -305,11 +342,15 @@ fn check(args: &StressArgs) -> Result<()> {
             "--suite mixed needs --seed NUM and --minutes NUM: what cannot be repeated proves \
              little"
         ),
-        Suite::HmmTests | Suite::HmmTestsUpstream => {
+        Suite::HmmTests | Suite::HmmTestsUpstream | Suite::MmSelftests | Suite::Fault => {
             ensure!(
                 !(args.record && args.memory_type.is_some()),
                 "--record writes down one page for all types of memory that the kernel has; leave \
                  --memory-type away"
+            );
+            ensure!(
+                !args.record || args.programs.is_empty(),
+                "--record writes down what all programs come to; leave --program away"
             );
             refuse(&[("--seed", args.seed.is_some())], "scenarios or mixed")?;
         }
@@ -324,8 +365,11 @@ fn command(args: &StressArgs) -> String {
     if let Some(memory_type) = args.memory_type {
         words.push(format!("--memory-type {memory_type}"));
     }
+    if !args.programs.is_empty() {
+        words.push(format!("--program {}", args.programs.join(",")));
+    }
     words.push(format!("--kernel {}", args.kernel.kernel));
-    words.push(format!("--build {}", args.kernel.build));
+    words.push(format!("--build {}", build_of(args)));
     let numbers = [
         ("--seed", args.seed),
         ("--minutes", args.minutes),
@@ -411,6 +455,26 @@ mod tests {
         assert!(error.contains("--memory-type"), "{error}");
         let mixed = "--suite mixed --seed 1 --minutes 2 --record --memory-type private";
         assert!(check(&parse(mixed)).is_ok());
+    }
+
+    #[test]
+    fn program_of_the_selftests_is_no_option_of_other_suites_and_not_recorded() {
+        assert!(check(&parse("--suite mm-selftests --program cow")).is_ok());
+        for line in [
+            "--suite hmm-tests --program cow",
+            "--suite mixed --seed 1 --minutes 1 --program cow",
+            "--suite mm-selftests --program cow --record",
+        ] {
+            let error = check(&parse(line)).expect_err(line).to_string();
+            assert!(error.contains("--program"), "{error}");
+        }
+    }
+
+    #[test]
+    fn failing_allocations_are_for_the_debug_build() {
+        let args = parse("--suite fault");
+        assert_eq!(build_of(&args), BuildKind::Debug);
+        assert!(command(&args).ends_with("--build debug"));
     }
 
     #[test]

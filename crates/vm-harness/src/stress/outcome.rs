@@ -2,6 +2,8 @@
 
 //! How the tests of a suite ended, and whether that was to be expected.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::known::{Declared, Known};
@@ -30,6 +32,8 @@ pub struct Ended {
     pub verdict: Verdict,
     /// What it said.
     pub detail: String,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// One test, judged.
@@ -47,6 +51,31 @@ pub struct Judged {
     /// What it said, unless it passed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
+    /// How long it took, which is another time in each run.
+    #[serde(skip)]
+    pub took: Duration,
+}
+
+impl Judged {
+    /// Why it is no good, if it is not.
+    pub fn complaint(&self) -> Option<String> {
+        if self.expected {
+            return None;
+        }
+        let why = match (&self.declared, self.verdict) {
+            (Some(declared), Verdict::Passed) => format!(
+                "passes, though it is declared to fail until '{}'",
+                declared.mended_by()
+            ),
+            (Some(_), _) => "fails in another way than declared".to_owned(),
+            (None, Verdict::Skipped) => "was skipped, which proves nothing".to_owned(),
+            (None, Verdict::Lost) => "took its guest down".to_owned(),
+            (None, _) => "failed".to_owned(),
+        };
+        let detail = self.detail.lines().last().unwrap_or_default();
+        let text = format!("{} {why}: {detail}", self.name);
+        Some(text.trim_end_matches([' ', ':']).to_owned())
+    }
 }
 
 /// Reports of the kernel about itself that say the same of one test, judged.
@@ -97,10 +126,7 @@ impl TypeRun {
         ended: Vec<Ended>,
         logs: &[String],
     ) -> Self {
-        let tests: Vec<Judged> = ended
-            .into_iter()
-            .map(|test| judge_test(known, test))
-            .collect();
+        let tests: Vec<Judged> = ended.into_iter().map(|test| known.judge(&test)).collect();
         let mut reports = Vec::new();
         for log in logs {
             judge_reports(known, log, &mut reports);
@@ -158,22 +184,12 @@ impl TypeRun {
 
     /// What is not as it should be, a line each.
     pub fn complaints(&self) -> Vec<String> {
-        let tests = self.tests.iter().filter(|test| !test.expected).map(|test| {
-            let why = match (&test.declared, test.verdict) {
-                (Some(declared), Verdict::Passed) => format!(
-                    "passes, though it is declared to fail until '{}'",
-                    declared.mended_by()
-                ),
-                (Some(_), _) => "fails in another way than declared".to_owned(),
-                (None, Verdict::Skipped) => "was skipped, which proves nothing".to_owned(),
-                (None, Verdict::Lost) => "took its guest down".to_owned(),
-                (None, _) => "failed".to_owned(),
-            };
-            let detail = test.detail.lines().last().unwrap_or_default();
-            format!("{} {why}: {detail}", test.name)
-                .trim_end_matches([' ', ':'])
-                .to_owned()
-        });
+        let tests = self.tests.iter().filter_map(Judged::complaint);
+        tests.chain(self.log_complaints()).collect()
+    }
+
+    /// What is not as it should be in the kernel's log, a line each.
+    pub fn log_complaints(&self) -> Vec<String> {
         let reports = self.reports.iter().filter_map(|report| {
             let during = report.during.as_deref().unwrap_or("before the first test");
             (report.declared.is_none()).then(|| {
@@ -187,25 +203,29 @@ impl TypeRun {
             .absent_reports
             .iter()
             .map(|text| format!("the kernel does not report '{text}', though that is declared"));
-        tests.chain(reports).chain(absent).collect()
+        reports.chain(absent).collect()
     }
 }
 
-fn judge_test(known: &Known<'_>, test: Ended) -> Judged {
-    let declared = known.test(&test.name);
-    let expected = match &declared {
-        Some((verdict, _)) => *verdict == test.verdict,
-        None => test.verdict == Verdict::Passed,
-    };
-    Judged {
-        detail: match test.verdict {
-            Verdict::Passed => String::new(),
-            _ => test.detail,
-        },
-        name: test.name,
-        verdict: test.verdict,
-        expected,
-        declared: declared.map(|(_, declared)| declared),
+impl Known<'_> {
+    /// Judges one test.
+    pub fn judge(&self, test: &Ended) -> Judged {
+        let declared = self.test(&test.name);
+        let expected = match &declared {
+            Some((verdict, _)) => *verdict == test.verdict,
+            None => test.verdict == Verdict::Passed,
+        };
+        Judged {
+            detail: match test.verdict {
+                Verdict::Passed => String::new(),
+                _ => test.detail.clone(),
+            },
+            name: test.name.clone(),
+            verdict: test.verdict,
+            expected,
+            declared: declared.map(|(_, declared)| declared),
+            took: test.took,
+        }
     }
 }
 
@@ -252,6 +272,7 @@ mod tests {
             name: name.into(),
             verdict,
             detail: "first\nlast line".into(),
+            took: Duration::ZERO,
         }
     }
 

@@ -177,6 +177,7 @@ mod tests {
             name: name.into(),
             verdict,
             detail: String::new(),
+            took: std::time::Duration::ZERO,
         };
         let tests = vec![
             ended("hmm.one", Verdict::Failed),

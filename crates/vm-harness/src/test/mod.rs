@@ -11,6 +11,7 @@ mod cargo_tests;
 mod docs;
 pub(crate) mod e2e;
 mod fuzz;
+mod hmm;
 mod host;
 mod kernel;
 pub(crate) mod ktap;
@@ -84,6 +85,7 @@ fn stages() -> Vec<Box<dyn Stage>> {
         Box::new(fuzz::FUZZ),
         Box::new(kernel::KERNEL),
         Box::<e2e::EndToEnd>::default(),
+        Box::new(hmm::Hmm),
         Box::new(host::HOST),
     ]
 }

@@ -167,10 +167,7 @@ impl MachineData {
             ("smp", spec.smp.to_string()),
             ("maxcpus", spec.smp.max(POSSIBLE_CPUS_MIN).to_string()),
             ("memory", spec.memory.to_string()),
-            (
-                "node-memory",
-                ByteSize(spec.memory.0 / u64::from(spec.nodes)).to_string(),
-            ),
+            ("first-node", spec.first_node().to_string()),
             ("kernel", text(&spec.kernel.image)),
             ("initramfs", text(run.initramfs)),
             ("append", self.append(spec)),
@@ -181,11 +178,11 @@ impl MachineData {
         if let Some(share) = &spec.share {
             values.insert("share", text(share));
         }
-        if spec.nodes > 1 {
-            values.insert("second-node", "yes".to_owned());
-        }
         if let Some(size) = spec.plain_memory {
             values.insert("plain-memory", size.to_string());
+        }
+        if let Some(size) = spec.second_node {
+            values.insert("second-node", size.to_string());
         }
         if let Some(gdb) = spec.gdb {
             values.insert("gdb", "yes".to_owned());
@@ -473,19 +470,22 @@ mod tests {
     }
 
     #[test]
-    fn second_node_has_half_of_the_memory() {
+    fn second_node_has_its_part_of_the_memory() {
         let mut spec = testing::spec();
         spec.memory = ByteSize(2 << 30);
-        spec.nodes = 2;
+        spec.second_node = Some(ByteSize(512 << 20));
+        spec.check().expect("possible");
         let line = by_option(&arguments(&spec));
-        for option in [
+        for part in [
             "-m 2G\n",
-            "memfd,id=ram,size=1G,share=on\n",
-            "memfd,id=ram1,size=1G,share=on\n",
+            "id=ram,size=1536M,share=on\n",
+            "-object memory-backend-memfd,id=ram1,size=512M,share=on\n",
             "-numa node,nodeid=1,memdev=ram1\n",
         ] {
-            assert!(line.contains(option), "no {option} in {line}");
+            assert!(line.contains(part), "{part} is not in:\n{line}");
         }
+        spec.second_node = Some(spec.memory);
+        assert!(spec.check().is_err(), "nothing is left for the first one");
     }
 
     #[test]

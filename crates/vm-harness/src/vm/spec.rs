@@ -24,7 +24,7 @@ pub const CPUS_MAX: u8 = 16;
 const MEMORY_MIN: ByteSize = ByteSize(128 << 20);
 
 /// A number of bytes, as people write it: `512M`, `2G`, `65536`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
 /// Suffixes with their factors, largest first.
@@ -209,8 +209,8 @@ pub struct VmSpec {
     pub plain_memory: Option<ByteSize>,
     /// The guest's own memory.
     pub memory: ByteSize,
-    /// NUMA nodes that share it equally: 1 or 2.
-    pub nodes: u8,
+    /// How much of it is a second node of memory, if there is one.
+    pub second_node: Option<ByteSize>,
     /// Virtual CPUs.
     pub smp: u8,
     /// Who runs the guest's instructions.
@@ -253,7 +253,7 @@ impl VmSpec {
             device_memory: ByteSize(1 << 30),
             plain_memory: None,
             memory: ByteSize(1 << 30),
-            nodes: 1,
+            second_node: None,
             smp: 2,
             accel: AccelChoice::Auto,
             memory_types: Vec::new(),
@@ -284,13 +284,6 @@ impl VmSpec {
             self.smp
         );
         ensure!(
-            (1..=2).contains(&self.nodes)
-                && self.memory.0.is_multiple_of(u64::from(self.nodes) << 20),
-            "{} of memory cannot be on {} nodes",
-            self.memory,
-            self.nodes
-        );
-        ensure!(
             matches!(self.memory_types.len(), 0 | 1)
                 || self.memory_types.len() == usize::from(self.devices),
             "{} memory types are neither one for all devices nor one for each of {}",
@@ -299,7 +292,19 @@ impl VmSpec {
         );
         parse_device_memory(&self.device_memory.to_string()).map_err(anyhow::Error::msg)?;
         parse_guest_memory(&self.memory.to_string()).map_err(anyhow::Error::msg)?;
+        ensure!(
+            self.first_node().0 > 0,
+            "a second node of {} leaves nothing of {} to the first one",
+            self.second_node.unwrap_or_default(),
+            self.memory
+        );
         Ok(())
+    }
+
+    /// Memory of the first node.
+    pub fn first_node(&self) -> ByteSize {
+        let second = self.second_node.unwrap_or_default();
+        ByteSize(self.memory.0.saturating_sub(second.0))
     }
 
     /// Command queues of each device: one for each virtual CPU, and one for commands on

@@ -21,6 +21,7 @@ mod fork;
 mod hot;
 mod huge;
 mod huge_files;
+mod injected;
 mod lifecycle;
 mod memory_failure;
 mod migration;
@@ -38,6 +39,7 @@ mod two_devices;
 mod unload;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use cdm_guest_tools::{isolate, module, stores, wait};
 use clap::Parser;
@@ -70,6 +72,10 @@ struct Cli {
     /// Choose the one test called NAME; repeatable
     #[arg(long = "exact", value_name = "NAME")]
     exact: Vec<String>,
+
+    /// Give each test NUM seconds
+    #[arg(long, value_name = "NUM", default_value_t = runner::LIMIT_SECONDS)]
+    limit: u64,
 
     /// Start random sequences from NUM
     #[arg(long, value_name = "NUM", default_value_t = 1)]
@@ -120,6 +126,8 @@ fn all() -> Vec<Test> {
         stress::TESTS,
         private::TESTS,
         exclusive::TESTS,
+        injected::TESTS,
+        injected::PROBE_TESTS,
         unload::TESTS,
     ]
     .concat()
@@ -138,7 +146,7 @@ fn main() -> ExitCode {
             .for_each(|test| println!("{}", test.full_name()));
         return ExitCode::SUCCESS;
     }
-    match runner::run(&tests, cli.seed) {
+    match runner::run(&tests, cli.seed, Duration::from_secs(cli.limit)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {

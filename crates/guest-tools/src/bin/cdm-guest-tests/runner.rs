@@ -24,19 +24,16 @@ use crate::isolate::{panic_message, pipe_files};
 use cdm_guest_tools::cgroup::Cgroup;
 
 /// Longest that one test may take: ten times what the longest takes on an emulated CPU.
-const TEST_LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT_SECONDS: u64 = 120;
 
 /// Marks the line with the outcome among the notes of a test.
 const OUTCOME: &str = "\x01";
 
 /// Runs `tests` in order; whether all passed or were skipped.
-pub fn run(tests: &[Test], seed: u64) -> Result<bool> {
+pub fn run(tests: &[Test], seed: u64, limit: Duration) -> Result<bool> {
     let mut all_good = true;
     let mut writer = Writer::begin(io::stdout(), tests.len())?;
-    writer.diagnostic(&format!(
-        "seed {seed}, limit {} s a test",
-        TEST_LIMIT.as_secs()
-    ))?;
+    writer.diagnostic(&format!("seed {seed}, limit {} s a test", limit.as_secs()))?;
     for (index, test) in tests.iter().enumerate() {
         let started = Instant::now();
         let before = Snapshot::take();
@@ -44,7 +41,7 @@ pub fn run(tests: &[Test], seed: u64) -> Result<bool> {
             true => Some(Cgroup::new()?),
             false => None,
         };
-        let (mut outcome, notes) = run_isolated(*test, seed, group.as_ref())?;
+        let (mut outcome, notes) = run_isolated(*test, seed, limit, group.as_ref())?;
         for note in &notes {
             writer.diagnostic(note)?;
         }
@@ -77,7 +74,12 @@ fn expect_nothing_left(before: &Snapshot, group: Option<Cgroup>, is_last: bool) 
 }
 
 /// Runs one test in a child; its outcome, and what it had to say.
-fn run_isolated(test: Test, seed: u64, group: Option<&Cgroup>) -> Result<(Outcome, Vec<String>)> {
+fn run_isolated(
+    test: Test,
+    seed: u64,
+    limit: Duration,
+    group: Option<&Cgroup>,
+) -> Result<(Outcome, Vec<String>)> {
     let (from, to) = pipe_files()?;
     // SAFETY: the runner has one thread, so no lock of another thread can be held in the child.
     match unsafe { fork() }.context("cannot fork")? {
@@ -91,7 +93,7 @@ fn run_isolated(test: Test, seed: u64, group: Option<&Cgroup>) -> Result<(Outcom
         }
         ForkResult::Parent { child } => {
             drop(to);
-            collect(child, from)
+            collect(child, from, limit)
         }
     }
 }
@@ -115,8 +117,8 @@ fn run_in_child(test: Test, seed: u64, group: Option<&Cgroup>, mut to: File) {
 }
 
 /// Reads what a child says until it ends or its time is over.
-fn collect(child: Pid, from: File) -> Result<(Outcome, Vec<String>)> {
-    let deadline = Instant::now() + TEST_LIMIT;
+fn collect(child: Pid, from: File, limit: Duration) -> Result<(Outcome, Vec<String>)> {
+    let deadline = Instant::now() + limit;
     let mut notes = Vec::new();
     let mut outcome = None;
     let mut reader = BufReader::new(from);
@@ -126,10 +128,7 @@ fn collect(child: Pid, from: File) -> Result<(Outcome, Vec<String>)> {
             let mut fds = [PollFd::new(reader.get_ref().as_fd(), PollFlags::POLLIN)];
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             if poll(&mut fds, timeout).context("cannot wait for a test")? == 0 {
-                notes.push(format!(
-                    "still running after {} s: killed",
-                    TEST_LIMIT.as_secs()
-                ));
+                notes.push(format!("still running after {} s: killed", limit.as_secs()));
                 break;
             }
         }
@@ -198,7 +197,7 @@ mod tests {
         };
         to.write_all(lines.as_bytes()).unwrap();
         drop(to);
-        collect(pid, from).unwrap()
+        collect(pid, from, Duration::from_secs(LIMIT_SECONDS)).unwrap()
     }
 
     #[test]

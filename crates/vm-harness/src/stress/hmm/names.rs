@@ -58,6 +58,30 @@ pub fn parse(listed: &str) -> Result<Vec<Test>> {
     Ok(tests)
 }
 
+/// Reads the suite's source, which tells the names where nothing can be run.
+pub fn parse_source(source: &str) -> Result<Vec<Test>> {
+    let arguments = |macros: &[&str]| -> Vec<(String, String)> {
+        let found = source.lines().filter_map(|line| {
+            let rest = macros.iter().find_map(|name| line.strip_prefix(name))?;
+            let (inside, _) = rest.strip_prefix('(')?.split_once(')')?;
+            let mut words = inside.split(',').map(|word| word.trim().to_owned());
+            Some((words.next()?, words.next()?))
+        });
+        found.collect()
+    };
+    let variants = arguments(&["FIXTURE_VARIANT_ADD"]);
+    let mut tests = Vec::new();
+    for (fixture, test) in arguments(&["TEST_F_TIMEOUT", "TEST_F"]) {
+        let of_fixture = variants.iter().filter(|(other, _)| *other == fixture);
+        tests.extend(of_fixture.map(|(_, variant)| Test {
+            name: format!("{fixture}.{variant}.{test}"),
+            variant: variant.clone(),
+        }));
+    }
+    ensure!(!tests.is_empty(), "the suite's source has no test");
+    Ok(tests)
+}
+
 /// Names of the tests whose variant ends with `suffix`, in the order in which the suite runs them.
 pub fn of_variant(tests: &[Test], suffix: &str) -> Vec<String> {
     tests
@@ -119,6 +143,26 @@ hmm2                 hmm2_device_private       snapshot
             test_arguments(&names[3..]),
             "-r hmm2.hmm2_device_coherent.snapshot"
         );
+    }
+
+    #[test]
+    fn source_tells_the_same_names_as_the_list() {
+        let source = "FIXTURE(hmm)\n{\n};\n\
+                      FIXTURE_VARIANT_ADD(hmm, hmm_device_private)\n{\n};\n\
+                      FIXTURE_VARIANT_ADD(hmm, hmm_device_coherent)\n\
+                      FIXTURE_VARIANT_ADD(hmm2, hmm2_device_private)\n\
+                      FIXTURE_VARIANT_ADD(hmm2, hmm2_device_coherent)\n\
+                      TEST_F(hmm, open_close)\n{\n}\n/* TEST_F(hmm, none) */\n\
+                      TEST_F_TIMEOUT(hmm, anon_read, 120)\nTEST_F(hmm2, snapshot)\n\
+                      TEST_F(hmm, migrate)\n";
+        let sorted = |tests: Vec<Test>| {
+            let mut names: Vec<String> = tests.into_iter().map(|test| test.name).collect();
+            names.sort();
+            names
+        };
+        let of_source = sorted(parse_source(source).expect("tests"));
+        assert_eq!(of_source, sorted(parse(LIST).expect("well formed")));
+        assert!(parse_source("int main(void) {}").is_err());
     }
 
     #[test]

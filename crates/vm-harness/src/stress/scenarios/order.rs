@@ -169,11 +169,11 @@ impl Order {
     pub fn machine(&self, kernel: Kernel) -> VmSpec {
         let mut spec = VmSpec::new(kernel);
         main_machine(&mut spec);
-        // Some scenarios are about what moves between nodes.
-        spec.nodes = 2;
         spec.devices = self.devices;
         let of_devices = u64::from(self.devices) * spec.device_memory.0;
         spec.memory = ByteSize(BASE_BYTES + of_devices);
+        // Some scenarios are about what moves between nodes.
+        spec.second_node = Some(ByteSize(spec.memory.0 / 2));
         spec.memory_types = self.memory_type.into_iter().collect();
         spec
     }

@@ -62,7 +62,7 @@ type Check = (&'static str, fn(&mut Session) -> Result<()>);
 enum Groups {
     /// None.
     None,
-    /// All but those for a memory type of their own.
+    /// All but those for a memory type of their own and those that take too long.
     General,
     /// Those.
     Only(&'static [&'static str]),
@@ -72,9 +72,13 @@ impl Groups {
     fn has(self, group: &str) -> bool {
         match self {
             Self::None => false,
-            Self::General => {
-                !plan::PRIVATE_GROUPS.contains(&group) && !plan::EXCLUSIVE_GROUPS.contains(&group)
-            }
+            Self::General => [
+                plan::PRIVATE_GROUPS,
+                plan::EXCLUSIVE_GROUPS,
+                plan::LONG_GROUPS,
+            ]
+            .iter()
+            .all(|others| !others.contains(&group)),
             Self::Only(groups) => groups.contains(&group),
         }
     }

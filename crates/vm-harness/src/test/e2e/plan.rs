@@ -64,6 +64,16 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[
     ),
     (
         KernelChoice::Vanilla,
+        "injected::migration_of_a_file_fails_cleanly_at_each_allocation",
+        NO_FILES,
+    ),
+    (
+        KernelChoice::Vanilla,
+        "injected::migration_of_a_huge_page_fails_cleanly_at_each_allocation",
+        "huge pages move whole to MEMORY_DEVICE_PUBLIC only",
+    ),
+    (
+        KernelChoice::Vanilla,
         "pins::reader_of_a_file_gets_its_contents_while_a_pin_moves_them_out",
         NO_FILES,
     ),
@@ -94,6 +104,9 @@ pub const EXCLUSIVE_GROUPS: &[&str] = &["exclusive"];
 
 /// Groups that are the same there as on other machines.
 pub const INDIFFERENT_GROUPS: &[&str] = &["addresses"];
+
+/// Groups that take too long for here; `just stress --suite fault` runs them.
+pub const LONG_GROUPS: &[&str] = &["injected_probe"];
 
 /// Two small devices, which are filled quickly, room in the guest for more than one holds, and a
 /// disk for files; and a piece of memory that stands for persistent memory, for files without a copy

@@ -75,6 +75,11 @@ impl<'a> Session<'a> {
         Ok(logs)
     }
 
+    /// Whether there is a machine already.
+    pub fn has_guest(&self) -> bool {
+        self.vm.is_some()
+    }
+
     /// The machine.
     pub fn vm(&mut self) -> Result<&mut Vm> {
         if self.vm.is_none() {
