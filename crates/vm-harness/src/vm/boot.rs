@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use cdm_agent_protocol::{Command as GuestCommand, Ending, Exec, ExitStatus};
+use cdm_control_protocol::Ask;
 use serde_json::json;
 
 use super::accel::{Accel, Evidence, judge};
 use super::agent::{Agent, Event, Greeting, Lost, Notice, Running};
 use super::backend::{self, Backend};
 use super::disk::Disk;
+use super::dump::{self, Dump};
+use super::end;
 use super::files;
 use super::kernel_log::tail;
 use super::process::{Process, describe};
@@ -186,6 +189,7 @@ pub struct Vm {
     greeting: Greeting,
     logs: PathBuf,
     dir: Arc<RunDir>,
+    dump: Dump,
     patience: Duration,
     /// Devices that were plugged while it ran.
     plugged: u32,
@@ -256,13 +260,14 @@ impl Vm {
         if spec.gdb.is_some() {
             ctx.progress.say(debugger_line(spec, dir.path()));
         }
-        let (agent, qmp) = starting.connect(dir.path())?;
+        let dump = Dump::new(spec, dir.path(), logs);
+        let (agent, qmp) = starting.connect(dir.path(), &dump)?;
         for backend in &backends {
             let agent = agent.clone();
             backend.tell(move |reason| agent.break_off(&reason));
         }
         let greeting = starting.wait_for_greeting(&agent, 1, "booted", || {
-            report_on_console(&qmp, dir.path());
+            examine(&qmp, dir.path(), &dump);
         })?;
         drop(task);
         let mut timeline = spec
@@ -279,6 +284,7 @@ impl Vm {
             greeting,
             logs: logs.to_owned(),
             dir,
+            dump,
             patience,
             plugged: 0,
             timeline,
@@ -506,7 +512,7 @@ impl Vm {
         match event {
             Some(event) => Ok(event),
             None => {
-                report_on_console(&self.qmp, self.dir.path());
+                self.examine();
                 self.agent.break_off("the guest hangs");
                 Err(self.starting().error(&silent("ran a command")))
             }
@@ -520,7 +526,7 @@ impl Vm {
         line: &str,
     ) -> Result<Event> {
         running.next_event(silence).ok_or_else(|| {
-            report_on_console(&self.qmp, self.dir.path());
+            self.examine();
             self.agent.break_off("a command in the guest hangs");
             self.starting().error(&format!(
                 "'{line}' has written nothing for {} s; what the guest was doing is at the end of \
@@ -545,9 +551,7 @@ impl Vm {
     pub fn wait_for_reboot(&mut self, greetings: u32) -> Result<()> {
         self.greeting =
             self.starting()
-                .wait_for_greeting(&self.agent, greetings + 1, "rebooted", || {
-                    report_on_console(&self.qmp, self.dir.path())
-                })?;
+                .wait_for_greeting(&self.agent, greetings + 1, "rebooted", || self.examine())?;
         if let Some(timeline) = &mut self.timeline {
             timeline.collect(&self.agent);
         }
@@ -592,7 +596,7 @@ impl Vm {
                 quiet_since = Instant::now();
             }
             if quiet_since.max(self.agent.heard()).elapsed() >= self.patience {
-                report_on_console(&self.qmp, self.dir.path());
+                self.examine();
                 return Err(self.starting().error(&silent("turned itself off")));
             }
             if let Some(Lost::Broken(reason)) = self.agent.lost()
@@ -627,6 +631,25 @@ impl Vm {
     /// "while it".
     pub fn broken(&self, lost: &Lost, doing: &str) -> anyhow::Error {
         self.starting().lost(lost, doing)
+    }
+
+    /// Writes down what the devices know of themselves, beside the guest's logs.
+    pub fn write_device_states(&self) {
+        for (index, backend) in self.backends.iter().enumerate() {
+            for (what, ask) in [("state", Ask::State), ("metrics", Ask::Metrics)] {
+                // One that does not answer has nothing to tell; its log has why.
+                if let Ok(answer) = backend.control().ask(ask) {
+                    let path = self.logs.join(format!("{what}{index}.json"));
+                    let _ = fs::write(path, format!("{:#}\n", json!(answer)));
+                }
+            }
+        }
+    }
+
+    /// Finds out about a guest that is given up.
+    fn examine(&self) {
+        self.write_device_states();
+        examine(&self.qmp, self.dir.path(), &self.dump);
     }
 
     fn starting(&self) -> Starting<'_> {
@@ -684,8 +707,12 @@ struct Starting<'a> {
 
 impl Starting<'_> {
     /// Connects to what QEMU has just opened.
-    fn connect(&self, run: &Path) -> Result<(Agent, Arc<Mutex<Qmp>>)> {
+    fn connect(&self, run: &Path, dump: &Dump) -> Result<(Agent, Arc<Mutex<Qmp>>)> {
         let qmp = Qmp::connect(self.connect_to(&run.join("qmp.sock"))?)?;
+        end::watch(
+            Qmp::connect(self.connect_to(&run.join("end.sock"))?)?,
+            dump.clone(),
+        )?;
         let qmp = Arc::new(Mutex::new(qmp));
         let gate = RebootGate::new(Arc::clone(&qmp));
         let agent = Agent::new(
@@ -791,6 +818,8 @@ impl Starting<'_> {
             "the last lines of the guest's console",
             &tail(&console, CONSOLE_LINES),
         );
+        let dump = fs::read_to_string(self.logs.join(dump::NOTE)).unwrap_or_default();
+        section("its memory", &dump);
         message += &format!("\nall logs are in {}", self.logs.display());
         anyhow!(message)
     }
@@ -849,6 +878,12 @@ impl RebootGate {
 
 fn set_reboot_action(qmp: &mut Qmp, action: &str) -> Result<serde_json::Value> {
     qmp.execute("set-action", json!({ "reboot": action }))
+}
+
+/// Finds out about a guest that is given up: what it is doing, and what is in its memory.
+fn examine(qmp: &Mutex<Qmp>, run: &Path, dump: &Dump) {
+    report_on_console(qmp, run);
+    dump.take(&mut lock(qmp));
 }
 
 /// Has a silent guest write to its console what its CPUs and blocked tasks do.

@@ -240,6 +240,8 @@ pub struct VmSpec {
     /// Whether each device writes a trace into the folder of the logs, and the guest's tracepoints
     /// are collected and put on one time line with them.
     pub trace: bool,
+    /// Whether a guest that crashes or hangs leaves a dump of its memory.
+    pub dump: bool,
 }
 
 impl VmSpec {
@@ -265,6 +267,7 @@ impl VmSpec {
             link_model: None,
             atomics: None,
             trace: false,
+            dump: true,
         }
     }
 
