@@ -12,6 +12,7 @@ use super::known::{File, Known};
 use super::outcome::{Ended, MARK, TypeRun, Verdict};
 use super::publish::{Document, Published, publish};
 use super::{Suite, Task};
+use crate::evidence;
 use crate::test::Session;
 use crate::test::ktap::{Fault, Reader};
 use crate::test::report::Verdict as Ktap;
@@ -108,6 +109,7 @@ impl OneType<'_> {
                 pass.broken = Some(Broken::Suite("the suite does not run it".to_owned()));
             }
             let lost = pass.lost(&remaining);
+            self.keep_evidence(&session, pass.ended.iter().chain(&lost))?;
             ended.extend(pass.ended);
             ended.extend(lost);
             remaining.retain(|name| !ended.iter().any(|test: &Ended| test.name == *name));
@@ -124,6 +126,20 @@ impl OneType<'_> {
             session.end()?;
         }
         Ok(run)
+    }
+
+    /// A folder for each test that did not end as it should, while its guest is at hand.
+    fn keep_evidence<'e>(
+        &self,
+        session: &Session<'_>,
+        ended: impl Iterator<Item = &'e Ended>,
+    ) -> Result<()> {
+        for test in ended.filter(|test| !self.known.expects(&test.name, test.verdict)) {
+            let repeat = format!("ci/{}", self.task.command);
+            let guest = session.evidence();
+            evidence::of_named(&self.task.folder, &test.name, &test.detail, &repeat, guest)?;
+        }
+        Ok(())
     }
 
     /// Names of the tests for this type, in the suite's order.

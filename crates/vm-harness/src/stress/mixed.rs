@@ -12,6 +12,7 @@ use super::publish::{Published, publish};
 use super::state::{Options, Piece, State};
 use crate::build::BuildKind;
 use crate::cache::KeyBuilder;
+use crate::evidence;
 use crate::test::Session;
 use crate::vm::boot::Stream;
 use crate::vm::{ByteSize, MemoryType, Parts, VmSpec};
@@ -136,18 +137,40 @@ fn run_piece(
             BuildKind::Plain => Ok(()),
         })
         .and_then(|()| session.judge_log())
-        .and_then(|()| session.end());
+        .and_then(|()| session.power_off())
+        .map(|_| ());
     let problems = match ended {
         Ok(()) => said.judge(),
         // What the program found, as far as it came, may be the reason.
         Err(error) => Err(error).context(said.complaints.join("\n")),
     };
+    let failure = problems.err().map(|error| format!("{error:#}"));
+    if let Some(why) = &failure {
+        let name = format!("piece{number}");
+        let repeat = repeat(task, order, seed);
+        task.ctx.progress.say(format!("repeat: {repeat}"));
+        evidence::of_named(&task.folder, &name, why, &repeat, session.evidence())?;
+    }
     Ok(Piece {
         seed,
         seconds: said.totals.get("seconds").copied().unwrap_or_default(),
         totals: said.totals,
-        failure: problems.err().map(|error| format!("{error:#}")),
+        failure,
     })
+}
+
+/// The line that runs a piece again, by itself.
+fn repeat(task: &Task<'_>, order: &Order, seed: u64) -> String {
+    let memory = order
+        .memory_type
+        .map(|memory| format!(" --memory-type {memory}"));
+    format!(
+        "ci/just stress --suite mixed{} --kernel {} --build {} --seed {seed} --minutes {}",
+        memory.unwrap_or_default(),
+        task.kernel.choice,
+        task.kernel.kind,
+        order.piece_minutes.min(order.minutes)
+    )
 }
 
 /// Memory of the kernel that nothing points to any more: to be asked for, and to be told.

@@ -174,6 +174,11 @@ impl TypeRun {
                 .trim_end_matches([' ', ':'])
                 .to_owned()
         });
+        tests.chain(self.complaints_of_log()).collect()
+    }
+
+    /// What is not as it should be in the kernel's log, a line each.
+    pub fn complaints_of_log(&self) -> Vec<String> {
         let reports = self.reports.iter().filter_map(|report| {
             let during = report.during.as_deref().unwrap_or("before the first test");
             (report.declared.is_none()).then(|| {
@@ -187,16 +192,13 @@ impl TypeRun {
             .absent_reports
             .iter()
             .map(|text| format!("the kernel does not report '{text}', though that is declared"));
-        tests.chain(reports).chain(absent).collect()
+        reports.chain(absent).collect()
     }
 }
 
 fn judge_test(known: &Known<'_>, test: Ended) -> Judged {
     let declared = known.test(&test.name);
-    let expected = match &declared {
-        Some((verdict, _)) => *verdict == test.verdict,
-        None => test.verdict == Verdict::Passed,
-    };
+    let expected = known.expects(&test.name, test.verdict);
     Judged {
         detail: match test.verdict {
             Verdict::Passed => String::new(),
