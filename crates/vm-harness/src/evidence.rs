@@ -72,6 +72,14 @@ pub fn of_named(
     }
 }
 
+/// [`of_failure`] where the logs have a folder of their own: what is missing there.
+pub fn beside_logs(guest: Guest<'_>, repeat: &str) -> Result<()> {
+    let path = guest.logs.join("repeat.txt");
+    fs::write(&path, format!("{repeat}\n"))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    decode::decode(guest.ctx, guest.kernel, guest.logs)
+}
+
 /// Copies what a guest has written so far: it may go on, for other tests.
 fn take_along(guest: Guest<'_>, folder: &Path) -> Result<()> {
     for file in cache::files_below(guest.logs)? {

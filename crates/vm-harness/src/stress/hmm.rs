@@ -17,7 +17,7 @@ use crate::test::Session;
 use crate::test::ktap::{Fault, Reader};
 use crate::test::report::Verdict as Ktap;
 use crate::vm::boot::Stream;
-use crate::vm::{FileCopy, MemoryType, VmSpec};
+use crate::vm::{FileCopy, Limits, MemoryType, VmSpec};
 
 mod device;
 mod names;
@@ -28,6 +28,9 @@ const PROGRAM: &str = "/root/hmm-tests";
 /// Longest silence of the suite. Its harness kills a test after 30 s, one of them after 120, which
 /// a debug kernel on a busy host may stretch; a test that cannot be killed is silent for ever.
 const SILENCE: Duration = Duration::from_secs(300);
+
+/// What one guest may take: sixty times as long as the suite does on a plain kernel.
+const GUEST_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Runs a suite with one type of memory or with each. Whether all was good.
 pub fn run(task: &Task<'_>, suite: Suite, wanted: Option<MemoryType>) -> Result<bool> {
@@ -165,7 +168,11 @@ impl OneType<'_> {
         let mut reader = Reader::of_kselftest();
         let line = guest_line(arguments);
         let streamed = session.vm().and_then(|vm| {
-            vm.exec_streaming_within(SILENCE, &line, |stream, text| {
+            let limits = Limits {
+                silence: Some(SILENCE),
+                whole: Some(GUEST_LIMIT),
+            };
+            vm.exec_streaming_within(limits, &line, |stream, text| {
                 if stream == Stream::Stdout && pass.broken.is_none() {
                     pass.take(&mut reader, text);
                 } else {

@@ -15,12 +15,14 @@ use crate::cache::KeyBuilder;
 use crate::evidence;
 use crate::test::Session;
 use crate::vm::boot::Stream;
-use crate::vm::{ByteSize, MemoryType, Parts, VmSpec};
+use crate::vm::{ByteSize, Limits, MemoryType, Parts, VmSpec};
 
 /// How often the program says what it has done, in seconds.
 const REPORT_SECONDS: u64 = 10;
 /// Longest silence of the program: its last checks take a minute on a debug kernel.
 const SILENCE: Duration = Duration::from_secs(300);
+/// What a piece may take beyond its time: it fills the devices first, and checks all contents last.
+const PIECE_SLACK: Duration = Duration::from_secs(900);
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -118,7 +120,11 @@ fn run_piece(
     let line =
         format!("cdm-stress --seed {seed} --seconds {seconds} --report-every {REPORT_SECONDS}");
     let ran = session.vm().and_then(|vm| {
-        vm.exec_streaming_within(SILENCE, &line, |stream, text| match stream {
+        let limits = Limits {
+            silence: Some(SILENCE),
+            whole: Some(Duration::from_secs(seconds) + PIECE_SLACK),
+        };
+        vm.exec_streaming_within(limits, &line, |stream, text| match stream {
             Stream::Stdout => {
                 progress.set_detail(text);
                 said.take(text);

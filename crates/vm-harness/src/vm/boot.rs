@@ -24,6 +24,7 @@ use super::dump::{self, Dump};
 use super::end;
 use super::files;
 use super::kernel_log::tail;
+use super::limits::{Clock, Limits};
 use super::process::{Process, describe};
 use super::qemu::{self, MachineData, Run};
 use super::qmp::{Qmp, send_sysrq};
@@ -408,7 +409,7 @@ impl Vm {
     /// [`Vm::exec`] with standard input.
     pub fn exec_with_input(&self, line: &str, input: &[u8]) -> Result<Output> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let status = self.drive(line, input, None, |stream, data| match stream {
+        let status = self.drive(line, input, Limits::COMMAND, |stream, data| match stream {
             Stream::Stdout => stdout.extend_from_slice(data),
             Stream::Stderr => stderr.extend_from_slice(data),
         })?;
@@ -425,28 +426,28 @@ impl Vm {
         line: &str,
         on_line: impl FnMut(Stream, &str),
     ) -> Result<ExitStatus> {
-        self.exec_lines(line, None, on_line)
+        self.exec_lines(line, Limits::PROGRAM, on_line)
     }
 
-    /// [`Vm::exec_streaming`] for a command that may hang in a guest that lives: one that writes
-    /// nothing for as long as `silence` is given up, and the guest with it.
+    /// [`Vm::exec_streaming`] for a command that may hang in a guest that lives: one that exceeds
+    /// `limits` is given up, and the guest with it. A time by itself is the longest silence.
     pub fn exec_streaming_within(
         &self,
-        silence: Duration,
+        limits: impl Into<Limits>,
         line: &str,
         on_line: impl FnMut(Stream, &str),
     ) -> Result<ExitStatus> {
-        self.exec_lines(line, Some(silence), on_line)
+        self.exec_lines(line, limits.into(), on_line)
     }
 
     fn exec_lines(
         &self,
         line: &str,
-        silence: Option<Duration>,
+        limits: Limits,
         mut on_line: impl FnMut(Stream, &str),
     ) -> Result<ExitStatus> {
         let mut partial = [Vec::new(), Vec::new()];
-        let status = self.drive(line, &[], silence, |stream, data| {
+        let status = self.drive(line, &[], limits, |stream, data| {
             let buffer = &mut partial[stream as usize];
             buffer.extend_from_slice(data);
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
@@ -467,7 +468,7 @@ impl Vm {
         &self,
         line: &str,
         input: &[u8],
-        silence: Option<Duration>,
+        limits: Limits,
         mut on_data: impl FnMut(Stream, &[u8]),
     ) -> Result<ExitStatus> {
         let mut running = self.agent.start(Exec {
@@ -476,6 +477,7 @@ impl Vm {
             env: Vec::new(),
             cwd: None,
         })?;
+        let clock = limits.start();
         let feed = running.input();
         thread::scope(|scope| {
             scope.spawn(move || {
@@ -484,11 +486,7 @@ impl Vm {
                 }
             });
             loop {
-                let event = match silence {
-                    None => self.next_event(&mut running)?,
-                    Some(silence) => self.next_event_within(silence, &mut running, line)?,
-                };
-                match event {
+                match self.next_event(&mut running, &clock, line)? {
                     Event::Stdout(data) => on_data(Stream::Stdout, &data),
                     Event::Stderr(data) => on_data(Stream::Stderr, &data),
                     Event::Exit(status) => return Ok(status),
@@ -501,39 +499,30 @@ impl Vm {
         })
     }
 
-    /// The next event of a command. A guest that has been silent for too long is
-    /// asked by SysRq what it is doing, and given up.
-    pub fn next_event(&self, running: &mut Running) -> Result<Event> {
-        let mut size = console_bytes(&self.logs);
-        let event = running.next_event_of_living_guest(self.patience, || {
-            let now = console_bytes(&self.logs);
-            std::mem::replace(&mut size, now) != now
-        });
-        match event {
-            Some(event) => Ok(event),
+    /// The next event of a command. A guest that has been silent for too long is asked by SysRq
+    /// what it is doing, and given up; so is one whose command exceeds its limits.
+    pub fn next_event(&self, running: &mut Running, clock: &Clock, line: &str) -> Result<Event> {
+        let event = match clock.silence() {
+            Some(silence) => running.next_event(silence),
             None => {
-                self.examine();
-                self.agent.break_off("the guest hangs");
-                Err(self.starting().error(&silent("ran a command")))
+                let mut size = console_bytes(&self.logs);
+                running.next_event_of_living_guest(self.patience, clock.left(), || {
+                    let now = console_bytes(&self.logs);
+                    std::mem::replace(&mut size, now) != now
+                })
             }
+        };
+        if let Some(event) = event {
+            return Ok(event);
         }
-    }
-
-    fn next_event_within(
-        &self,
-        silence: Duration,
-        running: &mut Running,
-        line: &str,
-    ) -> Result<Event> {
-        running.next_event(silence).ok_or_else(|| {
-            self.examine();
-            self.agent.break_off("a command in the guest hangs");
-            self.starting().error(&format!(
-                "'{line}' has written nothing for {} s; what the guest was doing is at the end of \
-                 console.log",
-                silence.as_secs()
-            ))
-        })
+        let hangs = clock.silence().is_none() && clock.left().is_none_or(|left| !left.is_zero());
+        let (reason, what) = match hangs {
+            true => ("the guest hangs", silent("ran a command")),
+            false => ("a command in the guest hangs", clock.verdict(line)),
+        };
+        self.examine();
+        self.agent.break_off(reason);
+        Err(self.starting().error(&what))
     }
 
     /// Starts the guest again, and waits until its agent answers.

@@ -303,6 +303,11 @@ impl Failure {
     ) {
         let started = Instant::now();
         let name = format!("{prefix}::{}", self.test);
+        // What is known to crash needs no dump.
+        let spec = VmSpec {
+            dump: false,
+            ..spec
+        };
         let mut session = Session::new(ctx, spec, logs);
         let (verdict, detail) = match self.provoke(&mut session) {
             Ok(seen) => (Verdict::Skipped, self.describe(&seen)),

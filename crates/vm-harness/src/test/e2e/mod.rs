@@ -324,6 +324,10 @@ const SUITES: &[Suite] = &[
                     machine::broken_streams_fail,
                 ),
                 (
+                    "machine::failure_has_a_folder_with_all_of_its_guest",
+                    machine::failure_has_a_folder,
+                ),
+                (
                     "machine::planted_warning_fails_the_log_check",
                     machine::planted_warning_is_found,
                 ),
