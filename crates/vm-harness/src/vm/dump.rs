@@ -13,7 +13,7 @@ mod sparse;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -46,6 +46,12 @@ const LIMIT: Duration = Duration::from_secs(150);
 /// QEMU's machine puts memory beyond 2 GiB behind the addresses below 4 GiB once there is more of it
 /// than this.
 const LOW_MEMORY_MAX: u64 = 0xb000_0000;
+
+/// Dumps that one process takes at most: where more guests crash, they have a cause in common.
+const DUMPS_MAX: usize = 5;
+
+/// Dumps that this process has begun.
+static BEGUN: AtomicUsize = AtomicUsize::new(0);
 
 /// How to dump one machine, at most once.
 #[derive(Clone, Debug)]
@@ -96,6 +102,10 @@ impl Dump {
 
     fn write(&self, qmp: &mut Qmp) -> Result<String> {
         let folder = self.file.parent().context("a dump has a folder")?;
+        ensure!(
+            BEGUN.fetch_add(1, Ordering::Relaxed) < DUMPS_MAX,
+            "{DUMPS_MAX} guests of this run have left theirs, which is enough"
+        );
         let room = room(cache::free_bytes(folder)?)?;
         // A guest that has crashed is stopped already.
         qmp.execute("stop", json!(null))?;
