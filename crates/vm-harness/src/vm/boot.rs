@@ -45,6 +45,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const QEMU_END_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a guest that says nothing may take to answer SysRq keys with a report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// What a guest may take to notice a SysRq key, and how often that is looked for.
+const KEY_TIMEOUT: Duration = Duration::from_secs(10);
+const KEY_INTERVAL: Duration = Duration::from_millis(50);
 /// What QEMU may take to let go of the socket of a device that it has finished with.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two tries.
@@ -268,7 +271,7 @@ impl Vm {
             backend.tell(move |reason| agent.break_off(&reason));
         }
         let greeting = starting.wait_for_greeting(&agent, 1, "booted", || {
-            examine(&qmp, dir.path(), &dump);
+            examine(&qmp, dir.path(), logs, &dump);
         })?;
         drop(task);
         let mut timeline = spec
@@ -638,7 +641,7 @@ impl Vm {
     /// Finds out about a guest that is given up.
     fn examine(&self) {
         self.write_device_states();
-        examine(&self.qmp, self.dir.path(), &self.dump);
+        examine(&self.qmp, self.dir.path(), &self.logs, &self.dump);
     }
 
     fn starting(&self) -> Starting<'_> {
@@ -870,16 +873,24 @@ fn set_reboot_action(qmp: &mut Qmp, action: &str) -> Result<serde_json::Value> {
 }
 
 /// Finds out about a guest that is given up: what it is doing, and what is in its memory.
-fn examine(qmp: &Mutex<Qmp>, run: &Path, dump: &Dump) {
-    report_on_console(qmp, run);
+fn examine(qmp: &Mutex<Qmp>, run: &Path, logs: &Path, dump: &Dump) {
+    report_on_console(qmp, run, logs);
     dump.take(&mut lock(qmp));
 }
 
 /// Has a silent guest write to its console what its CPUs and blocked tasks do.
-fn report_on_console(qmp: &Mutex<Qmp>, run: &Path) {
+fn report_on_console(qmp: &Mutex<Qmp>, run: &Path, logs: &Path) {
+    let taken = || read_console(logs).map_or(0, |log| log.matches("sysrq: ").count());
     for key in [b'l', b'w'] {
+        let before = taken();
         // A machine that does not even answer has nothing to report.
         let _ = send_sysrq(&mut lock(qmp), &run.join("console.sock"), key);
+        // QEMU's serial port does not know which character a break belongs to. A second one that
+        // comes before the first key was taken would spoil both.
+        let deadline = Instant::now() + KEY_TIMEOUT;
+        while taken() == before && Instant::now() < deadline {
+            thread::sleep(KEY_INTERVAL);
+        }
     }
     thread::sleep(REPORT_TIMEOUT);
 }

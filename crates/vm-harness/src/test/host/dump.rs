@@ -67,10 +67,12 @@ pub fn of_a_hanging_command(run: &Run) -> Result<()> {
     has_what_helps(folder.path())?;
     names_the_kernel(run, folder.path())?;
     let console = fs::read_to_string(folder.path().join("console.log"))?;
-    ensure!(
-        console.contains("sysrq: Show backtrace of all active CPUs"),
-        "the console does not end with what the CPUs were doing:\n{console}"
-    );
+    for words in ["Show backtrace of all active CPUs", "Show Blocked State"] {
+        ensure!(
+            console.contains(&format!("sysrq: {words}")),
+            "the console does not end with '{words}':\n{console}"
+        );
+    }
     left.expect_none()
 }
 
