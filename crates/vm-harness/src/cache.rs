@@ -249,9 +249,14 @@ pub fn require_space(folder: &Path, needed_mib: u64, what: &str) -> Result<()> {
 
 /// Free space, as an ordinary user may fill it.
 pub fn free_mib(folder: &Path) -> Result<u64> {
+    Ok(free_bytes(folder)? >> 20)
+}
+
+/// [`free_mib`] to the byte.
+pub fn free_bytes(folder: &Path) -> Result<u64> {
     let stat = nix::sys::statvfs::statvfs(folder)
         .with_context(|| format!("cannot tell the free space of {}", folder.display()))?;
-    Ok(stat.blocks_available() * stat.fragment_size() / (1 << 20))
+    Ok(stat.blocks_available() * stat.fragment_size())
 }
 
 #[cfg(test)]

@@ -41,6 +41,16 @@ impl Origin {
         }
     }
 
+    /// The command.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
+    /// The commit.
+    pub fn commit(&self) -> &str {
+        &self.commit
+    }
+
     /// The head of a page: what it is, and how to have it again.
     pub fn head(&self, title: &str) -> String {
         format!(

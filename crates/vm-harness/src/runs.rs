@@ -14,6 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::cache;
 use crate::calendar;
 use crate::context::Context;
+use crate::vm::MEMORY_DUMP;
 
 /// Runs of guests.
 pub const GUESTS: &str = "runs";
@@ -22,6 +23,9 @@ pub const TESTS: &str = "test-runs";
 
 /// Runs of a kind that stay in the cache: enough to compare with, few enough to forget about.
 const KEPT_RUNS: usize = 30;
+
+/// Runs that keep the memory of guests that crashed: files of some hundred megabytes.
+const KEPT_DUMPS: usize = 5;
 
 /// Folders of this process, which no other one removes meanwhile.
 static IN_USE: Mutex<Vec<Flock<File>>> = Mutex::new(Vec::new());
@@ -86,7 +90,23 @@ fn forget_old(runs: &Path) -> Result<()> {
             let _ = fs::remove_dir_all(old);
         }
     }
+    let without_dumps = (names.len() + 1).saturating_sub(KEPT_DUMPS);
+    for old in &names[..without_dumps.min(names.len())] {
+        if let Ok(_lock) = lock(old) {
+            forget_dumps(old);
+        }
+    }
     Ok(())
+}
+
+/// Removes the memory of guests from a run; what else it left says enough of what is that old.
+fn forget_dumps(run: &Path) {
+    for file in cache::files_below(run).unwrap_or_default() {
+        if file.ends_with(MEMORY_DUMP) {
+            // Another run may have removed it first.
+            let _ = fs::remove_file(file);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -121,6 +141,24 @@ mod tests {
         left.sort();
         assert_eq!(left.len(), KEPT_RUNS);
         assert_eq!(left[0], "19700101-000005");
+    }
+
+    #[test]
+    fn memory_of_guests_goes_sooner_than_the_rest() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        for second in 0..KEPT_DUMPS as u64 + 3 {
+            let (run, _lock) = new(dir.path(), second);
+            fs::create_dir(run.join("boot1")).expect("made");
+            for file in [MEMORY_DUMP, "console.log"] {
+                fs::write(run.join("boot1").join(file), "x").expect("written");
+            }
+        }
+        let count = |name: &str| {
+            let files = cache::files_below(dir.path()).expect("there");
+            files.iter().filter(|file| file.ends_with(name)).count()
+        };
+        assert_eq!(count(MEMORY_DUMP), KEPT_DUMPS);
+        assert_eq!(count("console.log"), KEPT_DUMPS + 3);
     }
 
     #[test]

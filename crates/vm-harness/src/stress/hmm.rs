@@ -15,11 +15,12 @@ use super::publish::{Document, Published, publish};
 use super::{Suite, Task};
 use crate::build::Kernel;
 use crate::context::Context;
+use crate::evidence;
 use crate::test::Session;
 use crate::test::ktap::{Fault, Reader};
 use crate::test::report::Verdict as Ktap;
 use crate::vm::boot::Stream;
-use crate::vm::{FileCopy, MemoryType, VmSpec};
+use crate::vm::{FileCopy, Limits, MemoryType, VmSpec};
 
 mod device;
 mod names;
@@ -30,6 +31,9 @@ const PROGRAM: &str = "/root/hmm-tests";
 /// Longest silence of the suite. Its harness kills a test after 30 s, one of them after 120, which
 /// a debug kernel on a busy host may stretch; a test that cannot be killed is silent for ever.
 const SILENCE: Duration = Duration::from_secs(300);
+
+/// What one guest may take: sixty times as long as the suite does on a plain kernel.
+const GUEST_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Runs a suite with one type of memory or with each. Whether all was good.
 pub fn run(task: &Task<'_>, suite: Suite, wanted: Option<MemoryType>) -> Result<bool> {
@@ -163,6 +167,7 @@ impl OneType<'_> {
             let lost = pass.lost(&remaining);
             lost.iter()
                 .for_each(|test| on_ended(&self.known.judge(test)));
+            self.keep_evidence(&session, pass.ended.iter().chain(&lost))?;
             ended.extend(pass.ended);
             ended.extend(lost);
             remaining.retain(|name| !ended.iter().any(|test: &Ended| test.name == *name));
@@ -179,6 +184,20 @@ impl OneType<'_> {
             session.end()?;
         }
         Ok(run)
+    }
+
+    /// A folder for each test that did not end as it should, while its guest is at hand.
+    fn keep_evidence<'e>(
+        &self,
+        session: &Session<'_>,
+        ended: impl Iterator<Item = &'e Ended>,
+    ) -> Result<()> {
+        for test in ended.filter(|test| !self.known.expects(&test.name, test.verdict)) {
+            let repeat = format!("ci/{}", self.task.command);
+            let guest = session.evidence();
+            evidence::of_named(&self.task.folder, &test.name, &test.detail, &repeat, guest)?;
+        }
+        Ok(())
     }
 
     /// Names of the tests for this type, in the suite's order.
@@ -213,7 +232,11 @@ impl OneType<'_> {
         let mut reader = Reader::of_kselftest();
         let line = guest_line(arguments);
         let streamed = session.vm().and_then(|vm| {
-            vm.exec_streaming_within(SILENCE, &line, |stream, text| {
+            let limits = Limits {
+                silence: Some(SILENCE),
+                whole: Some(GUEST_LIMIT),
+            };
+            vm.exec_streaming_within(limits, &line, |stream, text| {
                 if stream == Stream::Stdout && pass.broken.is_none() {
                     if let Some(test) = pass.take(&mut reader, text) {
                         on_ended(&self.known.judge(test));

@@ -140,6 +140,14 @@ impl Known<'_> {
             .map(|row| (row.ends, declared(&row.patches, &row.why)))
     }
 
+    /// Whether a test ends as it should: passed, or as declared.
+    pub fn expects(&self, name: &str, verdict: Verdict) -> bool {
+        match self.test(name) {
+            Some((declared, _)) => declared == verdict,
+            None => verdict == Verdict::Passed,
+        }
+    }
+
     /// What is declared of a report of the kernel's.
     pub fn report(&self, text: &str) -> Option<Declared> {
         self.reports

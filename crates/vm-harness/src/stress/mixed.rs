@@ -10,6 +10,7 @@ use super::state::{Options, Piece, State};
 use super::{Task, leaks};
 use crate::build::BuildKind;
 use crate::cache::KeyBuilder;
+use crate::evidence;
 use crate::test::Session;
 use crate::test::report::Verdict;
 use crate::vm::{ByteSize, MemoryType, Parts, VmSpec};
@@ -120,18 +121,40 @@ fn run_piece(
             BuildKind::Plain => Ok(()),
         })
         .and_then(|()| session.judge_log())
-        .and_then(|()| session.end());
+        .and_then(|()| session.power_off())
+        .map(|_| ());
     let problems = match ended {
         Ok(()) => judge(&said),
         Err(error) => Err(error),
     };
+    let failure = problems.err().map(|error| format!("{error:#}"));
+    if let Some(why) = &failure {
+        let name = format!("piece{number}");
+        let repeat = repeat(task, order, seed);
+        task.ctx.progress.say(format!("repeat: {repeat}"));
+        evidence::of_named(&task.folder, &name, why, &repeat, session.evidence())?;
+    }
     let totals = said.totals(SCENARIO);
     Ok(Piece {
         seed,
         seconds: totals.get("seconds").copied().unwrap_or_default(),
         totals,
-        failure: problems.err().map(|error| format!("{error:#}")),
+        failure,
     })
+}
+
+/// The line that runs a piece again, by itself.
+fn repeat(task: &Task<'_>, order: &Order, seed: u64) -> String {
+    let memory = order
+        .memory_type
+        .map(|memory| format!(" --memory-type {memory}"));
+    format!(
+        "ci/just stress --suite mixed{} --kernel {} --build {} --seed {seed} --minutes {}",
+        memory.unwrap_or_default(),
+        task.kernel.choice,
+        task.kernel.kind,
+        order.piece_minutes.min(order.minutes)
+    )
 }
 
 /// Totals without which nothing has been shown. A wrong byte or a page that is left over ends the

@@ -10,6 +10,7 @@
 mod driven;
 mod fault;
 mod hmm;
+mod junit;
 mod known;
 mod leaks;
 mod mixed;
@@ -79,8 +80,9 @@ images/kernel/known-failures.toml with what mends them; a failure that is not de
 declared one that does not happen, and a report in the kernel's log are failures of the run.
 
 The results folder (--keep-logs, or a new folder in the cache, which is told at the end) gets
-results.json, for hmm-tests TYPE.ktap with all that the suite said, and for each guest a folder
-with its console.log, command line and kernel configuration.
+results.json, junit.xml, for hmm-tests TYPE.ktap with all that the suite said, and for each guest a folder
+with its console.log, command line and kernel configuration. What failed has a folder in
+failures, with all that is known of it and the line that repeats it.
 
 Exit status: 0 good, 1 something failed, 2 could not run.";
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::known::Declared;
 use super::outcome::{TypeRun, Verdict};
 use super::state::Summary;
-use super::{Suite, Task};
+use super::{Suite, Task, junit};
 use crate::results::{self, Origin, cell};
 
 /// Results of the kernel's suite.
@@ -36,6 +36,11 @@ impl Document {
             build: task.kernel.kind.to_string(),
             runs: Vec::new(),
         }
+    }
+
+    /// The suite's name.
+    pub fn suite(&self) -> &str {
+        &self.suite
     }
 
     /// Whether something ran and nothing is wrong.
@@ -142,21 +147,24 @@ pub enum Published<'a> {
     Mixed(&'a Summary),
 }
 
-/// Writes results.json into the run's folder; with `--record` JSON and page into the repository.
+/// Writes results.json and junit.xml into the run's folder; with `--record` JSON and page into the repository.
 pub fn publish(task: &Task<'_>, what: &Published<'_>) -> Result<()> {
-    let (name, json, page) = match what {
+    let (name, json, page, cases) = match what {
         Published::Suite(document) => (
             document.name(),
             serde_json::to_string_pretty(document)?,
             document.page(),
+            junit::of_suite(document),
         ),
         Published::Mixed(summary) => (
             summary.name(),
             serde_json::to_string_pretty(summary)?,
             summary.page(),
+            junit::of_mixed(summary),
         ),
     };
     results::write(&task.folder.join("results.json"), &json)?;
+    crate::junit::write(&task.folder.join("junit.xml"), &task.command, &cases)?;
     if task.record {
         results::record(task.ctx, &name, &json, &page)?;
     }
@@ -168,6 +176,8 @@ mod tests {
     use super::super::known::tests::sample;
     use super::super::outcome::Ended;
     use super::*;
+    use crate::junit::Ending;
+    use crate::schema;
     use crate::vm::MemoryType;
 
     fn document() -> Document {
@@ -222,6 +232,25 @@ mod tests {
             json["runs"][0]["tests"][0]["declared"]["patches"][0],
             "mm: mend it"
         );
+    }
+
+    #[test]
+    fn json_follows_its_schema_and_each_test_is_a_case() {
+        let document = document();
+        let text = serde_json::to_vec(&document).expect("JSON");
+        schema::follows("cdm-stress-results.schema.json", &text).expect("as it says");
+        let cases = junit::of_suite(&document);
+        let endings: Vec<(&str, Ending)> = cases
+            .iter()
+            .map(|case| (case.name.as_str(), case.ending))
+            .collect();
+        let expected = [
+            ("hmm.one", Ending::Skipped),
+            ("hmm.two", Ending::Passed),
+            ("kernel_log", Ending::Passed),
+        ];
+        assert_eq!(endings, expected);
+        assert_eq!(cases[0].suite, "hmm-tests.coherent");
     }
 
     #[test]

@@ -197,6 +197,16 @@ impl Summary {
         self.complete && self.good
     }
 
+    /// Whether it ran for as long as it should.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The pieces that ran.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
     /// Name of its files.
     pub fn name(&self) -> String {
         let kernel = match self.options.kernel.contains('/') {
@@ -254,7 +264,10 @@ impl Summary {
 
 #[cfg(test)]
 mod tests {
+    use super::super::junit;
     use super::*;
+    use crate::junit::Ending;
+    use crate::schema;
 
     fn options() -> Options {
         Options {
@@ -365,5 +378,26 @@ mod tests {
         assert!(page.contains("| operations | 10 |"), "{page}");
         assert!(!page.contains(&dir.path().display().to_string()), "{page}");
         assert_eq!(summary.name(), "mixed-public-plain");
+    }
+
+    #[test]
+    fn json_follows_its_schema_and_each_piece_is_a_case() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let ctx = Context::for_test(dir.path());
+        let mut state = State::open(&ctx, &options(), &commit(), "i", false).expect("new");
+        state.add(piece(7, 300)).expect("kept");
+        let failed = Piece {
+            failure: Some("a wrong byte".into()),
+            ..piece(8, 20)
+        };
+        state.add(failed).expect("kept");
+        let summary = state.summary("just stress --suite mixed");
+        let text = serde_json::to_vec(&summary).expect("JSON");
+        schema::follows("cdm-stress-results.schema.json", &text).expect("as it says");
+        let cases = junit::of_mixed(&summary);
+        let endings: Vec<Ending> = cases.iter().map(|case| case.ending).collect();
+        let failed = Ending::Failed("failed");
+        assert_eq!(endings, [Ending::Passed, failed, failed]);
+        assert_eq!(cases[1].name, "piece 2, seed 8");
     }
 }

@@ -3,6 +3,7 @@
 //! `cdm` itself, as a user starts it: what it prints and returns, and that
 //! nothing of it is left when something dies under it.
 
+mod dump;
 mod left;
 mod subject;
 
@@ -33,8 +34,16 @@ pub const HOST: Table = Table {
             killed_qemu,
         ),
         (
-            "host::panic_of_the_guest_is_told_and_nothing_is_left",
-            panicked_guest,
+            "host::panic_of_the_guest_leaves_a_dump_that_names_the_kernel",
+            dump::of_a_panic,
+        ),
+        (
+            "host::command_beyond_its_time_limit_leaves_a_dump_and_how_to_repeat_it",
+            dump::of_a_hanging_command,
+        ),
+        (
+            "host::dump_without_room_on_the_disk_is_left_away_and_said",
+            dump::without_room,
         ),
         ("host::ctrl_c_leaves_nothing", interrupted),
         ("host::killed_cdm_leaves_nothing", killed),
@@ -150,16 +159,6 @@ fn killed_qemu(run: &Run) -> Result<()> {
     told(
         &subject.finish()?,
         &["qemu-system-x86_64", "SIGKILL", "logs"],
-    )?;
-    left.expect_none()
-}
-
-fn panicked_guest(run: &Run) -> Result<()> {
-    let left = Leftovers::watch()?;
-    let subject = running(run, &left, "echo c > /proc/sysrq-trigger; sleep 600")?;
-    told(
-        &subject.finish()?,
-        &["panicked", "sysrq triggered crash", "logs"],
     )?;
     left.expect_none()
 }

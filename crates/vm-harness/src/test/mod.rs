@@ -8,6 +8,7 @@
 //! like success. The last line on standard output counts the results.
 
 mod cargo_tests;
+mod closing;
 mod docs;
 pub(crate) mod e2e;
 mod fuzz;
@@ -24,16 +25,19 @@ mod unit;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 
 use crate::context::Context;
+use crate::git::Commit;
+use crate::results::Origin;
 use crate::runs;
 
 pub(crate) use self::e2e::{Session, plan::main_machine};
 
-use self::report::Report;
+use self::closing::Closing;
 use self::run::Run;
 use self::select::Selection;
 
@@ -44,6 +48,8 @@ Examples:
   just test pinned --keep-logs /tmp/logs
   just test --list
 
+The results folder, which is told at the end, gets results.json, junit.xml and, for each test
+that failed, failures/NAME with all that is known of it and the line that repeats it.
 The last line counts the results: 'N passed, N failed, N skipped'.
 Exit status: 0 all passed or skipped, 1 a test failed, 2 could not run.";
 
@@ -62,7 +68,17 @@ pub struct TestArgs {
     /// Keep logs and results in DIR (default: a new folder in the cache)
     #[arg(long, value_name = "DIR")]
     keep_logs: Option<PathBuf>,
+
+    /// End the whole run after NUM minutes; what has no result then has failed
+    #[arg(long, value_name = "NUM", default_value_t = TIME_LIMIT_MIN,
+          value_parser = clap::value_parser!(u64).range(1..=TIME_LIMIT_MAX_MIN))]
+    time_limit: u64,
 }
+
+/// Minutes that a run may take: five times as long as with nothing in the cache.
+const TIME_LIMIT_MIN: u64 = 150;
+/// A week, beyond which a limit is none.
+const TIME_LIMIT_MAX_MIN: u64 = 7 * 24 * 60;
 
 /// One kind of tests.
 trait Stage {
@@ -92,18 +108,28 @@ fn stages() -> Vec<Box<dyn Stage>> {
 
 /// `cdm test`.
 pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
+    let command = match &args.filter {
+        Some(filter) => format!("just test {filter}"),
+        None => "just test".to_owned(),
+    };
     let selection = Selection::new(args.filter);
     if args.list {
         return list(ctx, &selection);
     }
     let folder = runs::folder(ctx, runs::TESTS, args.keep_logs.as_deref())?;
     let mut run = Run::new(ctx, folder);
+    let commit = Commit::current(ctx).map_or_else(|_| "unknown".to_owned(), |it| it.to_string());
+    let closing = Closing::new(&run, Origin::new(command, commit));
+    closing.end_after(Duration::from_secs(args.time_limit * 60));
     for mut stage in stages() {
         if selection.may_be_in(stage.name()) {
             run_stage(stage.as_mut(), &mut run, &selection);
         }
     }
-    finish(&run)
+    Ok(match closing.close()? {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
 fn list(ctx: &Context, selection: &Selection) -> Result<ExitCode> {
@@ -152,25 +178,4 @@ fn run_stage(stage: &mut dyn Stage, run: &mut Run, selection: &Selection) {
         // Also where every test had its result before the stage broke.
         run.fail(&format!("{}::stage", stage.name()), &format!("{error:#}"));
     }
-}
-
-/// Tells what failed, writes the results down, and counts.
-fn finish(run: &Run) -> Result<ExitCode> {
-    let report: &Report = run.report();
-    print!("{}", report.failures());
-    report.write_json(&run.folder().join("results.json"))?;
-    run.ctx()
-        .progress
-        .say(format!("logs and results: {}", run.folder().display()));
-    if report.is_empty() {
-        run.ctx()
-            .progress
-            .say("no test matches: see 'just test --list' for the names");
-    }
-    println!("{}", report.count());
-    Ok(if report.is_good() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }

@@ -2,6 +2,8 @@
 
 //! Results of tests: kept, counted, told, written down.
 
+mod summary;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -11,6 +13,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
+
+use crate::evidence::repeat_test;
+use crate::junit::{self, Case, Ending};
+use crate::results::Origin;
+
+/// Version of the form of results.json. It grows when a field goes or changes its meaning; new
+/// fields may come without. docs/specs/cdm-test-results.schema.json describes it.
+const VERSION: u32 = 1;
 
 /// How a test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,6 +72,9 @@ pub struct Report {
 #[derive(Serialize)]
 struct Document<'a> {
     version: u32,
+    command: &'a str,
+    commit: &'a str,
+    seconds: f64,
     passed: usize,
     failed: usize,
     skipped: usize,
@@ -80,9 +93,16 @@ impl Report {
     }
 
     /// Keeps a result. A second one of the same name is kept as a failure: whoever reports twice
-    /// cannot be trusted with either.
+    /// cannot be trusted with either. So is a skip that says no reason.
     pub fn record(&mut self, mut result: TestResult) -> &TestResult {
         self.missing.remove(&result.name);
+        if result.verdict == Verdict::Skipped && result.detail.is_empty() {
+            result.verdict = Verdict::Failed;
+            result.detail = "skipped without a reason".to_owned();
+        }
+        if result.verdict == Verdict::Failed && result.detail.is_empty() {
+            result.detail = "it says nothing about why".to_owned();
+        }
         if !self.recorded.insert(result.name.clone()) {
             result.verdict = Verdict::Failed;
             result.detail = format!("reported more than once\n{}", result.detail);
@@ -120,26 +140,43 @@ impl Report {
         )
     }
 
-    /// What failed and why, for the end of a long output.
+    /// Results of tests that failed.
+    pub fn failed(&self) -> impl Iterator<Item = &TestResult> {
+        let failed = |result: &&TestResult| result.verdict == Verdict::Failed;
+        self.results.iter().filter(failed)
+    }
+
+    /// What failed and why, for the end of a long output, with the line that repeats it.
     pub fn failures(&self) -> String {
         let mut text = String::new();
-        for result in self
-            .results
-            .iter()
-            .filter(|result| result.verdict == Verdict::Failed)
-        {
+        for result in self.failed() {
             let _ = writeln!(text, "\nFAILED {}", result.name);
             result.detail.lines().for_each(|line| {
                 let _ = writeln!(text, "    {line}");
             });
+            let _ = writeln!(text, "  repeat: {}", repeat_test(&result.name));
         }
         text
     }
 
-    /// Writes all results as JSON.
-    pub fn write_json(&self, path: &Path) -> Result<()> {
+    /// Counts by part of the tests and reasons of skips, on one screen.
+    pub fn summary(&self) -> String {
+        summary::text(&self.results)
+    }
+
+    /// Writes all results as results.json and junit.xml into a folder.
+    pub fn write(&self, folder: &Path, origin: &Origin, took: Duration) -> Result<()> {
+        self.write_json(&folder.join("results.json"), origin, took)?;
+        let cases: Vec<Case> = self.results.iter().map(case).collect();
+        junit::write(&folder.join("junit.xml"), origin.command(), &cases)
+    }
+
+    fn write_json(&self, path: &Path, origin: &Origin, took: Duration) -> Result<()> {
         let document = Document {
-            version: 1,
+            version: VERSION,
+            command: origin.command(),
+            commit: origin.commit(),
+            seconds: took.as_millis() as f64 / 1000.0,
             passed: self.number(Verdict::Passed),
             failed: self.number(Verdict::Failed) + self.missing.len(),
             skipped: self.number(Verdict::Skipped),
@@ -152,9 +189,28 @@ impl Report {
     }
 }
 
+fn case(result: &TestResult) -> Case {
+    let (suite, name) = result
+        .name
+        .rsplit_once("::")
+        .unwrap_or(("", result.name.as_str()));
+    Case {
+        suite: suite.to_owned(),
+        name: name.to_owned(),
+        ending: match result.verdict {
+            Verdict::Passed => Ending::Passed,
+            Verdict::Failed => Ending::Failed("failed"),
+            Verdict::Skipped => Ending::Skipped,
+        },
+        time: Some(Duration::from_secs_f64(result.seconds)),
+        detail: result.detail.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schema;
 
     fn result(name: &str, verdict: Verdict) -> TestResult {
         TestResult::new(name, verdict, Duration::from_millis(1500), "because\n")
@@ -170,7 +226,10 @@ mod tests {
         report.record(result("c", Verdict::Failed));
         assert_eq!(report.count(), "1 passed, 1 failed, 1 skipped");
         assert!(!report.is_good());
-        assert_eq!(report.failures(), "\nFAILED c\n    because\n");
+        assert_eq!(
+            report.failures(),
+            "\nFAILED c\n    because\n  repeat: ci/just test c\n"
+        );
     }
 
     #[test]
@@ -200,16 +259,60 @@ mod tests {
     }
 
     #[test]
-    fn json_holds_each_result() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("results.json");
+    fn skip_without_a_reason_is_a_failure() {
         let mut report = Report::default();
-        report.record(result("a", Verdict::Failed));
-        report.write_json(&path).expect("written");
-        let text = std::fs::read_to_string(&path).expect("readable");
-        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        report.record(TestResult::new(
+            "a",
+            Verdict::Skipped,
+            Duration::ZERO,
+            " \n",
+        ));
+        assert_eq!(report.count(), "0 passed, 1 failed, 0 skipped");
+        assert!(report.failures().contains("without a reason"));
+    }
+
+    #[test]
+    fn files_hold_each_result_and_the_json_follows_its_schema() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut report = Report::default();
+        report.record(result("unit::a", Verdict::Failed));
+        report.record(result("unit::b", Verdict::Passed));
+        report.record(result("e2e::public::c", Verdict::Skipped));
+        let origin = Origin::new("just test", "abc with changes");
+        report
+            .write(folder.path(), &origin, Duration::from_secs(3))
+            .expect("written");
+        let text = std::fs::read(folder.path().join("results.json")).expect("readable");
+        let json = schema::follows("cdm-test-results.schema.json", &text).expect("as it says");
         assert_eq!(json["failed"], 1);
         assert_eq!(json["results"][0]["verdict"], "failed");
         assert_eq!(json["results"][0]["seconds"], 1.5);
+        let xml = std::fs::read_to_string(folder.path().join("junit.xml")).expect("readable");
+        for part in ["tests=\"3\"", "failures=\"1\"", "skipped=\"1\""] {
+            assert!(xml.contains(part), "{part} is not in {xml}");
+        }
+    }
+
+    #[test]
+    fn schema_refuses_what_is_not_such_a_result() {
+        let good = serde_json::json!({
+            "version": 1, "command": "just test", "commit": "abc", "seconds": 1.0,
+            "passed": 1, "failed": 0, "skipped": 0,
+            "results": [{"name": "unit::a", "verdict": "passed", "seconds": 0.1, "detail": ""}],
+        });
+        let follows = |value: &serde_json::Value| {
+            schema::follows("cdm-test-results.schema.json", value.to_string().as_bytes())
+        };
+        follows(&good).expect("as it says");
+        for (pointer, wrong) in [
+            ("/version", serde_json::json!(2)),
+            ("/results/0/verdict", serde_json::json!("fine")),
+            ("/results/0/name", serde_json::json!("")),
+            ("/passed", serde_json::json!(-1)),
+        ] {
+            let mut bad = good.clone();
+            *bad.pointer_mut(pointer).expect("there") = wrong;
+            assert!(follows(&bad).is_err(), "{pointer}");
+        }
     }
 }

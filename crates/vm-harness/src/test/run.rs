@@ -4,12 +4,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::report::{Report, TestResult, Verdict};
 use crate::context::Context;
+use crate::evidence::{self, Guest};
 
 /// Ends a test as skipped.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +23,7 @@ pub struct Skip(pub String);
 pub struct Run<'a> {
     ctx: &'a Context,
     folder: PathBuf,
-    report: Report,
+    report: Arc<Mutex<Report>>,
     /// Whether results are printed as they come.
     prints: bool,
 }
@@ -32,7 +34,7 @@ impl<'a> Run<'a> {
         Self {
             ctx,
             folder,
-            report: Report::default(),
+            report: Arc::default(),
             prints: true,
         }
     }
@@ -61,20 +63,25 @@ impl<'a> Run<'a> {
     }
 
     /// The results.
-    pub fn report(&self) -> &Report {
-        &self.report
+    pub fn report(&self) -> MutexGuard<'_, Report> {
+        // Results are whole between two calls.
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The results, for who may outlive the run.
+    pub fn shared_report(&self) -> Arc<Mutex<Report>> {
+        Arc::clone(&self.report)
     }
 
     /// Announces tests, each of which must get a result.
     pub fn expect(&mut self, names: &[String]) {
-        self.report.expect(names);
+        self.report().expect(names);
     }
 
     /// Records a result and prints it.
     pub fn record(&mut self, name: &str, verdict: Verdict, took: Duration, detail: &str) {
-        let result = self
-            .report
-            .record(TestResult::new(name, verdict, took, detail));
+        let mut report = self.report();
+        let result = report.record(TestResult::new(name, verdict, took, detail));
         let word = match result.verdict {
             Verdict::Passed => "ok",
             Verdict::Failed => "FAILED",
@@ -104,16 +111,41 @@ impl<'a> Run<'a> {
 
     /// Records a failure for every test that was announced and has no result.
     pub fn fail_missing(&mut self, why: String) {
-        for name in self.report.missing() {
+        let missing = self.report().missing();
+        for name in missing {
             self.fail(&name, &why);
         }
     }
 
     /// Records a failure for those of `names` that were announced and have no result.
     pub fn fail_missing_of(&mut self, names: &[String], why: &str) {
-        for name in self.report.missing() {
+        let missing = self.report().missing();
+        for name in missing {
             if names.contains(&name) {
                 self.fail(&name, why);
+            }
+        }
+    }
+
+    /// Keeps what is known of those of these tests that failed, with what their guest left.
+    pub fn keep_evidence<'g>(&self, names: &[String], guest: impl FnOnce() -> Option<Guest<'g>>) {
+        let failed: Vec<TestResult> = self
+            .report()
+            .failed()
+            .filter(|result| names.contains(&result.name))
+            .cloned()
+            .collect();
+        if failed.is_empty() {
+            return;
+        }
+        let guest = guest();
+        for result in failed {
+            let kept = evidence::of_failure(&self.folder, &result.name, &result.detail, guest);
+            if let Err(error) = kept {
+                // The result itself is not lost.
+                self.ctx
+                    .progress
+                    .say(format!("cdm: of {}: {error:#}", result.name));
             }
         }
     }

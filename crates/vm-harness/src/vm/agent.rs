@@ -241,17 +241,25 @@ impl Running {
     }
 
     /// The next event; asks a silent guest whether it lives, and gives it up when it
-    /// has been silent for longer than `limit`. `console_grows` tells whether the
-    /// guest's console has said anything since the last question.
+    /// has been silent for longer than `limit`; `None` then, or when `left` is over.
+    /// `console_grows` tells whether the guest's console has said anything since the last
+    /// question.
     pub fn next_event_of_living_guest(
         &mut self,
         limit: Duration,
+        left: Option<Duration>,
         mut console_grows: impl FnMut() -> bool,
     ) -> Option<Event> {
         let mut quiet_since = Instant::now();
+        let end = left.and_then(|left| Instant::now().checked_add(left));
         loop {
-            if let Some(event) = self.next_event(PING_INTERVAL) {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let turn = left.map_or(PING_INTERVAL, |left| left.min(PING_INTERVAL));
+            if let Some(event) = self.next_event(turn) {
                 return Some(event);
+            }
+            if left.is_some_and(|left| left.is_zero()) {
+                return None;
             }
             let heard = self.shared.state().heard;
             if console_grows() {

@@ -13,14 +13,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use cdm_agent_protocol::{Command as GuestCommand, Ending, Exec, ExitStatus};
+use cdm_control_protocol::Ask;
 use serde_json::json;
 
 use super::accel::{Accel, Evidence, judge};
 use super::agent::{Agent, Event, Greeting, Lost, Notice, Running};
 use super::backend::{self, Backend};
 use super::disk::Disk;
+use super::dump::{self, Dump};
+use super::end;
 use super::files;
 use super::kernel_log::tail;
+use super::limits::{Clock, Limits};
 use super::process::{Process, describe};
 use super::qemu::{self, MachineData, Run};
 use super::qmp::{Qmp, send_sysrq};
@@ -41,6 +45,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const QEMU_END_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a guest that says nothing may take to answer SysRq keys with a report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+/// What a guest may take to notice a SysRq key, and how often that is looked for.
+const KEY_TIMEOUT: Duration = Duration::from_secs(10);
+const KEY_INTERVAL: Duration = Duration::from_millis(50);
 /// What QEMU may take to let go of the socket of a device that it has finished with.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two tries.
@@ -186,6 +193,7 @@ pub struct Vm {
     greeting: Greeting,
     logs: PathBuf,
     dir: Arc<RunDir>,
+    dump: Dump,
     patience: Duration,
     /// Devices that were plugged while it ran.
     plugged: u32,
@@ -256,13 +264,14 @@ impl Vm {
         if spec.gdb.is_some() {
             ctx.progress.say(debugger_line(spec, dir.path()));
         }
-        let (agent, qmp) = starting.connect(dir.path())?;
+        let dump = Dump::new(spec, dir.path(), logs);
+        let (agent, qmp) = starting.connect(dir.path(), &dump)?;
         for backend in &backends {
             let agent = agent.clone();
             backend.tell(move |reason| agent.break_off(&reason));
         }
         let greeting = starting.wait_for_greeting(&agent, 1, "booted", || {
-            report_on_console(&qmp, dir.path());
+            examine(&qmp, dir.path(), logs, &dump);
         })?;
         drop(task);
         let mut timeline = spec
@@ -279,6 +288,7 @@ impl Vm {
             greeting,
             logs: logs.to_owned(),
             dir,
+            dump,
             patience,
             plugged: 0,
             timeline,
@@ -402,7 +412,7 @@ impl Vm {
     /// [`Vm::exec`] with standard input.
     pub fn exec_with_input(&self, line: &str, input: &[u8]) -> Result<Output> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let status = self.drive(line, input, None, |stream, data| match stream {
+        let status = self.drive(line, input, Limits::COMMAND, |stream, data| match stream {
             Stream::Stdout => stdout.extend_from_slice(data),
             Stream::Stderr => stderr.extend_from_slice(data),
         })?;
@@ -419,28 +429,28 @@ impl Vm {
         line: &str,
         on_line: impl FnMut(Stream, &str),
     ) -> Result<ExitStatus> {
-        self.exec_lines(line, None, on_line)
+        self.exec_lines(line, Limits::PROGRAM, on_line)
     }
 
-    /// [`Vm::exec_streaming`] for a command that may hang in a guest that lives: one that writes
-    /// nothing for as long as `silence` is given up, and the guest with it.
+    /// [`Vm::exec_streaming`] for a command that may hang in a guest that lives: one that exceeds
+    /// `limits` is given up, and the guest with it. A time by itself is the longest silence.
     pub fn exec_streaming_within(
         &self,
-        silence: Duration,
+        limits: impl Into<Limits>,
         line: &str,
         on_line: impl FnMut(Stream, &str),
     ) -> Result<ExitStatus> {
-        self.exec_lines(line, Some(silence), on_line)
+        self.exec_lines(line, limits.into(), on_line)
     }
 
     fn exec_lines(
         &self,
         line: &str,
-        silence: Option<Duration>,
+        limits: Limits,
         mut on_line: impl FnMut(Stream, &str),
     ) -> Result<ExitStatus> {
         let mut partial = [Vec::new(), Vec::new()];
-        let status = self.drive(line, &[], silence, |stream, data| {
+        let status = self.drive(line, &[], limits, |stream, data| {
             let buffer = &mut partial[stream as usize];
             buffer.extend_from_slice(data);
             while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
@@ -461,7 +471,7 @@ impl Vm {
         &self,
         line: &str,
         input: &[u8],
-        silence: Option<Duration>,
+        limits: Limits,
         mut on_data: impl FnMut(Stream, &[u8]),
     ) -> Result<ExitStatus> {
         let mut running = self.agent.start(Exec {
@@ -470,6 +480,7 @@ impl Vm {
             env: Vec::new(),
             cwd: None,
         })?;
+        let clock = limits.start();
         let feed = running.input();
         thread::scope(|scope| {
             scope.spawn(move || {
@@ -478,11 +489,7 @@ impl Vm {
                 }
             });
             loop {
-                let event = match silence {
-                    None => self.next_event(&mut running)?,
-                    Some(silence) => self.next_event_within(silence, &mut running, line)?,
-                };
-                match event {
+                match self.next_event(&mut running, &clock, line)? {
                     Event::Stdout(data) => on_data(Stream::Stdout, &data),
                     Event::Stderr(data) => on_data(Stream::Stderr, &data),
                     Event::Exit(status) => return Ok(status),
@@ -495,39 +502,30 @@ impl Vm {
         })
     }
 
-    /// The next event of a command. A guest that has been silent for too long is
-    /// asked by SysRq what it is doing, and given up.
-    pub fn next_event(&self, running: &mut Running) -> Result<Event> {
-        let mut size = console_bytes(&self.logs);
-        let event = running.next_event_of_living_guest(self.patience, || {
-            let now = console_bytes(&self.logs);
-            std::mem::replace(&mut size, now) != now
-        });
-        match event {
-            Some(event) => Ok(event),
+    /// The next event of a command. A guest that has been silent for too long is asked by SysRq
+    /// what it is doing, and given up; so is one whose command exceeds its limits.
+    pub fn next_event(&self, running: &mut Running, clock: &Clock, line: &str) -> Result<Event> {
+        let event = match clock.silence() {
+            Some(silence) => running.next_event(silence),
             None => {
-                report_on_console(&self.qmp, self.dir.path());
-                self.agent.break_off("the guest hangs");
-                Err(self.starting().error(&silent("ran a command")))
+                let mut size = console_bytes(&self.logs);
+                running.next_event_of_living_guest(self.patience, clock.left(), || {
+                    let now = console_bytes(&self.logs);
+                    std::mem::replace(&mut size, now) != now
+                })
             }
+        };
+        if let Some(event) = event {
+            return Ok(event);
         }
-    }
-
-    fn next_event_within(
-        &self,
-        silence: Duration,
-        running: &mut Running,
-        line: &str,
-    ) -> Result<Event> {
-        running.next_event(silence).ok_or_else(|| {
-            report_on_console(&self.qmp, self.dir.path());
-            self.agent.break_off("a command in the guest hangs");
-            self.starting().error(&format!(
-                "'{line}' has written nothing for {} s; what the guest was doing is at the end of \
-                 console.log",
-                silence.as_secs()
-            ))
-        })
+        let hangs = clock.silence().is_none() && clock.left().is_none_or(|left| !left.is_zero());
+        let (reason, what) = match hangs {
+            true => ("the guest hangs", silent("ran a command")),
+            false => ("a command in the guest hangs", clock.verdict(line)),
+        };
+        self.examine();
+        self.agent.break_off(reason);
+        Err(self.starting().error(&what))
     }
 
     /// Starts the guest again, and waits until its agent answers.
@@ -545,9 +543,7 @@ impl Vm {
     pub fn wait_for_reboot(&mut self, greetings: u32) -> Result<()> {
         self.greeting =
             self.starting()
-                .wait_for_greeting(&self.agent, greetings + 1, "rebooted", || {
-                    report_on_console(&self.qmp, self.dir.path())
-                })?;
+                .wait_for_greeting(&self.agent, greetings + 1, "rebooted", || self.examine())?;
         if let Some(timeline) = &mut self.timeline {
             timeline.collect(&self.agent);
         }
@@ -592,7 +588,7 @@ impl Vm {
                 quiet_since = Instant::now();
             }
             if quiet_since.max(self.agent.heard()).elapsed() >= self.patience {
-                report_on_console(&self.qmp, self.dir.path());
+                self.examine();
                 return Err(self.starting().error(&silent("turned itself off")));
             }
             if let Some(Lost::Broken(reason)) = self.agent.lost()
@@ -627,6 +623,25 @@ impl Vm {
     /// "while it".
     pub fn broken(&self, lost: &Lost, doing: &str) -> anyhow::Error {
         self.starting().lost(lost, doing)
+    }
+
+    /// Writes down what the devices know of themselves, beside the guest's logs.
+    pub fn write_device_states(&self) {
+        for (index, backend) in self.backends.iter().enumerate() {
+            for (what, ask) in [("state", Ask::State), ("metrics", Ask::Metrics)] {
+                // One that does not answer has nothing to tell; its log has why.
+                if let Ok(answer) = backend.control().ask(ask) {
+                    let path = self.logs.join(format!("{what}{index}.json"));
+                    let _ = fs::write(path, format!("{:#}\n", json!(answer)));
+                }
+            }
+        }
+    }
+
+    /// Finds out about a guest that is given up.
+    fn examine(&self) {
+        self.write_device_states();
+        examine(&self.qmp, self.dir.path(), &self.logs, &self.dump);
     }
 
     fn starting(&self) -> Starting<'_> {
@@ -684,8 +699,12 @@ struct Starting<'a> {
 
 impl Starting<'_> {
     /// Connects to what QEMU has just opened.
-    fn connect(&self, run: &Path) -> Result<(Agent, Arc<Mutex<Qmp>>)> {
+    fn connect(&self, run: &Path, dump: &Dump) -> Result<(Agent, Arc<Mutex<Qmp>>)> {
         let qmp = Qmp::connect(self.connect_to(&run.join("qmp.sock"))?)?;
+        end::watch(
+            Qmp::connect(self.connect_to(&run.join("end.sock"))?)?,
+            dump.clone(),
+        )?;
         let qmp = Arc::new(Mutex::new(qmp));
         let gate = RebootGate::new(Arc::clone(&qmp));
         let agent = Agent::new(
@@ -791,6 +810,8 @@ impl Starting<'_> {
             "the last lines of the guest's console",
             &tail(&console, CONSOLE_LINES),
         );
+        let dump = fs::read_to_string(self.logs.join(dump::NOTE)).unwrap_or_default();
+        section("its memory", &dump);
         message += &format!("\nall logs are in {}", self.logs.display());
         anyhow!(message)
     }
@@ -851,11 +872,25 @@ fn set_reboot_action(qmp: &mut Qmp, action: &str) -> Result<serde_json::Value> {
     qmp.execute("set-action", json!({ "reboot": action }))
 }
 
+/// Finds out about a guest that is given up: what it is doing, and what is in its memory.
+fn examine(qmp: &Mutex<Qmp>, run: &Path, logs: &Path, dump: &Dump) {
+    report_on_console(qmp, run, logs);
+    dump.take(&mut lock(qmp));
+}
+
 /// Has a silent guest write to its console what its CPUs and blocked tasks do.
-fn report_on_console(qmp: &Mutex<Qmp>, run: &Path) {
+fn report_on_console(qmp: &Mutex<Qmp>, run: &Path, logs: &Path) {
+    let taken = || read_console(logs).map_or(0, |log| log.matches("sysrq: ").count());
     for key in [b'l', b'w'] {
+        let before = taken();
         // A machine that does not even answer has nothing to report.
         let _ = send_sysrq(&mut lock(qmp), &run.join("console.sock"), key);
+        // QEMU's serial port does not know which character a break belongs to. A second one that
+        // comes before the first key was taken would spoil both.
+        let deadline = Instant::now() + KEY_TIMEOUT;
+        while taken() == before && Instant::now() < deadline {
+            thread::sleep(KEY_INTERVAL);
+        }
     }
     thread::sleep(REPORT_TIMEOUT);
 }

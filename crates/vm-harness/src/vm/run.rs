@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cdm_agent_protocol::{Command, Ending, Exec, ExitStatus, ModuleState};
@@ -18,6 +19,7 @@ use super::accel::AccelChoice;
 use super::agent::{Event, Input, Lost, Running};
 use super::boot::{Commands, Parts, Vm, accelerator};
 use super::disk::Disk;
+use super::limits::{Clock, Limits};
 use super::qemu;
 use super::spec::{
     ByteSize, CPUS_MAX, DEVICES_MAX, FileCopy, Gdb, MemoryType, VmSpec, parse_device_memory,
@@ -26,6 +28,7 @@ use super::spec::{
 use super::terminal::{self, RawTerminal};
 use crate::build::{self, KernelOptions};
 use crate::context::Context;
+use crate::evidence::{self, Guest};
 use crate::runs;
 
 /// Reads of standard input; as much as one frame takes.
@@ -120,6 +123,11 @@ pub struct RunVmArgs {
     #[arg(long, value_name = "CMD")]
     exec: Option<String>,
 
+    /// Give the command of --exec NUM seconds; then the guest is given up
+    #[arg(long, value_name = "NUM", requires = "exec",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    time_limit: Option<u64>,
+
     /// Write the logs into DIR instead of the cache
     #[arg(long, value_name = "DIR")]
     keep_logs: Option<PathBuf>,
@@ -181,10 +189,20 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         logs: &logs,
         spec: &spec,
     };
-    match args.exec {
-        Some(line) => machine.exec(line),
+    let ended = match args.exec {
+        Some(line) => machine.exec(line, args.time_limit.map(Duration::from_secs)),
         None => machine.shell(),
+    };
+    if ended.is_err() {
+        machine.keep_evidence();
     }
+    ended
+}
+
+/// The line that does this again.
+fn repeat_line() -> String {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    qemu::shell_line("ci/just", &arguments)
 }
 
 fn shared_folder(path: &Path) -> Result<PathBuf> {
@@ -244,8 +262,23 @@ impl Machine<'_> {
         Ok(vm)
     }
 
+    /// Puts beside the logs what helps to find out why it went wrong.
+    fn keep_evidence(&self) {
+        let repeat = repeat_line();
+        let guest = Guest {
+            logs: self.logs,
+            kernel: &self.spec.kernel,
+            ctx: self.ctx,
+        };
+        if let Err(error) = evidence::beside_logs(guest, &repeat) {
+            // The error itself is told in any case.
+            self.ctx.progress.say(format!("cdm: {error:#}"));
+        }
+        self.ctx.progress.say(format!("repeat: {repeat}"));
+    }
+
     /// `--exec`: the command's output and status, and nothing else on stdout.
-    fn exec(&self, line: String) -> Result<ExitCode> {
+    fn exec(&self, line: String, limit: Option<Duration>) -> Result<ExitCode> {
         let vm = self.boot()?;
         let mut running = vm.start(Exec {
             command: Command::Shell(line.clone()),
@@ -254,7 +287,11 @@ impl Machine<'_> {
             cwd: None,
         })?;
         StandardInput::new(false).connect(running.input());
-        let status = match forward(&vm, &mut running)? {
+        let clock = Limits {
+            silence: None,
+            whole: limit,
+        };
+        let status = match forward(&vm, &mut running, &clock.start(), &line)? {
             Outcome::Exit(status) => status,
             Outcome::Lost(lost) => return Err(vm.broken(&lost, &format!("ran '{line}'"))),
         };
@@ -274,7 +311,7 @@ impl Machine<'_> {
                 false => {
                     let mut running = vm.start(login_shell(None))?;
                     keys.connect(running.input());
-                    forward(&vm, &mut running)?
+                    forward(&vm, &mut running, &Limits::NONE.start(), SHELL)?
                 }
             };
             match outcome {
@@ -310,6 +347,9 @@ enum Outcome {
     Lost(Lost),
 }
 
+/// What a shell is called in messages.
+const SHELL: &str = "a shell";
+
 /// Why a shell ends when the user leaves it with [`terminal::LEAVE`].
 const LEFT: &str = "the user left";
 
@@ -333,7 +373,7 @@ fn interactive_shell(vm: &Vm, keys: &StandardInput) -> Result<Outcome> {
     let resizer = running.input();
     let terminal = RawTerminal::enter(move || resizer.resize(terminal::size()))?;
     keys.connect(running.input());
-    let outcome = forward(vm, &mut running);
+    let outcome = forward(vm, &mut running, &Limits::NONE.start(), SHELL);
     drop(terminal);
     eprintln!();
     outcome
@@ -406,9 +446,9 @@ fn lock(reader: &Mutex<Reader>) -> MutexGuard<'_, Reader> {
 }
 
 /// Writes what the command writes, to where it writes it.
-fn forward(vm: &Vm, running: &mut Running) -> Result<Outcome> {
+fn forward(vm: &Vm, running: &mut Running, clock: &Clock, line: &str) -> Result<Outcome> {
     loop {
-        match vm.next_event(running)? {
+        match vm.next_event(running, clock, line)? {
             Event::Stdout(data) => {
                 let mut stdout = io::stdout().lock();
                 stdout

@@ -242,6 +242,8 @@ pub struct VmSpec {
     /// Whether each device writes a trace into the folder of the logs, and the guest's tracepoints
     /// are collected and put on one time line with them.
     pub trace: bool,
+    /// Whether a guest that crashes or hangs leaves a dump of its memory.
+    pub dump: bool,
 }
 
 impl VmSpec {
@@ -268,6 +270,7 @@ impl VmSpec {
             link_model: None,
             atomics: None,
             trace: false,
+            dump: true,
         }
     }
 

@@ -56,9 +56,15 @@ pub fn run(
             None => session.judge_log(),
         });
     }
+    let broke_off = died.is_some();
     if let Some(why) = died {
         let names: Vec<_> = tests.iter().map(|test| format!("{start}{test}")).collect();
         run.fail_missing_of(&names, &why);
+    }
+    let names = tests.iter().map(|test| format!("{start}{test}"));
+    let names: Vec<String> = names.chain([log_name]).collect();
+    run.keep_evidence(&names, || session.evidence());
+    if broke_off {
         session.discard();
     }
 }
@@ -123,7 +129,8 @@ fn judge(kernel: &KernelChoice, outcome: &Outcome) -> (Verdict, String) {
         return (outcome.verdict, notes);
     }
     match plan::declared_skip(kernel, &outcome.name) {
-        Some(reason) => (Verdict::Skipped, format!("{reason} ({})", outcome.reason)),
+        // The declared reason by itself: the summary counts by it.
+        Some(reason) => (Verdict::Skipped, format!("{reason}\n{}", outcome.reason)),
         None => {
             let why = format!(
                 "skipped, but it must run on {kernel}: {}\n{notes}",

@@ -303,16 +303,22 @@ impl Failure {
     ) {
         let started = Instant::now();
         let name = format!("{prefix}::{}", self.test);
-        let (verdict, detail) = match self.provoke(ctx, spec, logs) {
+        // What is known to crash needs no dump.
+        let spec = VmSpec {
+            dump: false,
+            ..spec
+        };
+        let mut session = Session::new(ctx, spec, logs);
+        let (verdict, detail) = match self.provoke(&mut session) {
             Ok(seen) => (Verdict::Skipped, self.describe(&seen)),
             Err(error) => (Verdict::Failed, format!("{error:#}")),
         };
         run.record(&name, verdict, started.elapsed(), &detail);
+        run.keep_evidence(&[name], || session.evidence());
     }
 
     /// What is seen of the failure: the test's words, or the kernel's report.
-    fn provoke(&self, ctx: &Context, spec: VmSpec, logs: PathBuf) -> Result<String> {
-        let mut session = Session::new(ctx, spec, logs);
+    fn provoke(&self, session: &mut Session<'_>) -> Result<String> {
         let vm = session.vm()?;
         let text = match self.shows {
             Shows::Failure => bail!("'{}' needs no machine of its own", self.test),

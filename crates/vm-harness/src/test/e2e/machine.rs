@@ -3,7 +3,9 @@
 //! The machine as a whole: reboot, and what the tests here would do about a
 //! guest that misbehaves.
 
-use anyhow::{Result, bail, ensure};
+use std::fs;
+
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::super::run::Run;
 use super::{Session, group};
@@ -102,6 +104,38 @@ pub fn broken_streams_fail(session: &mut Session) -> Result<()> {
     )?;
     let count = scratch.report().count();
     ensure!(count == "1 passed, 1 failed, 0 skipped", "{count}");
+    Ok(())
+}
+
+/// What fails here gets a folder with all that is known of it.
+pub fn failure_has_a_folder(session: &mut Session) -> Result<()> {
+    let ctx = session.ctx();
+    let folder = tempfile::tempdir_in(&ctx.cache)?;
+    let mut scratch = Run::quiet(ctx, folder.path().to_owned());
+    let line = "printf 'KTAP version 1\\n1..1\\n# 1 < 2\\nnot ok 1 a::b\\n'; exit 1";
+    group::stream(
+        &mut scratch,
+        session,
+        "e2e::public",
+        &KernelChoice::Public,
+        line,
+    )?;
+    let name = "e2e::public::a::b".to_owned();
+    scratch.keep_evidence(&[name], || session.evidence());
+    let failure = folder.path().join("failures/e2e.public.a.b");
+    for (file, words) in [
+        ("failure.txt", "1 < 2"),
+        ("repeat.txt", "ci/just test e2e::public::a::b"),
+        ("console.log", "Linux version"),
+        ("commands.txt", "qemu-system-x86_64"),
+        ("kernel.config", "CONFIG_ZONE_DEVICE=y"),
+        ("backend0.log", ""),
+        ("state0.json", "\"queues\""),
+        ("metrics0.json", "cdm_"),
+    ] {
+        let text = fs::read_to_string(failure.join(file)).with_context(|| file.to_owned())?;
+        ensure!(text.contains(words), "{file} has no '{words}':\n{text}");
+    }
     Ok(())
 }
 

@@ -41,6 +41,7 @@ use super::Stage;
 use super::run::Run;
 use crate::build::{self, BuildKind, KernelChoice};
 use crate::context::Context;
+use crate::schema;
 use crate::vm::FileCopy;
 
 pub use session::Session;
@@ -328,6 +329,10 @@ const SUITES: &[Suite] = &[
                 (
                     "machine::broken_streams_of_results_are_failures",
                     machine::broken_streams_fail,
+                ),
+                (
+                    "machine::failure_has_a_folder_with_all_of_its_guest",
+                    machine::failure_has_a_folder,
                 ),
                 (
                     "machine::planted_warning_fails_the_log_check",
@@ -800,6 +805,7 @@ fn run_suite(
         let name = format!("{}::{short}", suite.prefix);
         if wanted.contains(&name) {
             run.check(&name, |_| session.check(&check));
+            run.keep_evidence(&[name], || session.evidence());
         }
     }
     session.end()
@@ -835,18 +841,7 @@ pub fn guest_tests(ctx: &Context) -> Result<Vec<String>> {
 
 /// A schema of docs/specs/, and a document that must follow it.
 fn follows_schema(ctx: &Context, schema: &str, document: &[u8]) -> Result<serde_json::Value> {
-    let path = ctx.repo.join("docs/specs").join(schema);
-    fs::metadata(&path).with_context(|| format!("no schema at {}", path.display()))?;
-    let value: serde_json::Value = serde_json::from_slice(document)
-        .with_context(|| format!("no JSON: {}", String::from_utf8_lossy(document)))?;
-    let mut schemas = boon::Schemas::new();
-    let index = boon::Compiler::new()
-        .compile(&path.display().to_string(), &mut schemas)
-        .map_err(|error| anyhow::anyhow!("{error:#}"))?;
-    if let Err(error) = schemas.validate(&value, index) {
-        bail!("{error}\nin {value:#}");
-    }
-    Ok(value)
+    schema::check(&ctx.repo, schema, document)
 }
 
 #[cfg(test)]

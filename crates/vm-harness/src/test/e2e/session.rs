@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::cache;
 use crate::context::Context;
+use crate::evidence::Guest;
 use crate::vm::boot::Parts;
 use crate::vm::{Backend, Line, Output, RunDir, Vm, VmSpec, breaches};
 
@@ -26,6 +27,8 @@ pub struct Session<'a> {
     logs: PathBuf,
     machines: u32,
     vm: Option<Vm>,
+    /// Logs of the machine that runs, or ran last.
+    last_logs: Option<PathBuf>,
     /// Why no machine could be had, in a row.
     failures: Vec<String>,
     /// Bytes of the kernel log that were judged already.
@@ -41,6 +44,7 @@ impl<'a> Session<'a> {
             logs,
             machines: 0,
             vm: None,
+            last_logs: None,
             failures: Vec::new(),
             judged: 0,
         }
@@ -72,6 +76,7 @@ impl<'a> Session<'a> {
         self.machines += 1;
         let logs = self.logs.join(format!("boot{}", self.machines));
         cache::create_folder(&logs)?;
+        self.last_logs = Some(logs.clone());
         Ok(logs)
     }
 
@@ -151,6 +156,18 @@ impl<'a> Session<'a> {
     /// Whether there is a machine.
     pub fn is_up(&self) -> bool {
         self.vm.is_some()
+    }
+
+    /// What is known of the machine that runs, or of the last one that did.
+    pub fn evidence(&self) -> Option<Guest<'_>> {
+        if let Some(vm) = &self.vm {
+            vm.write_device_states();
+        }
+        Some(Guest {
+            logs: self.last_logs.as_deref()?,
+            kernel: &self.spec.kernel,
+            ctx: self.ctx,
+        })
     }
 
     /// Gives the machine up: the next test gets a new one.

@@ -91,6 +91,24 @@ impl<'a> Subject<'a> {
     ) -> Result<Self> {
         let mut command = command(run, left, arguments)?;
         command.env("CDM_CACHE", folder);
+        Self::spawn_with_small_disk(command, left, folder)
+    }
+
+    /// Starts `cdm` with a file system of a few MiB, mounted at `folder` for it alone.
+    pub fn start_with_small_disk(
+        run: &Run,
+        left: &'a Leftovers,
+        folder: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        Self::spawn_with_small_disk(command(run, left, arguments)?, left, folder)
+    }
+
+    fn spawn_with_small_disk(
+        mut command: Command,
+        left: &'a Leftovers,
+        folder: &Path,
+    ) -> Result<Self> {
         let target = CString::new(folder.as_os_str().as_encoded_bytes())?;
         let (user, group) = (geteuid(), getegid());
         let mount = move || -> io::Result<()> {

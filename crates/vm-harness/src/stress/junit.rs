@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What a CI system shows of a stress run: a case for each test of the kernel's suite, and for
+//! each piece of a long run.
+
+use std::time::Duration;
+
+use super::outcome::{Judged, TypeRun, Verdict};
+use super::publish::Document;
+use super::state::Summary;
+use crate::junit::{Case, Ending};
+
+/// Cases of the kernel's suite: each test, and what the kernel's log holds.
+pub fn of_suite(document: &Document) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for run in &document.runs {
+        let suite = format!("{}.{}", document.suite(), run.memory_type);
+        cases.extend(run.tests.iter().map(|test| of_test(&suite, test)));
+        cases.push(of_log(&suite, run));
+    }
+    cases
+}
+
+fn of_test(suite: &str, test: &Judged) -> Case {
+    let (ending, detail) = match (test.expected, test.verdict) {
+        (true, Verdict::Passed) => (Ending::Passed, String::new()),
+        (true, _) => {
+            let declared = test.declared.as_ref();
+            let reason = declared.map(|declared| declared.mended_by());
+            let reason = format!("fails as declared until: {}", reason.unwrap_or_default());
+            (Ending::Skipped, format!("{reason}\n{}", test.detail))
+        }
+        (false, Verdict::Passed) => (
+            Ending::Failed("passed"),
+            "it passes, though it is declared to fail".to_owned(),
+        ),
+        (false, Verdict::Lost) => (Ending::Failed("lost"), test.detail.clone()),
+        (false, Verdict::Skipped) => (Ending::Failed("skipped"), test.detail.clone()),
+        (false, Verdict::Failed) => (Ending::Failed("failed"), test.detail.clone()),
+    };
+    Case {
+        suite: suite.to_owned(),
+        name: test.name.clone(),
+        ending,
+        time: None,
+        detail,
+    }
+}
+
+fn of_log(suite: &str, run: &TypeRun) -> Case {
+    let complaints = run.log_complaints();
+    Case {
+        suite: suite.to_owned(),
+        name: "kernel_log".to_owned(),
+        ending: match complaints.is_empty() {
+            true => Ending::Passed,
+            false => Ending::Failed("report"),
+        },
+        time: None,
+        detail: complaints.join("\n"),
+    }
+}
+
+/// Cases of the long run: each piece, and whether all of them ran.
+pub fn of_mixed(summary: &Summary) -> Vec<Case> {
+    let suite = summary.name();
+    let case = |name: String, failure: Option<&str>, seconds| Case {
+        suite: suite.clone(),
+        name,
+        ending: match failure {
+            None => Ending::Passed,
+            Some(_) => Ending::Failed("failed"),
+        },
+        time: Some(Duration::from_secs(seconds)),
+        detail: failure.unwrap_or_default().to_owned(),
+    };
+    let pieces = summary.pieces().iter().enumerate();
+    let mut cases: Vec<Case> = pieces
+        .map(|(index, piece)| {
+            let name = format!("piece {}, seed {}", index + 1, piece.seed);
+            case(name, piece.failure.as_deref(), piece.seconds)
+        })
+        .collect();
+    let short = (!summary.is_complete()).then_some("it did not run for as long as it should");
+    cases.push(case("all_pieces_ran".to_owned(), short, 0));
+    cases
+}

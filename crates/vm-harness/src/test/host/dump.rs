@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What a guest leaves that crashes or hangs: its memory, in a form that debuggers open.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use object::elf::{self, FileHeader64};
+use object::endian::LittleEndian as Le;
+use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
+use object::{Object as _, ObjectSymbol as _, ReadCache, ReadRef as _};
+
+use super::super::run::Run;
+use super::left::Leftovers;
+use super::subject::Subject;
+use super::{run_vm, told};
+use crate::build::{self, BuildKind, Kernel, KernelChoice};
+use crate::vm::MEMORY_DUMP;
+
+/// Memory of the small machine here, and of its device.
+const GUEST_BYTES: u64 = 512 << 20;
+const DEVICE_BYTES: u64 = 256 << 20;
+/// Most that its dump takes of the disk: what a guest has used that has just booted.
+const DISK_BYTES_MAX: u64 = 256 << 20;
+/// Longest banner of a kernel that is read.
+const BANNER_MAX: u64 = 512;
+
+/// A kernel that panics.
+pub fn of_a_panic(run: &Run) -> Result<()> {
+    let left = Leftovers::watch()?;
+    let folder = tempfile::tempdir_in(run.folder())?;
+    let logs = folder.path().display().to_string();
+    let line = "echo up; echo c > /proc/sysrq-trigger; sleep 600";
+    let arguments = run_vm(&["--keep-logs", &logs, "--exec", line]);
+    let ended = Subject::start(run, &left, &arguments)?.finish()?;
+    let words = [
+        "panicked",
+        "sysrq triggered crash",
+        "memory.elf",
+        "open it: gdb",
+        "repeat: ci/just run-vm",
+    ];
+    told(&ended, &words)?;
+    has_what_helps(folder.path())?;
+    names_the_kernel(run, folder.path())?;
+    left.expect_none()
+}
+
+/// A command that would run for ever in a guest that lives.
+pub fn of_a_hanging_command(run: &Run) -> Result<()> {
+    let left = Leftovers::watch()?;
+    let folder = tempfile::tempdir_in(run.folder())?;
+    let logs = folder.path().display().to_string();
+    let arguments = run_vm(&[
+        "--keep-logs",
+        &logs,
+        "--time-limit",
+        "3",
+        "--exec",
+        "sleep 600",
+    ]);
+    let ended = Subject::start(run, &left, &arguments)?.finish()?;
+    told(&ended, &["'sleep 600' still runs after 3 s", "memory.elf"])?;
+    has_what_helps(folder.path())?;
+    names_the_kernel(run, folder.path())?;
+    let console = fs::read_to_string(folder.path().join("console.log"))?;
+    for words in ["Show backtrace of all active CPUs", "Show Blocked State"] {
+        ensure!(
+            console.contains(&format!("sysrq: {words}")),
+            "the console does not end with '{words}':\n{console}"
+        );
+    }
+    left.expect_none()
+}
+
+/// Logs on a disk that is as good as full.
+pub fn without_room(run: &Run) -> Result<()> {
+    let left = Leftovers::watch()?;
+    let folder = tempfile::tempdir_in(run.folder())?;
+    let logs = folder.path().display().to_string();
+    let arguments = run_vm(&[
+        "--keep-logs",
+        &logs,
+        "--exec",
+        "echo c > /proc/sysrq-trigger; sleep 600",
+    ]);
+    let subject = Subject::start_with_small_disk(run, &left, folder.path(), &arguments)?;
+    told(
+        &subject.finish()?,
+        &["panicked", "no memory dump", "MiB free"],
+    )?;
+    left.expect_none()
+}
+
+/// All in one folder: what the guest and the device said, what was run, and how to run it again.
+fn has_what_helps(logs: &Path) -> Result<()> {
+    for file in [
+        "console.log",
+        "backend0.log",
+        "commands.txt",
+        "kernel.config",
+        "memory.txt",
+        "repeat.txt",
+    ] {
+        let length = fs::metadata(logs.join(file)).map_or(0, |meta| meta.len());
+        ensure!(length > 0, "no {file} in {}", logs.display());
+    }
+    let repeat = fs::read_to_string(logs.join("repeat.txt"))?;
+    ensure!(repeat.starts_with("ci/just run-vm "), "{repeat}");
+    Ok(())
+}
+
+/// The dump is of all memory, takes no more of the disk than is in use, and shows the kernel's banner
+/// at its virtual address, both by its own table of segments and in gdb.
+fn names_the_kernel(run: &Run, logs: &Path) -> Result<()> {
+    let dump = logs.join(MEMORY_DUMP);
+    let meta = fs::metadata(&dump).with_context(|| format!("no {}", dump.display()))?;
+    let on_disk = meta.blocks() * 512;
+    ensure!(
+        meta.len() >= GUEST_BYTES + DEVICE_BYTES && on_disk <= DISK_BYTES_MAX,
+        "{} bytes, {on_disk} of them on the disk",
+        meta.len()
+    );
+    let kernel = build::kernel(run.ctx(), &KernelChoice::Public, BuildKind::Plain)?;
+    let console = fs::read_to_string(logs.join("console.log"))?;
+    let said = console
+        .lines()
+        .find_map(|line| Some(&line[line.find("Linux version ")?..]))
+        .context("the kernel did not say what it is")?
+        .trim_end();
+    let banner = banner(&dump, &kernel)?;
+    ensure!(
+        banner.trim_end() == said,
+        "the dump has '{banner}', and the console '{said}'"
+    );
+    let shown = in_gdb(&dump, &kernel)?;
+    for words in [said, "LWP 2", "init_uts_ns"] {
+        ensure!(
+            shown.contains(words),
+            "gdb does not show '{words}': {shown}"
+        );
+    }
+    Ok(())
+}
+
+/// What stands in the dump where the kernel has its banner.
+fn banner(dump: &Path, kernel: &Kernel) -> Result<String> {
+    let vmlinux = ReadCache::new(File::open(kernel.objects.join("vmlinux"))?);
+    let address = ElfFile64::<Le, _>::parse(&vmlinux)?
+        .symbols()
+        .find(|symbol| symbol.name_bytes() == Ok(b"linux_banner"))
+        .context("the kernel has no linux_banner")?
+        .address();
+    let dump = ReadCache::new(File::open(dump)?);
+    let header = FileHeader64::<Le>::parse(&dump)?;
+    let offset = header
+        .program_headers(Le, &dump)?
+        .iter()
+        .filter(|segment| segment.p_type(Le) == elf::PT_LOAD)
+        .find_map(|segment| {
+            let at = address.checked_sub(segment.p_vaddr(Le))?;
+            (at < segment.p_filesz(Le)).then(|| segment.p_offset(Le) + at)
+        })
+        .with_context(|| format!("the dump has nothing at {address:#x}"))?;
+    let bytes = dump
+        .read_bytes_at(offset, BANNER_MAX)
+        .ok()
+        .context("the dump ends there")?;
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
+/// What gdb says, given nothing but the two files.
+fn in_gdb(dump: &Path, kernel: &Kernel) -> Result<String> {
+    let output = Command::new("gdb")
+        .args(["-nx", "-batch"])
+        .arg(kernel.objects.join("vmlinux"))
+        .arg(dump)
+        .args(["-ex", "x/s &linux_banner", "-ex", "info threads"])
+        .args(["-ex", "info symbol &init_uts_ns"])
+        .output()
+        .context("gdb is part of the toolbox")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
