@@ -19,6 +19,7 @@ pub mod doctor;
 pub mod fuzz;
 mod git;
 pub mod litmus;
+pub mod mutants;
 pub mod progress;
 mod results;
 mod runs;

@@ -32,7 +32,7 @@ pub use guest_tools::guest_tools;
 pub use hmm_tests::hmm_tests;
 pub use initramfs::initramfs;
 pub use kernel::{Kernel, WorkingTree, kernel, modules as kernel_modules, series};
-pub use module::module;
+pub use module::{mirror, mirror_file, module};
 
 /// Which kernel source the guest runs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -30,7 +30,7 @@ use clap::Args;
 use crate::context::Context;
 use crate::runs;
 
-pub(crate) use self::e2e::{Session, plan::main_machine};
+pub(crate) use self::e2e::{HostTest, Session, host_test, plan, plan::main_machine};
 
 use self::report::Report;
 use self::run::Run;

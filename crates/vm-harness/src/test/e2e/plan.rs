@@ -92,6 +92,11 @@ pub const PRIVATE_GROUPS: &[&str] = &["private"];
 /// Groups of tests inside the guest that want devices whose links carry no atomics.
 pub const EXCLUSIVE_GROUPS: &[&str] = &["exclusive"];
 
+/// Whether a group of tests inside the guest runs on the main machine.
+pub fn is_general(group: &str) -> bool {
+    !PRIVATE_GROUPS.contains(&group) && !EXCLUSIVE_GROUPS.contains(&group)
+}
+
 /// Groups that are the same there as on other machines.
 pub const INDIFFERENT_GROUPS: &[&str] = &["addresses"];
 
