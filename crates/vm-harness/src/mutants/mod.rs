@@ -98,7 +98,7 @@ pub fn run(ctx: &Context, args: &MutantsArgs) -> Result<ExitCode> {
         .collect();
     let chosen = catalogue::chosen(&all, &args.names)?;
     let keys = Keys::new(ctx, &args.kernel)?;
-    let mut store = Store::open(ctx, &keys)?;
+    let mut store = Store::open(ctx, &keys, args.record)?;
     if args.list {
         for mutant in chosen {
             println!("{}", record::line(mutant, store.find(mutant)?));

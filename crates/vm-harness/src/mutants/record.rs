@@ -94,6 +94,11 @@ impl Outcome {
         matches!(self.verdict, Verdict::Caught { .. })
     }
 
+    /// Whether what was tried is in a commit.
+    fn is_of_a_commit(&self) -> bool {
+        !self.commit.contains(' ')
+    }
+
     /// What found it, in a few words.
     fn by(&self) -> String {
         match &self.verdict {
@@ -189,12 +194,14 @@ struct Kept {
 pub struct Store<'a> {
     path: PathBuf,
     keys: &'a Keys,
+    /// What was found with changes that are in no commit is as good as unknown.
+    of_commits: bool,
     known: BTreeMap<String, Kept>,
 }
 
 impl<'a> Store<'a> {
-    /// What the cache knows.
-    pub fn open(ctx: &Context, keys: &'a Keys) -> Result<Self> {
+    /// What the cache knows; of commits alone, if it is to be written down.
+    pub fn open(ctx: &Context, keys: &'a Keys, of_commits: bool) -> Result<Self> {
         let folder = ctx.cache.join("mutants");
         cache::create_folder(&folder)?;
         let path = folder.join("known.json");
@@ -206,7 +213,12 @@ impl<'a> Store<'a> {
                 return Err(error).with_context(|| format!("cannot read {}", path.display()));
             }
         };
-        Ok(Self { path, keys, known })
+        Ok(Self {
+            path,
+            keys,
+            of_commits,
+            known,
+        })
     }
 
     /// What became of a mutant. One that survived may not survive other tests.
@@ -214,7 +226,8 @@ impl<'a> Store<'a> {
         let kept = self.known.get(&self.keys.of(mutant)?);
         Ok(kept
             .filter(|kept| kept.outcome.is_caught() || kept.tests == self.keys.tests.as_str())
-            .map(|kept| &kept.outcome))
+            .map(|kept| &kept.outcome)
+            .filter(|outcome| !self.of_commits || outcome.is_of_a_commit()))
     }
 
     /// Keeps an outcome.
@@ -403,19 +416,36 @@ mod tests {
         let ctx = Context::for_test(dir.path());
         let (old, new) = (keys("old"), keys("new"));
         let (one, two) = (mutant(dir.path(), "01-a"), mutant(dir.path(), "02-b"));
-        let mut store = Store::open(&ctx, &old).expect("empty");
+        let mut store = Store::open(&ctx, &old, false).expect("empty");
         store.add(&one, outcome(true)).expect("kept");
         store.add(&two, outcome(false)).expect("kept");
 
-        let store = Store::open(&ctx, &old).expect("readable");
+        let store = Store::open(&ctx, &old, false).expect("readable");
         assert_eq!(store.find(&one).expect("a key"), Some(&outcome(true)));
         assert_eq!(store.find(&two).expect("a key"), Some(&outcome(false)));
-        let mut store = Store::open(&ctx, &new).expect("readable");
+        let mut store = Store::open(&ctx, &new, false).expect("readable");
         assert_eq!(store.find(&one).expect("a key"), Some(&outcome(true)));
         assert_eq!(store.find(&two).expect("a key"), None);
         store.forget(&one).expect("written");
-        let store = Store::open(&ctx, &new).expect("readable");
+        let store = Store::open(&ctx, &new, false).expect("readable");
         assert_eq!(store.find(&one).expect("a key"), None);
+    }
+
+    #[test]
+    fn what_was_found_with_changes_is_not_written_down() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let ctx = Context::for_test(dir.path());
+        let keys = keys("tests");
+        let (one, two) = (mutant(dir.path(), "01-a"), mutant(dir.path(), "02-b"));
+        let mut store = Store::open(&ctx, &keys, false).expect("empty");
+        let mut with_changes = outcome(true);
+        with_changes.commit.push_str(" with changes");
+        store.add(&one, with_changes).expect("kept");
+        store.add(&two, outcome(true)).expect("kept");
+        assert!(store.find(&one).expect("a key").is_some());
+        let store = Store::open(&ctx, &keys, true).expect("readable");
+        assert_eq!(store.find(&one).expect("a key"), None);
+        assert!(store.find(&two).expect("a key").is_some());
     }
 
     #[test]
@@ -424,7 +454,7 @@ mod tests {
         let ctx = Context::for_test(dir.path());
         let keys = keys("tests");
         let one = mutant(dir.path(), "01-a");
-        let mut store = Store::open(&ctx, &keys).expect("empty");
+        let mut store = Store::open(&ctx, &keys, false).expect("empty");
         store.add(&one, outcome(true)).expect("kept");
         fs::write(&one.patch, "diff --git a/x b/x\nanother\n").expect("written");
         assert_eq!(store.find(&one).expect("a key"), None);

@@ -32,6 +32,8 @@ const LAST: &str = "cdm-stress --seconds 60";
 const OUTSIDE: &str = "e2e::";
 /// How the results of a program begin that writes KTAP.
 const KTAP: &str = "KTAP version 1";
+/// How a program of the guest says that it was not told what to do.
+const COULD_NOT_RUN: ExitStatus = ExitStatus::Code(2);
 /// What every mutant must do right, or else it is none that anybody would have merged.
 const SMOKE: &str = "cdmctl info";
 
@@ -130,7 +132,7 @@ impl<'a> Search<'a> {
                 Some(test) => observe_from_outside(subject, test, &command, logs.join("outside")),
                 None => observe(&mut session, &command),
             };
-            let end = end.with_context(|| format!("'{command}' finds no guest to run in"))?;
+            let end = end.with_context(|| format!("looking with '{command}'"))?;
             trial.tried.push(command.clone());
             trial.seconds = started.elapsed().as_secs();
             trial.signs.extend(end.sign);
@@ -248,15 +250,21 @@ struct End {
     sign: Option<String>,
 }
 
-/// Runs a command until its first check that fails. An error means that there is no guest.
+/// Runs a command until its first check that fails. An error means that there is no guest, or no
+/// such command.
 fn observe(session: &mut Session<'_>, command: &str) -> Result<End> {
     session.vm()?;
     let mut output = Output::default();
     let ran = follow(session, command, &mut output);
     let mut end = End::default();
+    let has_begun = output.reader.is_some();
     match ran {
         Ok(status) => match output.judge(status) {
             Ok(check) => end.check = check,
+            // It was never going to find anything.
+            Err(sign) if !has_begun && status == Some(COULD_NOT_RUN) => {
+                bail!("'{command}' could not run: {sign}")
+            }
             Err(sign) => end.sign = Some(format!("{command}: {sign}")),
         },
         Err(error) => end.sign = Some(format!("{command}: {error:#}")),
