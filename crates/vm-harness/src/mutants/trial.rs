@@ -27,7 +27,9 @@ const SILENCE: Duration = Duration::from_secs(150);
 /// The tests of the guest.
 const TESTS: &str = "cdm-guest-tests";
 /// What runs last where nothing else has found anything.
-const LAST: &str = "cdm-stress --seconds 60";
+const LAST: &str = "cdm-stress run mixed::everything --seconds 60";
+/// How a test's failure begins that the guest's runner ended.
+const HANGS: &str = "still running after ";
 /// Begins the names of tests that drive a guest from outside.
 const OUTSIDE: &str = "e2e::";
 /// How the results of a program begin that writes KTAP.
@@ -351,10 +353,12 @@ struct Output {
     last: String,
     complaints: String,
     failed: Option<Check>,
+    /// A test that did not come to its end, and so to no check.
+    hanging: Option<String>,
 }
 
 impl Output {
-    /// Takes in standard output; whether a check has failed.
+    /// Takes in standard output; whether no more is needed.
     fn take(&mut self, data: &[u8]) -> bool {
         self.partial.extend_from_slice(data);
         while let Some(at) = self.partial.iter().position(|byte| *byte == b'\n') {
@@ -363,7 +367,7 @@ impl Output {
             self.partial = rest;
             self.line(&line);
         }
-        self.failed.is_some()
+        self.has_seen_enough()
     }
 
     fn line(&mut self, line: &str) {
@@ -375,15 +379,25 @@ impl Output {
             return;
         };
         // A stream that is out of order is no check that failed: its program's status tells.
-        if let Ok(Some(outcome)) = reader.line(line)
-            && outcome.verdict == Verdict::Failed
-            && self.failed.is_none()
-        {
+        let Ok(Some(outcome)) = reader.line(line) else {
+            return;
+        };
+        if outcome.verdict != Verdict::Failed || self.has_seen_enough() {
+            return;
+        }
+        let words = words(&outcome.diagnostics);
+        if words.starts_with(HANGS) {
+            self.hanging = Some(format!("{} is {words}", outcome.name));
+        } else {
             self.failed = Some(Check {
-                words: words(&outcome.diagnostics),
+                words,
                 test: Some(outcome.name),
             });
         }
+    }
+
+    fn has_seen_enough(&self) -> bool {
+        self.failed.is_some() || self.hanging.is_some()
     }
 
     fn complain(&mut self, data: &[u8]) {
@@ -393,6 +407,9 @@ impl Output {
     /// The check that failed, if one did; an error for an end that tells of no check. `status` is
     /// that of a program that has come to its end.
     fn judge(self, status: Option<ExitStatus>) -> Result<Option<Check>, String> {
+        if let Some(hanging) = self.hanging {
+            return Err(hanging);
+        }
         let code = status.map(ExitStatus::shell_code);
         match (self.failed, code) {
             (Some(failed), _) => Ok(Some(failed)),
@@ -440,6 +457,14 @@ mod tests {
     }
 
     #[test]
+    fn test_that_hangs_has_checked_nothing() {
+        let text = "KTAP version 1\n1..1\n# seed 1, limit 120 s a test\n# still running after 120 \
+                    s: killed\n# took 120000 ms\nnot ok 1 a::x\n";
+        let sign = said(text, 1).expect_err("no check");
+        assert!(sign.contains("a::x is still running"), "{sign}");
+    }
+
+    #[test]
     fn program_without_tests_is_judged_by_its_status_and_its_last_line() {
         let bad = said("cdm-stress: seed 1\nresult failed: page 3\n", 1).expect("a check");
         assert_eq!(bad.expect("failed").words, "result failed: page 3");
@@ -472,7 +497,7 @@ mod tests {
         for good in [
             "cdm-guest-tests --exact fork::a",
             "cdm-guest-tests --group fork --seed 3",
-            "cdm-stress --seconds 3",
+            "cdm-stress run --seconds 3",
         ] {
             check_names(good, &known, &KernelChoice::Public).expect(good);
         }
