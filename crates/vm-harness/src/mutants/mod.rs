@@ -64,6 +64,10 @@ pub struct MutantsArgs {
     #[arg(long, conflicts_with_all = ["minutes", "anew", "record"])]
     list: bool,
 
+    /// Build the mutants, and boot none
+    #[arg(long, conflicts_with_all = ["list", "minutes", "record"])]
+    build_only: bool,
+
     /// Begin no mutant after NUM minutes; the next run goes on
     #[arg(long, value_name = "NUM")]
     minutes: Option<u64>,
@@ -110,6 +114,9 @@ pub fn run(ctx: &Context, args: &MutantsArgs) -> Result<ExitCode> {
             catalogue::apply(mutant, &ctx.repo, true)?;
         }
     }
+    if args.build_only {
+        return build_all(ctx, args, &chosen);
+    }
     let folder = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
     let tried = try_all(ctx, args, &commit, &chosen, &mut store, &folder)?;
     let rows = all
@@ -126,6 +133,26 @@ pub fn run(ctx: &Context, args: &MutantsArgs) -> Result<ExitCode> {
         found.all(|outcome| matches!(outcome, Ok(Some(outcome)) if outcome.is_caught()))
     };
     Ok(match is_good {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// Builds mutants. What does not compile is none.
+fn build_all(ctx: &Context, args: &MutantsArgs, chosen: &[&Mutant]) -> Result<ExitCode> {
+    let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
+    let mut workshop = Workshop::open(ctx, kernel)?;
+    let mut all_were = true;
+    for mutant in chosen {
+        match workshop.build(mutant) {
+            Ok(_) => println!("built     {}", mutant.name),
+            Err(error) => {
+                println!("INVALID   {}: {error:#}", mutant.name);
+                all_were = false;
+            }
+        }
+    }
+    Ok(match all_were {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
@@ -177,11 +204,11 @@ fn try_all(
         match outcome {
             Ok(outcome) => {
                 println!("{}", record::line(mutant, Some(&outcome)));
-                store.add(mutant, outcome)?;
+                store.add(ctx, mutant, outcome)?;
             }
             Err(error) => {
                 println!("INVALID   {}: {error:#}", mutant.name);
-                store.forget(mutant)?;
+                store.forget(ctx, mutant)?;
                 all_were = false;
             }
         }

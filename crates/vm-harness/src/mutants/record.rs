@@ -205,14 +205,7 @@ impl<'a> Store<'a> {
         let folder = ctx.cache.join("mutants");
         cache::create_folder(&folder)?;
         let path = folder.join("known.json");
-        let known = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .with_context(|| format!("{} cannot be understood; remove it", path.display()))?,
-            Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", path.display()));
-            }
-        };
+        let known = read(&path)?;
         Ok(Self {
             path,
             keys,
@@ -231,21 +224,41 @@ impl<'a> Store<'a> {
     }
 
     /// Keeps an outcome.
-    pub fn add(&mut self, mutant: &Mutant, outcome: Outcome) -> Result<()> {
+    pub fn add(&mut self, ctx: &Context, mutant: &Mutant, outcome: Outcome) -> Result<()> {
+        let key = self.keys.of(mutant)?;
         let tests = self.keys.tests.to_string();
-        self.known
-            .insert(self.keys.of(mutant)?, Kept { tests, outcome });
-        self.write()
+        self.change(ctx, |known| {
+            known.insert(key, Kept { tests, outcome });
+        })
     }
 
     /// Forgets what is no mutant.
-    pub fn forget(&mut self, mutant: &Mutant) -> Result<()> {
-        self.known.remove(&self.keys.of(mutant)?);
-        self.write()
+    pub fn forget(&mut self, ctx: &Context, mutant: &Mutant) -> Result<()> {
+        let key = self.keys.of(mutant)?;
+        self.change(ctx, |known| {
+            known.remove(&key);
+        })
     }
 
-    fn write(&self) -> Result<()> {
+    /// Changes what is kept, besides what another run may do to it.
+    fn change(
+        &mut self,
+        ctx: &Context,
+        change: impl FnOnce(&mut BTreeMap<String, Kept>),
+    ) -> Result<()> {
+        let _lock = cache::lock(ctx, "mutants-known", "keeping a result")?;
+        self.known = read(&self.path)?;
+        change(&mut self.known);
         cache::write_whole(&self.path, serde_json::to_string_pretty(&self.known)?)
+    }
+}
+
+fn read(path: &Path) -> Result<BTreeMap<String, Kept>> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text)
+            .with_context(|| format!("{} cannot be understood; remove it", path.display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 
@@ -417,8 +430,8 @@ mod tests {
         let (old, new) = (keys("old"), keys("new"));
         let (one, two) = (mutant(dir.path(), "01-a"), mutant(dir.path(), "02-b"));
         let mut store = Store::open(&ctx, &old, false).expect("empty");
-        store.add(&one, outcome(true)).expect("kept");
-        store.add(&two, outcome(false)).expect("kept");
+        store.add(&ctx, &one, outcome(true)).expect("kept");
+        store.add(&ctx, &two, outcome(false)).expect("kept");
 
         let store = Store::open(&ctx, &old, false).expect("readable");
         assert_eq!(store.find(&one).expect("a key"), Some(&outcome(true)));
@@ -426,9 +439,13 @@ mod tests {
         let mut store = Store::open(&ctx, &new, false).expect("readable");
         assert_eq!(store.find(&one).expect("a key"), Some(&outcome(true)));
         assert_eq!(store.find(&two).expect("a key"), None);
-        store.forget(&one).expect("written");
+        // Another run has found something meanwhile.
+        let mut other = Store::open(&ctx, &new, false).expect("readable");
+        other.add(&ctx, &two, outcome(true)).expect("kept");
+        store.forget(&ctx, &one).expect("written");
         let store = Store::open(&ctx, &new, false).expect("readable");
         assert_eq!(store.find(&one).expect("a key"), None);
+        assert_eq!(store.find(&two).expect("a key"), Some(&outcome(true)));
     }
 
     #[test]
@@ -440,8 +457,8 @@ mod tests {
         let mut store = Store::open(&ctx, &keys, false).expect("empty");
         let mut with_changes = outcome(true);
         with_changes.commit.push_str(" with changes");
-        store.add(&one, with_changes).expect("kept");
-        store.add(&two, outcome(true)).expect("kept");
+        store.add(&ctx, &one, with_changes).expect("kept");
+        store.add(&ctx, &two, outcome(true)).expect("kept");
         assert!(store.find(&one).expect("a key").is_some());
         let store = Store::open(&ctx, &keys, true).expect("readable");
         assert_eq!(store.find(&one).expect("a key"), None);
@@ -455,7 +472,7 @@ mod tests {
         let keys = keys("tests");
         let one = mutant(dir.path(), "01-a");
         let mut store = Store::open(&ctx, &keys, false).expect("empty");
-        store.add(&one, outcome(true)).expect("kept");
+        store.add(&ctx, &one, outcome(true)).expect("kept");
         fs::write(&one.patch, "diff --git a/x b/x\nanother\n").expect("written");
         assert_eq!(store.find(&one).expect("a key"), None);
     }

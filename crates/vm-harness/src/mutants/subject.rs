@@ -8,13 +8,14 @@
 //! a patch more in the source that goes from patch to patch; it changes no header, so driver,
 //! modules and initramfs of the good kernel fit it.
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
 use super::catalogue::{self, Mutant, Part};
 use crate::build::{self, Kernel, KernelChoice, WorkingTree, series};
-use crate::cache::{self, Lock};
+use crate::cache::{self, KeyBuilder, Lock};
 use crate::context::Context;
 use crate::vm::Parts;
 
@@ -22,15 +23,19 @@ use crate::vm::Parts;
 const FILES: [&str; 3] = ["Cargo.toml", "Cargo.lock", "ci/rustc"];
 const FOLDERS: [&str; 3] = ["crates", "images/initramfs", "qemu"];
 
-/// Builds mutants. One at a time has the copies.
+/// What is kept of a kernel.
+const IMAGE: &str = "bzImage";
+
+/// Builds mutants.
 pub struct Workshop<'a> {
     ctx: &'a Context,
     kernel: Kernel,
     /// The workspace with the mistake.
     copy: Context,
+    /// Taken when the first mistake is planted there: two runs would take it away from each other.
+    copy_lock: Option<Lock>,
     /// Made when the first mutant of the kernel is.
     tree: Option<WorkingTree>,
-    _lock: Lock,
 }
 
 /// What to boot.
@@ -43,7 +48,6 @@ pub struct Subject {
 impl<'a> Workshop<'a> {
     /// A workshop for mutants of what runs on `kernel`.
     pub fn open(ctx: &'a Context, kernel: Kernel) -> Result<Self> {
-        let lock = cache::lock(ctx, "mutants", "trying mutants")?;
         let repo = ctx.cache.join("mutants/workspace");
         cache::create_folder(&repo)?;
         let copy = Context {
@@ -54,8 +58,8 @@ impl<'a> Workshop<'a> {
             ctx,
             kernel,
             copy,
+            copy_lock: None,
             tree: None,
-            _lock: lock,
         })
     }
 
@@ -72,6 +76,9 @@ impl<'a> Workshop<'a> {
         let subject = match mutant.part {
             Part::Kernel => self.kernel_with(&mutant.patch)?,
             Part::Driver | Part::Backend => {
+                if self.copy_lock.is_none() {
+                    self.copy_lock = Some(cache::lock(self.ctx, "mutants", "trying mutants")?);
+                }
                 mirror(&self.ctx.repo, &self.copy.repo)?;
                 catalogue::apply(mutant, &self.copy.repo, false)?;
                 Subject {
@@ -84,20 +91,30 @@ impl<'a> Workshop<'a> {
         Ok(subject)
     }
 
+    /// The image is kept: what no test has found is tried again with other tests.
     fn kernel_with(&mut self, patch: &Path) -> Result<Subject> {
-        if self.tree.is_none() {
-            self.tree = Some(WorkingTree::open(self.ctx)?);
-        }
-        let tree = self.tree.as_ref().context("opened just now")?;
         let mut patches = series::patches(&self.ctx.repo)?;
         patches.push(patch.to_owned());
-        tree.set(self.ctx, &patches)?;
-        let choice = KernelChoice::Tree(tree.path().to_owned());
-        let mutated = build::kernel(self.ctx, &choice, self.kernel.kind)?;
+        let mut key = KeyBuilder::new();
+        key.text("good kernel", self.kernel.key.as_str())
+            .bytes("mistake", &series::diff(patch)?);
+        let what = "building a kernel with a mistake";
+        let folder = cache::entry(self.ctx, "mutant-kernel", &key.finish(), what, |folder| {
+            if self.tree.is_none() {
+                self.tree = Some(WorkingTree::open(self.ctx)?);
+            }
+            let tree = self.tree.as_ref().context("opened just now")?;
+            tree.set(self.ctx, &patches)?;
+            let choice = KernelChoice::Tree(tree.path().to_owned());
+            let built = build::kernel(self.ctx, &choice, self.kernel.kind)?;
+            fs::copy(&built.image, folder.join(IMAGE))
+                .with_context(|| format!("cannot copy {}", built.image.display()))?;
+            Ok(())
+        })?;
         Ok(Subject {
             ctx: self.ctx.clone(),
             kernel: Kernel {
-                image: mutated.image,
+                image: folder.join(IMAGE),
                 ..self.kernel.clone()
             },
         })
@@ -119,7 +136,6 @@ fn mirror(from: &Path, to: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
