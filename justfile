@@ -42,6 +42,11 @@ stress *ARGS:
 litmus *ARGS:
     @{{ cdm }} litmus "$@"
 
+# Plant mistakes in kernel, driver and device, and see that the tests find them
+[no-cd, no-exit-message]
+mutants *ARGS:
+    @{{ cdm }} mutants "$@"
+
 # Build and boot the kernel after each patch of the series
 [no-cd, no-exit-message]
 series-check *ARGS:

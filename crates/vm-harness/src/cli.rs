@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, build, clean, device, doctor, fuzz, litmus, series_check, stress, test, vm,
+    Context, behaviour, build, clean, device, doctor, fuzz, litmus, mutants, series_check, stress,
+    test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -39,6 +40,8 @@ pub enum Command {
     Stress(stress::StressArgs),
     /// Try what CPUs and device see of each other's accesses, millions of times
     Litmus(litmus::LitmusArgs),
+    /// Plant mistakes in kernel, driver and device, and see that the tests find them
+    Mutants(mutants::MutantsArgs),
     /// Build and boot the kernel after each patch of the series
     SeriesCheck(series_check::SeriesCheckArgs),
     /// Try what each type of device memory can do, and print a table of it
@@ -66,6 +69,7 @@ impl Command {
             Self::Fuzz(args) => fuzz::run(ctx, &args),
             Self::Stress(args) => stress::run(ctx, &args),
             Self::Litmus(args) => litmus::run(ctx, &args),
+            Self::Mutants(args) => mutants::run(ctx, &args),
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),
             Self::Device(args) => device::run(args),

@@ -21,6 +21,7 @@ pub mod fuzz;
 mod git;
 mod junit;
 pub mod litmus;
+pub mod mutants;
 pub mod progress;
 mod results;
 mod runs;

@@ -73,17 +73,11 @@ pub fn module(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
 
 /// Makes the sources in `to` equal to those in `from`, and writes only files
 /// that differ.
-fn mirror(from: &Path, to: &Path) -> Result<()> {
+pub fn mirror(from: &Path, to: &Path) -> Result<()> {
     let mut wanted = BTreeSet::new();
     for path in cache::files_below(from)? {
         let copy = to.join(path.strip_prefix(from)?);
-        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        if fs::read(&copy).ok().as_deref() != Some(&bytes) {
-            if let Some(folder) = copy.parent() {
-                cache::create_folder(folder)?;
-            }
-            fs::write(&copy, bytes).with_context(|| format!("cannot write {}", copy.display()))?;
-        }
+        mirror_file(&path, &copy)?;
         wanted.insert(copy);
     }
     for path in cache::files_below(to)? {
@@ -91,6 +85,20 @@ fn mirror(from: &Path, to: &Path) -> Result<()> {
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
+    Ok(())
+}
+
+/// [`mirror`] for one file, which may be a program.
+pub fn mirror_file(from: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).ok().as_deref() == Some(&bytes) {
+        return Ok(());
+    }
+    if let Some(folder) = to.parent() {
+        cache::create_folder(folder)?;
+    }
+    // The copy gets the date of now and the mode of what it is a copy of.
+    fs::copy(from, to).with_context(|| format!("cannot write {}", to.display()))?;
     Ok(())
 }
 

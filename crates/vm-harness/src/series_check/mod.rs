@@ -73,8 +73,8 @@ pub fn run(ctx: &Context, args: &SeriesCheckArgs) -> Result<ExitCode> {
     let commit = Commit::of_run(ctx, args.record)?;
     let prefixes = prefixes(ctx)?;
     let folder = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
-    // Two checks at once would take the one source away from each other.
-    let _lock = cache::lock(ctx, "series-check", "checking the series")?;
+    // First, as only one check at a time has it: what another one found is known then.
+    let tree = WorkingTree::open(ctx)?;
     let mut store = match args.anew {
         true => Store::empty(ctx)?,
         false => Store::open(ctx)?,
@@ -83,7 +83,7 @@ pub fn run(ctx: &Context, args: &SeriesCheckArgs) -> Result<ExitCode> {
         ctx,
         commit: &commit,
         folder: &folder,
-        tree: WorkingTree::open(ctx)?,
+        tree,
     };
     let started = Instant::now();
     let mut results = BTreeMap::new();

@@ -17,6 +17,7 @@ use crate::build::{self, BuildKind, Kernel, KernelChoice};
 use crate::cache;
 use crate::command::run_logged;
 use crate::context::Context;
+use crate::mutants::catalogue::{self, Part};
 
 /// The stage `kernel`.
 pub const KERNEL: Table = Table {
@@ -28,6 +29,10 @@ pub const KERNEL: Table = Table {
             series_applies,
         ),
         ("kernel::series_passes_checkpatch", series_passes_checkpatch),
+        (
+            "kernel::planted_mistakes_apply_to_the_series",
+            planted_mistakes_apply,
+        ),
         (
             "kernel::device_public_off_is_compiled_out",
             off_is_compiled_out,
@@ -134,6 +139,15 @@ fn series_passes_checkpatch(run: &Run) -> Result<()> {
         complaints.join("\n")
     );
     ended
+}
+
+/// What `just mutants` plants in the kernel.
+fn planted_mistakes_apply(run: &Run) -> Result<()> {
+    let source = source_of(&built(run, &KernelChoice::Public)?)?;
+    catalogue::all(&run.ctx().repo)?
+        .iter()
+        .filter(|mutant| mutant.part == Part::Kernel)
+        .try_for_each(|mutant| catalogue::apply(mutant, &source, true))
 }
 
 /// Objects of the kernel proper that the series touches, in builds of it.

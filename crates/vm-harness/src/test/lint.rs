@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::run::Run;
 use super::table::Table;
 use crate::command::run_logged;
+use crate::mutants::catalogue::{self, Part};
 
 /// The stage `lint`.
 pub const LINT: Table = Table {
@@ -20,6 +21,7 @@ pub const LINT: Table = Table {
         ("lint::rustfmt_of_the_driver", rustfmt_driver),
         ("lint::clippy", clippy),
         ("lint::every_file_names_its_licence", licences),
+        ("lint::planted_mistakes_apply", planted_mistakes),
     ],
 };
 
@@ -73,6 +75,16 @@ fn clippy(run: &Run) -> Result<()> {
             task.set_detail(what);
         }
     })
+}
+
+/// What `just mutants` plants in the driver and in the backend. The stage `kernel` looks at the
+/// rest.
+fn planted_mistakes(run: &Run) -> Result<()> {
+    let repo = &run.ctx().repo;
+    catalogue::all(repo)?
+        .iter()
+        .filter(|mutant| mutant.part != Part::Kernel)
+        .try_for_each(|mutant| catalogue::apply(mutant, repo, true))
 }
 
 /// Files that cannot or need not carry a line of their own.

@@ -35,7 +35,7 @@ use crate::git::Commit;
 use crate::results::Origin;
 use crate::runs;
 
-pub(crate) use self::e2e::{Session, plan::main_machine};
+pub(crate) use self::e2e::{HostTest, Session, host_test, plan, plan::main_machine};
 
 use self::closing::Closing;
 use self::run::Run;

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 
 use super::series;
 use super::source::{self, apply, link_tree};
-use crate::cache;
+use crate::cache::{self, Lock};
 use crate::command::run_logged;
 use crate::context::Context;
 
@@ -24,16 +24,18 @@ const APPLIED: &str = ".cdm-applied";
 /// In the source while a patch is put in or taken out: it is neither.
 const UNSURE: &str = ".cdm-unsure";
 
-/// The source.
+/// The source. Two at once would take it away from each other.
 #[derive(Debug)]
 pub struct WorkingTree {
     path: PathBuf,
+    _lock: Lock,
 }
 
 impl WorkingTree {
     /// The source in the cache, as it was left, or made anew.
     pub fn open(ctx: &Context) -> Result<Self> {
-        let _lock = cache::lock(ctx, "kernel", "building a kernel")?;
+        let lock = cache::lock(ctx, "series-check", "taking a kernel through its patches")?;
+        let _building = cache::lock(ctx, "kernel", "building a kernel")?;
         let path = ctx
             .cache
             .join("kernel")
@@ -48,7 +50,7 @@ impl WorkingTree {
                 cache::create_folder(&folder.join(APPLIED))
             })?;
         }
-        Ok(Self { path })
+        Ok(Self { path, _lock: lock })
     }
 
     /// Where it is.
@@ -120,6 +122,7 @@ mod tests {
         let ctx = Context::for_test(dir.path());
         let tree = WorkingTree {
             path: dir.path().join("tree"),
+            _lock: cache::lock(&ctx, "tree", "testing").expect("free"),
         };
         fs::create_dir_all(tree.path().join(APPLIED)).expect("made");
         fs::write(tree.path().join("file"), "one\n").expect("written");

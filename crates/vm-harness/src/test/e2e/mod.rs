@@ -73,13 +73,7 @@ impl Groups {
     fn has(self, group: &str) -> bool {
         match self {
             Self::None => false,
-            Self::General => [
-                plan::PRIVATE_GROUPS,
-                plan::EXCLUSIVE_GROUPS,
-                plan::LONG_GROUPS,
-            ]
-            .iter()
-            .all(|others| !others.contains(&group)),
+            Self::General => plan::is_general(group),
             Self::Only(groups) => groups.contains(&group),
         }
     }
@@ -692,6 +686,31 @@ const SUITES: &[Suite] = &[
         ],
     },
 ];
+
+/// A test that drives a machine from outside, with the machine that it wants.
+#[derive(Clone, Copy)]
+pub struct HostTest {
+    /// Changes the default machine.
+    pub shape: fn(&mut crate::vm::VmSpec),
+    /// What it does.
+    pub check: fn(&mut Session) -> Result<()>,
+}
+
+/// The test of that name on a kernel, if it is one that drives a machine from outside.
+pub fn host_test(name: &str, kernel: &KernelChoice) -> Option<HostTest> {
+    let suites = SUITES.iter().filter(|suite| suite.kernel == *kernel);
+    suites
+        .filter_map(|suite| {
+            let own = name.strip_prefix(suite.prefix)?.strip_prefix("::")?;
+            let checks = suite.checks.concat();
+            let (_, check) = checks.iter().find(|(name, _)| *name == own)?;
+            Some(HostTest {
+                shape: suite.shape,
+                check: *check,
+            })
+        })
+        .next()
+}
 
 impl Suite {
     /// Its groups of tests inside the guest, in their order.

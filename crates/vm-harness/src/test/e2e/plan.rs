@@ -102,6 +102,13 @@ pub const PRIVATE_GROUPS: &[&str] = &["private"];
 /// Groups of tests inside the guest that want devices whose links carry no atomics.
 pub const EXCLUSIVE_GROUPS: &[&str] = &["exclusive"];
 
+/// Whether a group of tests inside the guest runs on the main machine.
+pub fn is_general(group: &str) -> bool {
+    [PRIVATE_GROUPS, EXCLUSIVE_GROUPS, LONG_GROUPS]
+        .iter()
+        .all(|others| !others.contains(&group))
+}
+
 /// Groups that are the same there as on other machines.
 pub const INDIFFERENT_GROUPS: &[&str] = &["addresses"];
 
