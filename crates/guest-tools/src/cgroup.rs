@@ -12,8 +12,9 @@ use anyhow::{Context, Result};
 use crate::wait::wait_until_nothing;
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// How long the kernel may take to uncharge what was freed.
-const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// How long the kernel may take to uncharge what was freed, and to say so: small changes of its
+/// statistics are added up every two seconds, by a worker that a busy machine keeps waiting.
+const SETTLE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Groups that this process made. Each has a name of its own, as one that something still holds
 /// keeps its name.

@@ -270,7 +270,7 @@ mod tests {
             for _ in 0..200 {
                 let piece = piece(&mut random, whole).expect("a piece");
                 assert!(piece.start() >= whole.start() && piece.end() <= whole.end());
-                assert!(piece.pages() <= PAGES_MAX && piece.bytes() % page == 0);
+                assert!(piece.pages() <= PAGES_MAX && piece.bytes().is_multiple_of(page));
             }
         }
     }

@@ -192,10 +192,13 @@ impl OneType<'_> {
         session: &Session<'_>,
         ended: impl Iterator<Item = &'e Ended>,
     ) -> Result<()> {
+        let repeat = format!(
+            "ci/just stress --suite {} --memory-type {} --kernel {} --build {}",
+            self.suite, self.memory_type, self.kernel.choice, self.kernel.kind
+        );
         for test in ended.filter(|test| !self.known.expects(&test.name, test.verdict)) {
-            let repeat = format!("ci/{}", self.task.command);
             let guest = session.evidence();
-            evidence::of_named(&self.task.folder, &test.name, &test.detail, &repeat, guest)?;
+            evidence::of_named(self.folder, &test.name, &test.detail, &repeat, guest)?;
         }
         Ok(())
     }

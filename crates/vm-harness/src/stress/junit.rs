@@ -1,14 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What a CI system shows of a stress run: a case for each test of the kernel's suite, and for
-//! each piece of a long run.
+//! What a CI system shows of a stress run: a case for each scenario, for each test of the kernel's
+//! suite, and for each piece of a long run.
 
 use std::time::Duration;
 
 use super::outcome::{Judged, TypeRun, Verdict};
 use super::publish::Document;
+use super::scenarios::result::ScenarioResult;
 use super::state::Summary;
 use crate::junit::{Case, Ending};
+
+/// Cases of the scenarios, a suite for each family.
+pub fn of_scenarios(results: &[ScenarioResult]) -> Vec<Case> {
+    let case = |result: &ScenarioResult| {
+        let (family, name) = result.name.split_once("::").unwrap_or(("", &result.name));
+        Case {
+            suite: format!("scenarios.{family}"),
+            name: name.to_owned(),
+            ending: match result.verdict {
+                Verdict::Passed => Ending::Passed,
+                Verdict::Skipped => Ending::Skipped,
+                Verdict::Failed => Ending::Failed("failed"),
+                Verdict::Lost => Ending::Failed("lost"),
+            },
+            time: Some(result.took()),
+            detail: match result.is_good() {
+                true => result.detail.clone(),
+                false => format!("{}\nrepeat: {}", result.detail, result.repeat),
+            },
+        }
+    };
+    results.iter().map(case).collect()
+}
 
 /// Cases of the kernel's suite: each test, and what the kernel's log holds.
 pub fn of_suite(document: &Document) -> Vec<Case> {

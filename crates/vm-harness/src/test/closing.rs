@@ -79,8 +79,10 @@ impl Closing {
     /// comes second waits for the end of the process.
     pub fn close(&self) -> Result<bool> {
         let mut closed = lock(&self.closed);
-        while *closed {
-            thread::park();
+        if *closed {
+            loop {
+                thread::park();
+            }
         }
         *closed = true;
         let report = lock(&self.report);

@@ -42,6 +42,10 @@ pub const HOST: Table = Table {
             dump::of_a_hanging_command,
         ),
         (
+            "host::silent_guest_is_given_up_and_leaves_a_dump",
+            dump::of_a_silent_guest,
+        ),
+        (
             "host::dump_without_room_on_the_disk_is_left_away_and_said",
             dump::without_room,
         ),

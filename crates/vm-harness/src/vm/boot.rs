@@ -55,11 +55,6 @@ const LET_GO_INTERVAL: Duration = Duration::from_millis(20);
 /// How much of the console an error shows.
 const CONSOLE_LINES: usize = 15;
 
-/// Silence after which a guest counts as dead, with a question unanswered and not
-/// a byte on its console. A debug kernel under TCG on a busy host is quiet for half
-/// a minute; nothing that still works is for six times that.
-const SILENT_GUEST_LIMIT: Duration = Duration::from_secs(180);
-
 /// What is built for a machine, besides its kernel.
 #[derive(Clone, Debug)]
 pub struct Parts {
@@ -251,7 +246,7 @@ impl Vm {
         let qemu = Process::start(qemu::PROGRAM, command, &logs.join("qemu.log"), |_| {})
             .context("QEMU is part of the toolbox; 'ci/just doctor' tells what is missing")?;
         let patience = match spec.gdb {
-            None => SILENT_GUEST_LIMIT,
+            None => spec.patience,
             // Whoever debugs a guest stops it for as long as it takes.
             Some(_) => Duration::MAX,
         };
@@ -520,7 +515,7 @@ impl Vm {
         }
         let hangs = clock.silence().is_none() && clock.left().is_none_or(|left| !left.is_zero());
         let (reason, what) = match hangs {
-            true => ("the guest hangs", silent("ran a command")),
+            true => ("the guest hangs", silent("ran a command", self.patience)),
             false => ("a command in the guest hangs", clock.verdict(line)),
         };
         self.examine();
@@ -589,7 +584,9 @@ impl Vm {
             }
             if quiet_since.max(self.agent.heard()).elapsed() >= self.patience {
                 self.examine();
-                return Err(self.starting().error(&silent("turned itself off")));
+                return Err(self
+                    .starting()
+                    .error(&silent("turned itself off", self.patience)));
             }
             if let Some(Lost::Broken(reason)) = self.agent.lost()
                 && self.qemu.status().is_none()
@@ -681,11 +678,11 @@ fn debugger_line(spec: &VmSpec, run: &Path) -> String {
     )
 }
 
-fn silent(doing: &str) -> String {
+fn silent(doing: &str, patience: Duration) -> String {
     format!(
         "the guest hangs: it said nothing for {} s while it {doing}; what its CPUs were doing is \
          at the end of console.log",
-        SILENT_GUEST_LIMIT.as_secs()
+        patience.as_secs()
     )
 }
 
@@ -758,7 +755,7 @@ impl Starting<'_> {
             }
             if quiet_since.elapsed() >= self.patience {
                 report();
-                return Err(self.error(&silent(doing)));
+                return Err(self.error(&silent(doing, self.patience)));
             }
         }
     }

@@ -22,8 +22,8 @@ use super::disk::Disk;
 use super::limits::{Clock, Limits};
 use super::qemu;
 use super::spec::{
-    ByteSize, CPUS_MAX, DEVICES_MAX, FileCopy, Gdb, MemoryType, VmSpec, parse_device_memory,
-    parse_guest_memory,
+    ByteSize, CPUS_MAX, DEVICES_MAX, FileCopy, Gdb, MemoryType, SILENT_GUEST_LIMIT, VmSpec,
+    parse_device_memory, parse_guest_memory,
 };
 use super::terminal::{self, RawTerminal};
 use crate::build::{self, KernelOptions};
@@ -128,6 +128,11 @@ pub struct RunVmArgs {
           value_parser = clap::value_parser!(u64).range(1..))]
     time_limit: Option<u64>,
 
+    /// Give up a guest that has said nothing for NUM seconds
+    #[arg(long, value_name = "NUM", default_value_t = SILENT_GUEST_LIMIT.as_secs(),
+          value_parser = clap::value_parser!(u64).range(1..))]
+    silence_limit: u64,
+
     /// Write the logs into DIR instead of the cache
     #[arg(long, value_name = "DIR")]
     keep_logs: Option<PathBuf>,
@@ -178,6 +183,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         link_model: args.link_model,
         atomics: args.atomics,
         trace: args.trace,
+        patience: Duration::from_secs(args.silence_limit),
         ..VmSpec::new(kernel)
     };
     if args.dry_run {

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use cdm_control_protocol::Fault;
@@ -22,6 +23,11 @@ pub const DEVICES_MAX: u8 = 4;
 pub const CPUS_MAX: u8 = 16;
 /// Least guest memory: kernel and initramfs with room to run something.
 const MEMORY_MIN: ByteSize = ByteSize(128 << 20);
+
+/// Silence after which a guest counts as dead, with a question unanswered and not
+/// a byte on its console. A debug kernel under TCG on a busy host is quiet for half
+/// a minute; nothing that still works is for six times that.
+pub const SILENT_GUEST_LIMIT: Duration = Duration::from_secs(180);
 
 /// A number of bytes, as people write it: `512M`, `2G`, `65536`.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -244,6 +250,8 @@ pub struct VmSpec {
     pub trace: bool,
     /// Whether a guest that crashes or hangs leaves a dump of its memory.
     pub dump: bool,
+    /// Silence after which the guest counts as dead.
+    pub patience: Duration,
 }
 
 impl VmSpec {
@@ -271,6 +279,7 @@ impl VmSpec {
             atomics: None,
             trace: false,
             dump: true,
+            patience: SILENT_GUEST_LIMIT,
         }
     }
 

@@ -3,7 +3,9 @@
 //! Every operation of the device, on memory in the device and in the system.
 
 use std::io;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use cdm_guest_tools::device::{Answer, Comparison, Direction, Span};
@@ -25,6 +27,7 @@ crate::tests!("commands":
     checksum_continues_over_pieces,
     operand_that_alternates_between_device_and_system_is_one_operand,
     operands_stay_where_they_are,
+    operand_stays_where_it_is_until_its_command_is_done,
     refused_command_gives_its_status_and_the_next_one_works,
 );
 
@@ -248,6 +251,48 @@ fn operands_stay_where_they_are(t: &Fixture) -> Result<()> {
         .ok()?;
     t.expect_in_device(resident.range())?;
     t.expect_in_system(system.range())
+}
+
+fn operand_stays_where_it_is_until_its_command_is_done(t: &Fixture) -> Result<()> {
+    /// Some milliseconds of the device's time each.
+    const COMMANDS: u64 = 40;
+    /// Between two commands, for others to move the memory in.
+    const PAUSE: Duration = Duration::from_millis(2);
+    let memory = t.resident_memory(1, 13)?;
+    let word = memory.word(0);
+    word.store(0, SeqCst);
+    let number = Span {
+        offset: 0,
+        bytes: 8,
+    };
+    let add = || -> Result<()> {
+        for command in 1..=COMMANDS {
+            t.device.fetch_add(&memory, number, 1, REPEAT_MAX)?.ok()?;
+            let (sum, all) = (word.load(SeqCst), command * u64::from(REPEAT_MAX));
+            ensure!(sum == all, "of {all} additions {sum} came in");
+            thread::sleep(PAUSE);
+        }
+        Ok(())
+    };
+    let moves = thread::scope(|scope| -> Result<u64> {
+        let device = scope.spawn(add);
+        let mut moves = 0;
+        let mut to = Direction::ToSystem;
+        while !device.is_finished() {
+            let moved = t.device.migrate(0, memory.range(), to)?.moved;
+            moves += moved;
+            to = match (moved, to) {
+                (0, same) => same,
+                (_, Direction::ToSystem) => Direction::ToDevice,
+                (_, Direction::ToDevice) => Direction::ToSystem,
+            };
+        }
+        device.join().expect("the thread panics nowhere")?;
+        Ok(moves)
+    })?;
+    t.note(format!("it moved {moves} times between the commands"));
+    ensure!(moves > 0, "nothing moved, so nothing was tried");
+    Ok(())
 }
 
 /// Sends a command as it is; the memory it names is the test's own or bad.

@@ -437,12 +437,12 @@ fn batch(device: &Device, memory: &Mapping) -> io::Result<()> {
 }
 
 fn batch_fails_cleanly_at_each_allocation(t: &Fixture) -> Result<()> {
-    let trial = Trial::new(t, 1)?;
+    let trial = Trial::new(t, 80)?;
     trial.run(|| resident(t), |memory| batch(&t.device, memory), unchanged)
 }
 
 fn batch_on_addresses_fails_cleanly_at_each_allocation(t: &Fixture) -> Result<()> {
-    let trial = Trial::new(t, 1)?;
+    let trial = Trial::new(t, 40)?;
     let bound = Bound::open(0)?;
     trial.run(small, |memory| batch(&bound, memory), unchanged)
 }

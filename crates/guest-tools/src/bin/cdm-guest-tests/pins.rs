@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use cdm_guest_tools::device::{Direction, Span};
+use cdm_guest_tools::device::Direction;
 use cdm_guest_tools::gup_test::{self, Pinner};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::registered::Registered;
@@ -22,7 +22,6 @@ crate::tests!("pins":
     io_uring_buffer_moves_its_pages_out,
     io_uring_buffer_of_part_of_the_memory_leaves_the_rest,
     pinned_pages_are_refused_and_move_after_the_pin,
-    operand_of_a_command_stays_where_it_is_until_that_is_done,
     gup_test_long_term_pin_moves_the_pages_out,
     gup_test_fast_long_term_pin_moves_the_pages_out,
     reader_of_a_file_gets_its_contents_while_a_pin_moves_them_out,
@@ -73,43 +72,6 @@ fn pinned_pages_are_refused_and_move_after_the_pin(t: &Fixture) -> Result<()> {
     t.move_all(memory.range(), Direction::ToDevice)?;
     t.expect_in_device(memory.range())?;
     memory.check_pattern(3)?;
-    Ok(())
-}
-
-fn operand_of_a_command_stays_where_it_is_until_that_is_done(t: &Fixture) -> Result<()> {
-    /// The device takes some tenths of a second for them, many times what a migration does.
-    const ADDITIONS: u32 = 40_000_000;
-    const ROUNDS: u64 = 8;
-    let mut met = 0;
-    let memory = t.resident_memory(1, 4)?;
-    let word = memory.word(0);
-    let number = Span {
-        offset: 0,
-        bytes: 8,
-    };
-    for _ in 0..ROUNDS {
-        t.move_all(memory.range(), Direction::ToDevice)?;
-        word.store(0, Ordering::SeqCst);
-        thread::scope(|scope| -> Result<()> {
-            let device = scope.spawn(|| t.device.fetch_add(&memory, number, 1, ADDITIONS)?.ok());
-            while word.load(Ordering::SeqCst) == 0 && !device.is_finished() {
-                thread::yield_now();
-            }
-            let migration = t.device.migrate(0, memory.range(), Direction::ToSystem)?;
-            if word.load(Ordering::SeqCst) < u64::from(ADDITIONS) {
-                met += 1;
-                ensure!(migration.moved == 0, "it moved: {migration:?}");
-            }
-            device.join().expect("the thread panics nowhere")?;
-            Ok(())
-        })?;
-        let sum = word.load(Ordering::SeqCst);
-        ensure!(
-            sum == u64::from(ADDITIONS),
-            "of {ADDITIONS} additions {sum} came in"
-        );
-    }
-    ensure!(met > 0, "the device was done before each migration");
     Ok(())
 }
 

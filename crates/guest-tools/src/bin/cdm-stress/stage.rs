@@ -177,12 +177,13 @@ impl Stage {
                     })
                 })
                 .collect();
-            let results = threads.into_iter().enumerate().map(|(index, thread)| {
-                let result = thread.join().unwrap_or_else(|panic| Err(panicked(&*panic)));
-                result.with_context(|| format!("thread {index}"))
-            });
             // All of them are waited for, and the first failure is told.
-            results.fold(Ok(()), |first, result| first.and(result))
+            let mut first = Ok(());
+            for (index, thread) in threads.into_iter().enumerate() {
+                let result = thread.join().unwrap_or_else(|panic| Err(panicked(&*panic)));
+                first = first.and(result.with_context(|| format!("thread {index}")));
+            }
+            first
         })
     }
 

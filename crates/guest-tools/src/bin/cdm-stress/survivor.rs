@@ -26,7 +26,6 @@ use crate::own_memory;
 
 /// Pages of a region of small pages.
 const SMALL_PAGES: usize = 96;
-const WORDS: usize = PAGE_BYTES / WORD_BYTES;
 /// How long somebody waits who finds no device.
 const ABSENCE_PAUSE: Duration = Duration::from_millis(10);
 /// Once in so many rounds all nodes are closed, and opened anew when they are needed.
@@ -600,7 +599,7 @@ mod tests {
         for is_done in [false, true] {
             let mut survivor = survivor(&counts, ERRORS);
             survivor.rewrite_pages(0, 0..2).unwrap();
-            for word in &survivor.regions[0].memory.words()[..WORDS / 2] {
+            for word in &survivor.regions[0].memory.words()[..PAGE_BYTES / WORD_BYTES / 2] {
                 word.store(7, Relaxed);
             }
             let settled = survivor.settle(0, 0..2, is_done, |_| Contents::Fill(7));

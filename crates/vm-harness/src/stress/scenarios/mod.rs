@@ -9,6 +9,7 @@ pub mod order;
 pub mod result;
 mod skips;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -20,9 +21,10 @@ use self::result::{Document, ScenarioResult};
 use super::driven::{self, Driven};
 use super::outcome::Verdict;
 use super::said::{Said, Totals};
-use super::{Task, leaks};
+use super::{Task, junit, leaks};
 use crate::build::{self, BuildKind, Kernel, KernelChoice};
 use crate::context::Context;
+use crate::evidence;
 use crate::results::{self, Origin};
 use crate::test::Session;
 use crate::test::report::Verdict as Told;
@@ -62,6 +64,7 @@ pub fn list(ctx: &Context) -> Result<Vec<Listed>> {
         name: driven.name.to_owned(),
         property: driven.property.to_owned(),
     }));
+    skips::check(all.iter().map(|scenario| scenario.name.as_str()))?;
     Ok(all)
 }
 
@@ -84,12 +87,12 @@ pub fn run(task: &Task<'_>, order: &Order) -> Result<bool> {
     };
     if order.all_at_once {
         stand
-            .run_together(&names, |detail| progress.set_detail(&first_words(detail)))
+            .run_together(&names, |detail| progress.set_detail(first_words(detail)))
             .into_iter()
             .for_each(&mut say);
     } else {
         for name in &names {
-            say(stand.run(name, |detail| progress.set_detail(&first_words(detail))));
+            say(stand.run(name, |detail| progress.set_detail(first_words(detail))));
             progress.advance();
         }
     }
@@ -100,6 +103,8 @@ pub fn run(task: &Task<'_>, order: &Order) -> Result<bool> {
     println!("{}", document.summary());
     let json = serde_json::to_string_pretty(&document)?;
     results::write(&task.folder.join("results.json"), &json)?;
+    let cases = junit::of_scenarios(&document.results);
+    crate::junit::write(&task.folder.join("junit.xml"), &task.command, &cases)?;
     Ok(document.is_good())
 }
 
@@ -134,6 +139,8 @@ pub struct Stand<'a> {
     session: Session<'a>,
     order: Order,
     kernel: Kernel,
+    /// Where the folders of failures go.
+    folder: PathBuf,
     /// Guests so far.
     guests: u32,
     /// Whether the guest that runs is one of them already.
@@ -142,12 +149,7 @@ pub struct Stand<'a> {
 
 impl<'a> Stand<'a> {
     /// Guests of an order, whose logs go below `folder`.
-    pub fn new(
-        ctx: &'a Context,
-        kernel: Kernel,
-        order: Order,
-        folder: &std::path::Path,
-    ) -> Result<Self> {
+    pub fn new(ctx: &'a Context, kernel: Kernel, order: Order, folder: &Path) -> Result<Self> {
         let mut spec = order.machine(kernel.clone());
         // File systems and block devices are modules.
         spec.files.push(FileCopy::kernel_modules(ctx, &kernel)?);
@@ -155,13 +157,17 @@ impl<'a> Stand<'a> {
             session: Session::new(ctx, spec, folder.join("guests")),
             order,
             kernel,
+            folder: folder.to_owned(),
             guests: 0,
             is_counted: false,
         })
     }
 
-    /// Runs one scenario.
+    /// Runs one scenario, unless it is declared that it is not begun here.
     pub fn run(&mut self, name: &str, mut on_progress: impl FnMut(&str)) -> ScenarioResult {
+        if let Some(result) = self.not_begun(name) {
+            return result;
+        }
         if let Some(driven) = driven::find(name) {
             on_progress(name);
             return self.play(driven);
@@ -177,9 +183,28 @@ impl<'a> Stand<'a> {
         names: &[String],
         on_progress: impl FnMut(&str),
     ) -> Vec<ScenarioResult> {
-        let mut names = names.to_vec();
+        let mut results: Vec<_> = names
+            .iter()
+            .filter_map(|name| self.not_begun(name))
+            .collect();
+        let is_begun = |name: &&String| results.iter().all(|result| result.name != **name);
+        let mut names: Vec<String> = names.iter().filter(is_begun).cloned().collect();
         names.push(TOGETHER.to_owned());
-        self.run_names(&names, on_progress)
+        results.extend(self.run_names(&names, on_progress));
+        results
+    }
+
+    fn not_begun(&self, name: &str) -> Option<ScenarioResult> {
+        let why = skips::not_begun(&self.kernel.choice, &self.order, name)?;
+        Some(ScenarioResult {
+            name: name.to_owned(),
+            verdict: Verdict::Skipped,
+            seconds: 0.0,
+            detail: why,
+            totals: Totals::new(),
+            repeat: self.order.line(&[name.to_owned()], &self.kernel),
+            logs: None,
+        })
     }
 
     fn run_names(
@@ -211,14 +236,6 @@ impl<'a> Stand<'a> {
             wrong: ended.err().map(|error| format!("{error:#}")),
         };
         let verdicts: Vec<_> = names.iter().map(|name| told.verdict(name)).collect();
-        let is_good = |(verdict, _): &(Verdict, String)| {
-            matches!(verdict, Verdict::Passed | Verdict::Skipped)
-        };
-        if !verdicts.iter().all(is_good) {
-            // What is wrong with this guest must not be the next one's failure.
-            self.session.discard();
-            self.is_counted = false;
-        }
         let seconds = started.elapsed();
         let repeat = self.order.line(
             &called
@@ -227,7 +244,7 @@ impl<'a> Stand<'a> {
                 .collect::<Vec<_>>(),
             &self.kernel,
         );
-        names
+        let mut results: Vec<_> = names
             .iter()
             .zip(verdicts)
             .map(|(name, (verdict, detail))| ScenarioResult {
@@ -239,7 +256,26 @@ impl<'a> Stand<'a> {
                 repeat: repeat.clone(),
                 logs: logs.clone(),
             })
-            .collect()
+            .collect();
+        if !results.iter().all(ScenarioResult::is_good) {
+            self.keep_evidence(&mut results);
+            // What is wrong with this guest must not be the next one's failure.
+            self.session.discard();
+            self.is_counted = false;
+        }
+        results
+    }
+
+    /// A folder for each failure, while its guest is at hand.
+    fn keep_evidence(&self, results: &mut [ScenarioResult]) {
+        for result in results.iter_mut().filter(|result| !result.is_good()) {
+            let (name, repeat) = (&result.name, format!("ci/{}", result.repeat));
+            let guest = self.session.evidence();
+            let kept = evidence::of_named(&self.folder, name, &result.detail, &repeat, guest);
+            if let Err(error) = kept {
+                result.detail += &format!("\nits folder is not complete: {error:#}");
+            }
+        }
     }
 
     /// Runs a scenario of which the host does a part. Guests may come and go with it.
@@ -268,12 +304,8 @@ impl<'a> Stand<'a> {
             }
         };
         let logs = self.session.logs();
-        if verdict == Verdict::Failed {
-            self.session.discard();
-        }
         self.guests += totals.get("guests").copied().unwrap_or_default() as u32;
-        self.is_counted &= self.session.is_up();
-        ScenarioResult {
+        let mut result = ScenarioResult {
             name: driven.name.to_owned(),
             verdict,
             seconds: started.elapsed().as_millis() as f64 / 1000.0,
@@ -281,7 +313,13 @@ impl<'a> Stand<'a> {
             totals,
             repeat: self.order.line(&[driven.name.to_owned()], &self.kernel),
             logs,
+        };
+        if !result.is_good() {
+            self.keep_evidence(std::slice::from_mut(&mut result));
+            self.session.discard();
         }
+        self.is_counted &= self.session.is_up();
+        result
     }
 
     /// Has a guest, and has it forget what was lost before.

@@ -3,6 +3,8 @@
 //! Which scenarios may be skipped, and why. Any other skip is a failure: what does not run proves
 //! nothing.
 
+use anyhow::{Result, ensure};
+
 use super::order::{Order, Room};
 use crate::build::KernelChoice;
 use crate::vm::MemoryType;
@@ -47,6 +49,48 @@ const LACKING: &[(Option<KernelChoice>, Option<MemoryType>, &str, &str)] = &[
     ),
 ];
 
+/// Scenarios that a kernel without a patch of the series does not survive: kernel, scenario, patch,
+/// and what happens without it. They run all the same where they are called by name.
+const WITHOUT: &[(KernelChoice, &str, &str, &str)] = &[
+    (
+        KernelChoice::Vanilla,
+        "mixed::everything",
+        UNLOCKED,
+        "pages that are unlocked in the device count as locked for good",
+    ),
+    (
+        KernelChoice::Vanilla,
+        "address_space::locked_pages_move_and_are_unlocked_in_the_end",
+        UNLOCKED,
+        "pages that are unlocked in the device count as locked for good",
+    ),
+];
+
+const UNLOCKED: &str = "mm-memremap-clear-stale-folio-flags-when-device-memo";
+
+/// Why a scenario is not begun on a kernel, if it is not.
+pub fn not_begun(kernel: &KernelChoice, order: &Order, scenario: &str) -> Option<String> {
+    if order.names.iter().any(|name| name == scenario) {
+        return None;
+    }
+    WITHOUT
+        .iter()
+        .find(|(k, name, ..)| k == kernel && *name == scenario)
+        .map(|(_, _, patch, why)| format!("{why} without {patch}"))
+}
+
+/// Refuses a table that speaks of scenarios that are not there.
+pub fn check<'a>(scenarios: impl Iterator<Item = &'a str>) -> Result<()> {
+    let names: Vec<&str> = scenarios.collect();
+    for (_, scenario, ..) in WITHOUT {
+        ensure!(
+            names.contains(scenario),
+            "the table of skips names '{scenario}', which is no scenario"
+        );
+    }
+    Ok(())
+}
+
 /// What follows from how the run was asked for.
 const ASKED: &[(&str, &str)] = &[
     ("needs memory type ", "the run asks for another type"),
@@ -81,8 +125,37 @@ pub fn declared(kernel: &KernelChoice, order: &Order, reason: &str) -> Option<St
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::super::order::Length;
     use super::*;
+
+    #[test]
+    fn scenario_that_a_kernel_does_not_survive_runs_only_when_it_is_called() {
+        let (kernel, scenario, ..) = &WITHOUT[0];
+        let mut order = order(2, false, None);
+        assert!(not_begun(kernel, &order, scenario).is_some());
+        assert!(not_begun(&KernelChoice::Public, &order, scenario).is_none());
+        order.names.push((*scenario).to_owned());
+        assert!(not_begun(kernel, &order, scenario).is_none());
+    }
+
+    #[test]
+    fn table_that_names_a_scenario_that_is_gone_is_refused() {
+        assert!(check(WITHOUT.iter().map(|(_, scenario, ..)| *scenario)).is_ok());
+        assert!(check(std::iter::once("gone::since")).is_err());
+    }
+
+    #[test]
+    fn patches_that_are_named_are_of_the_series() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/kernel/patches/series");
+        let series = fs::read_to_string(path).expect("a series");
+        for (_, scenario, patch, _) in WITHOUT {
+            let is_there = series.lines().any(|line| line.contains(patch));
+            assert!(is_there, "{scenario}: no patch '{patch}'");
+        }
+    }
 
     fn order(devices: u8, all_at_once: bool, memory_type: Option<MemoryType>) -> Order {
         Order {

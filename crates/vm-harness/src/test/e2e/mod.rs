@@ -716,7 +716,10 @@ impl Suite {
     /// Its groups of tests inside the guest, in their order.
     fn groups_of<'a>(&self, guest_tests: &'a [String]) -> Vec<&'a str> {
         let mut groups = plan::groups(guest_tests);
-        groups.retain(|group| self.groups.has(group));
+        let is_patched = self.kernel != KernelChoice::Vanilla;
+        groups.retain(|group| {
+            self.groups.has(group) && (is_patched || !plan::PATCHED_GROUPS.contains(group))
+        });
         groups
     }
 

@@ -64,16 +64,6 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[
     ),
     (
         KernelChoice::Vanilla,
-        "injected::migration_of_a_file_fails_cleanly_at_each_allocation",
-        NO_FILES,
-    ),
-    (
-        KernelChoice::Vanilla,
-        "injected::migration_of_a_huge_page_fails_cleanly_at_each_allocation",
-        "huge pages move whole to MEMORY_DEVICE_PUBLIC only",
-    ),
-    (
-        KernelChoice::Vanilla,
         "pins::reader_of_a_file_gets_its_contents_while_a_pin_moves_them_out",
         NO_FILES,
     ),
@@ -111,6 +101,10 @@ pub fn is_general(group: &str) -> bool {
 
 /// Groups that are the same there as on other machines.
 pub const INDIFFERENT_GROUPS: &[&str] = &["addresses"];
+
+/// Groups for the kernel with the series alone: they take the error paths of the kernel's migration as
+/// well as the driver's, and the series mends some of the former.
+pub const PATCHED_GROUPS: &[&str] = &["injected"];
 
 /// Groups that take too long for here; `just stress --suite fault` runs them.
 pub const LONG_GROUPS: &[&str] = &["injected_probe"];

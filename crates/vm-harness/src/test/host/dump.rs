@@ -76,6 +76,32 @@ pub fn of_a_hanging_command(run: &Run) -> Result<()> {
     left.expect_none()
 }
 
+/// A guest in which nothing answers any more: a kernel that panics and stays where it is.
+pub fn of_a_silent_guest(run: &Run) -> Result<()> {
+    let left = Leftovers::watch()?;
+    let folder = tempfile::tempdir_in(run.folder())?;
+    let logs = folder.path().display().to_string();
+    let line = "echo 0 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger";
+    let arguments = run_vm(&[
+        "--keep-logs",
+        &logs,
+        "--silence-limit",
+        "30",
+        "--exec",
+        line,
+    ]);
+    let ended = Subject::start(run, &left, &arguments)?.finish()?;
+    let words = [
+        "the guest hangs: it said nothing for 30 s",
+        "sysrq triggered crash",
+        "memory.elf",
+    ];
+    told(&ended, &words)?;
+    has_what_helps(folder.path())?;
+    names_the_kernel(run, folder.path())?;
+    left.expect_none()
+}
+
 /// Logs on a disk that is as good as full.
 pub fn without_room(run: &Run) -> Result<()> {
     let left = Leftovers::watch()?;

@@ -18,6 +18,7 @@ use crate::scenario::Scenario;
 pub const SCENARIOS: &[Scenario] = &[
     fork::TREE,
     mappings::PATCHWORK,
+    mappings::LOCKED,
     advice::ADVICE,
     userfault::MISSING,
     userfault::WRITES,

@@ -32,7 +32,7 @@ const OWN_PAGES: usize = 64;
 
 /// Of a store whose pages can move.
 const LEAST: &[Least] = &[
-    Least::PerThousand(Count::FilePagesToDevice, 1000),
+    Least::PerThousand(Count::FilePagesToDevice, 400),
     Least::PerThousand(Count::ReadWrite, 100),
     Least::PerThousand(Count::Truncate, 20),
     Least::PerThousand(Count::Punch, 20),

@@ -449,13 +449,15 @@ fn compaction(stage: &Stage) -> Result<()> {
 const BALANCING: &str = "/proc/sys/kernel/numa_balancing";
 const SECOND_NODE: &str = "/sys/devices/system/node/node1";
 const SCAN_DELAY: &str = "/sys/kernel/debug/sched/numa_balancing/scan_delay_ms";
-const SCAN_PERIOD: &str = "/sys/kernel/debug/sched/numa_balancing/scan_period_min_ms";
+const SCAN_PERIOD_LEAST: &str = "/sys/kernel/debug/sched/numa_balancing/scan_period_min_ms";
+const SCAN_PERIOD_MOST: &str = "/sys/kernel/debug/sched/numa_balancing/scan_period_max_ms";
 /// Hint faults that there must be between two looks.
 const HINTS: u64 = 16;
 
 fn numa_balancing(stage: &Stage) -> Result<()> {
     let _delay = Setting::set(SCAN_DELAY, "10")?;
-    let _period = Setting::set(SCAN_PERIOD, "10")?;
+    let _least = Setting::set(SCAN_PERIOD_LEAST, "10")?;
+    let _most = Setting::set(SCAN_PERIOD_MOST, "20")?;
     let _balancing = Setting::set(BALANCING, "1")?;
     let hints = || -> Result<u64> {
         let number = vmstat::Snapshot::take()?.get("numa_hint_faults");
@@ -477,6 +479,9 @@ fn numa_balancing(stage: &Stage) -> Result<()> {
                     found - before
                 );
                 move_some(stage, &devices, &mut random, &region)?;
+                // The kernel leaves a page alone that is where its only user is.
+                let node = random.below(2);
+                send_to_node(&region, random.piece(NODE_PAGES), node)?;
                 verify(stage, &region, 0..NODE_PAGES)?;
                 found = hints()?;
             }

@@ -29,7 +29,7 @@ pub const ADVICE: Scenario = Scenario {
         Least::PerThousand(Count::LazyFree, 50),
         Least::PerThousand(Count::Collapse, 50),
         Least::PerThousand(Count::Advice, 160),
-        Least::PerThousand(Count::PagesToDevice, 5000),
+        Least::PerThousand(Count::PagesToDevice, 2000),
         Least::InAll(Count::Foreign, 10),
     ],
     body,

@@ -33,7 +33,7 @@ pub const DEBUGGER: Scenario = Scenario {
     operations: 20,
     least: &[
         Least::PerThousand(Count::Poked, 30_000),
-        Least::PerThousand(Count::PagesToDevice, 5000),
+        Least::PerThousand(Count::PagesToDevice, 2000),
         Least::InAll(Count::Foreign, 10),
     ],
     body,

@@ -28,7 +28,7 @@ pub const TREE: Scenario = Scenario {
                the shared pages go.",
     needs: Needs::DEVICE,
     alone: false,
-    operations: 20,
+    operations: 10,
     least: &[
         Least::PerThousand(Count::Fork, 6000),
         Least::PerThousand(Count::PagesToDevice, 20_000),

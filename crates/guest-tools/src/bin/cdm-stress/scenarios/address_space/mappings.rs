@@ -21,9 +21,9 @@ const PIECES_MAX: usize = 10;
 const PAGES_MIN: usize = 128;
 
 pub const PATCHWORK: Scenario = Scenario {
-    name: "address_space::mappings_cut_moved_protected_and_locked_keep_their_words",
-    property: "What is not unmapped keeps its contents through munmap, mremap, mprotect and mlock \
-               of it and its neighbours.",
+    name: "address_space::mappings_cut_moved_and_protected_keep_their_words",
+    property: "What is not unmapped keeps its contents through munmap, mremap and mprotect of it \
+               and its neighbours.",
     needs: Needs::DEVICE,
     alone: false,
     operations: 200,
@@ -31,11 +31,26 @@ pub const PATCHWORK: Scenario = Scenario {
         Least::PerThousand(Count::UnmapPart, 60),
         Least::PerThousand(Count::Remap, 90),
         Least::PerThousand(Count::Protect, 90),
-        Least::PerThousand(Count::Lock, 60),
-        Least::PerThousand(Count::PagesToDevice, 5000),
+        Least::PerThousand(Count::PagesToDevice, 1000),
         Least::InAll(Count::Foreign, 10),
     ],
-    body,
+    body: |stage| patchwork(stage, WEIGHTS),
+};
+
+pub const LOCKED: Scenario = Scenario {
+    name: "address_space::locked_pages_move_and_are_unlocked_in_the_end",
+    property: "What is locked into memory moves and is cut like all else, and no page is counted \
+               as locked when nobody locks it any more.",
+    needs: Needs::DEVICE,
+    alone: false,
+    operations: 200,
+    least: &[
+        Least::PerThousand(Count::Lock, 150),
+        Least::PerThousand(Count::UnmapPart, 40),
+        Least::PerThousand(Count::PagesToDevice, 1000),
+        Least::InAll(Count::Foreign, 10),
+    ],
+    body: |stage| patchwork(stage, WEIGHTS_LOCKED),
 };
 
 /// What is done to a piece.
@@ -61,13 +76,22 @@ const WEIGHTS: &[(Step, usize)] = &[
     (Step::LeaveEmpty, 1),
     (Step::ReadOnly, 2),
     (Step::Inaccessible, 1),
-    (Step::Lock, 2),
 ];
 
-fn body(stage: &Stage) -> Result<()> {
+/// Of a worker that locks its memory.
+const WEIGHTS_LOCKED: &[(Step, usize)] = &[
+    (Step::Rewrite, 2),
+    (Step::Move, 3),
+    (Step::Cut, 2),
+    (Step::Remap, 1),
+    (Step::ReadOnly, 1),
+    (Step::Lock, 5),
+];
+
+fn patchwork(stage: &Stage, weights: &[(Step, usize)]) -> Result<()> {
     while_moved(stage, WORKERS, PIECES_MAX, |hand| {
         let mut pieces = Vec::new();
-        let mut deck = Deck::new(WEIGHTS);
+        let mut deck = Deck::new(weights);
         let mut number = 0;
         while hand.stage.round() {
             replenish(hand, &mut pieces)?;

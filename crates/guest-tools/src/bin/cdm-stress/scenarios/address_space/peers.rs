@@ -34,7 +34,7 @@ pub const PEERS: Scenario = Scenario {
     operations: 60,
     least: &[
         Least::PerThousand(Count::PeerPages, 8000),
-        Least::PerThousand(Count::PagesToDevice, 5000),
+        Least::PerThousand(Count::PagesToDevice, 2000),
         Least::InAll(Count::Foreign, 10),
     ],
     body,
