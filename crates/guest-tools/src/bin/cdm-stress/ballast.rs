@@ -18,7 +18,7 @@ use nix::sys::mman::MmapAdvise;
 
 use crate::counts::Count;
 use crate::crew::Crew;
-use crate::stage::Stage;
+use crate::stage::{Stage, caught};
 
 /// What it leaves free of a device: less than the others want to have there.
 const ROOM_BYTES: usize = HUGE_PAGE_BYTES;
@@ -32,64 +32,80 @@ const PAUSE: Duration = Duration::from_millis(50);
 const FILL_LIMIT: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Whether somebody keeps the devices full. Scenarios that run at once share one.
+/// Who keeps the devices full. Scenarios that run at once share one ballast: more than that has no
+/// room in the guest.
 #[derive(Clone)]
 pub struct Ballast(Arc<Mapping>);
 
 impl Ballast {
     /// Nobody does.
     pub fn new() -> Result<Self> {
-        let memory = Mapping::shared(PAGE_BYTES).context("cannot share a word")?;
+        let memory = Mapping::shared(PAGE_BYTES).context("cannot share a page")?;
         // Who touches it first is charged for it, which must not be a scenario.
         memory.fill(0);
         Ok(Self(Arc::new(memory)))
     }
 
-    /// Takes it over, unless somebody else has it.
-    fn claim(&self) -> bool {
-        self.0.word(0).swap(1, SeqCst) == 0
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.0.words()[index]
     }
 
-    fn release(&self) {
-        self.0.word(0).store(0, SeqCst);
+    /// Whether somebody has it.
+    fn owned(&self) -> &AtomicU64 {
+        self.word(0)
+    }
+
+    /// Devices that have been full.
+    fn full(&self) -> &AtomicU64 {
+        self.word(1)
+    }
+
+    /// Scenarios that need it.
+    fn users(&self) -> &AtomicU64 {
+        self.word(2)
+    }
+
+    /// Whether nobody needs it any more.
+    fn is_done(&self) -> bool {
+        self.users().load(SeqCst) == 0
     }
 }
 
 /// Runs `body` beside a process for each device that keeps it full; the time of the scenario begins
-/// when all of them are. Where somebody keeps the devices full already, it is left to them.
+/// when all of them are. Where another scenario has such processes already, they serve both.
 pub fn beside(stage: &Stage, body: impl FnOnce() -> Result<()>) -> Result<()> {
-    if !stage.ballast().claim() {
-        return body();
-    }
-    let full = Mapping::shared(PAGE_BYTES)?;
-    stage.hold_clock();
+    let ballast = stage.ballast();
+    ballast.users().fetch_add(1, SeqCst);
     let mut crew = Crew::new(stage);
     let devices = Device::numbers()?;
-    for number in &devices {
-        crew.start(&format!("ballast of device {number}"), || {
-            keep_full(stage, *number, full.word(0))
-        })?;
+    stage.hold_clock();
+    if ballast.owned().swap(1, SeqCst) == 0 {
+        for number in &devices {
+            crew.start(&format!("ballast of device {number}"), || {
+                keep_full(stage, *number)
+            })?;
+        }
     }
     // A slow machine takes long to fill the devices, and only then is there something to fight for.
     let started = Instant::now();
-    while full.word(0).load(SeqCst) < devices.len() as u64
+    while ballast.full().load(SeqCst) < devices.len() as u64
         && !stage.counts().is_stopped()
         && started.elapsed() < FILL_LIMIT
     {
         thread::sleep(POLL);
     }
     stage.start_clock();
-    let result = body();
+    let result = caught(body);
     stage.counts().stop();
+    ballast.users().fetch_sub(1, SeqCst);
     // What the ballast found is the reason where it failed first and stopped the others.
-    let ballast = crew.finish();
-    stage.ballast().release();
-    result.and(ballast)
+    result.and(crew.finish())
 }
 
-/// Fills a device with memory whose contents it knows, adds to `full`, and does it again until the
-/// end. What it moves is no part of what the scenario does, and is not counted.
-fn keep_full(stage: &Stage, number: u32, full: &AtomicU64) -> Result<()> {
+/// Fills a device with memory whose contents it knows, and does it again until nobody needs it. What
+/// it moves is no part of what the scenario does, and is not counted.
+fn keep_full(stage: &Stage, number: u32) -> Result<()> {
+    let ballast = stage.ballast();
     let seed = stage.seed().wrapping_add(number.into());
     let device = Device::open(number).with_context(|| format!("device {number}"))?;
     let mut random = Random::new(seed);
@@ -98,7 +114,7 @@ fn keep_full(stage: &Stage, number: u32, full: &AtomicU64) -> Result<()> {
     let contents = Contents::new(&device, total - ROOM_BYTES, seed)?;
     let memory = &contents.memory;
     let mut is_first = true;
-    while !stage.is_over() {
+    while !ballast.is_done() {
         let pages = match device.query()?.bytes_free as usize > ROOM_BYTES {
             true => 0..memory.pages(),
             false => some_pages(&mut random, memory.pages()),
@@ -116,7 +132,7 @@ fn keep_full(stage: &Stage, number: u32, full: &AtomicU64) -> Result<()> {
             "the counts of a migration do not add up: {migration:?}"
         );
         if is_first {
-            full.fetch_add(1, SeqCst);
+            ballast.full().fetch_add(1, SeqCst);
             is_first = false;
         }
         for _ in 0..SAMPLES {

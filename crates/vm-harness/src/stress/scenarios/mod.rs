@@ -237,13 +237,11 @@ impl<'a> Stand<'a> {
         };
         let verdicts: Vec<_> = names.iter().map(|name| told.verdict(name)).collect();
         let seconds = started.elapsed();
-        let repeat = self.order.line(
-            &called
-                .iter()
-                .map(|name| (*name).to_owned())
-                .collect::<Vec<_>>(),
-            &self.kernel,
-        );
+        let called: Vec<String> = called.into_iter().map(str::to_owned).collect();
+        let repeat = match (self.order.all_at_once, self.order.shard) {
+            (true, None) => self.order.line(&self.order.names, &self.kernel),
+            _ => self.order.line(&called, &self.kernel),
+        };
         let mut results: Vec<_> = names
             .iter()
             .zip(verdicts)
