@@ -31,6 +31,7 @@ use super::qmp::{Qmp, send_sysrq};
 use super::rundir::RunDir;
 use super::spec::{Gdb, VmSpec};
 use super::timeline::Timeline;
+use super::tsc;
 use crate::build::{self, Kernel};
 use crate::context::Context;
 
@@ -124,6 +125,7 @@ fn qemu_arguments(
     MachineData::read(&ctx.repo)?.arguments(&Run {
         spec,
         accel,
+        tsc_khz: (accel == Accel::Tcg).then(tsc::khz),
         initramfs,
         run,
         logs,
@@ -374,6 +376,7 @@ impl Vm {
             &Run {
                 spec,
                 accel: accelerator(ctx, spec)?,
+                tsc_khz: None,
                 initramfs: &parts.initramfs,
                 run: self.dir.path(),
                 logs: &logs,

@@ -31,6 +31,7 @@ mod terminal;
 #[cfg(test)]
 pub mod testing;
 pub mod timeline;
+mod tsc;
 
 pub use agent::{Event, Input, Lost, Running};
 pub use backend::Backend;

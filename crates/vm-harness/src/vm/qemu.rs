@@ -67,6 +67,9 @@ pub struct Run<'a> {
     pub spec: &'a VmSpec,
     /// Who runs the guest.
     pub accel: Accel,
+    /// Ticks of the guest's time stamp counter in a millisecond, where the guest cannot be trusted
+    /// to find out.
+    pub tsc_khz: Option<u64>,
     /// The first file system.
     pub initramfs: &'a Path,
     /// Folder of the sockets.
@@ -170,7 +173,7 @@ impl MachineData {
             ("first-node", spec.first_node().to_string()),
             ("kernel", text(&spec.kernel.image)),
             ("initramfs", text(run.initramfs)),
-            ("append", self.append(spec)),
+            ("append", self.append(run)),
             ("run", text(run.run)),
             ("logs", text(run.logs)),
             ("agent-port", cdm_agent_protocol::PORT_NAME.to_owned()),
@@ -194,8 +197,10 @@ impl MachineData {
     }
 
     /// The kernel command line.
-    fn append(&self, spec: &VmSpec) -> String {
+    fn append(&self, run: &Run<'_>) -> String {
+        let spec = run.spec;
         let mut words = self.kernel_words.clone();
+        words.extend(run.tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
         words.extend(spec.kernel_words.iter().cloned());
         if !spec.load_module {
             words.push("cdm.load=0".to_owned());
@@ -365,6 +370,7 @@ mod tests {
         let run = Run {
             spec,
             accel: Accel::Tcg,
+            tsc_khz: None,
             initramfs: Path::new("/cache/initramfs.cpio"),
             run: Path::new("/run/cdm"),
             logs: Path::new("/logs"),
@@ -436,6 +442,7 @@ mod tests {
         let run = Run {
             spec: &spec,
             accel: Accel::Tcg,
+            tsc_khz: None,
             initramfs: Path::new("/cache/initramfs.cpio"),
             run: Path::new("/run/cdm"),
             logs: Path::new("/logs"),
