@@ -52,6 +52,11 @@ impl Traits {
         self.0 & sys::CDM_TRAIT_COMPOUND != 0
     }
 
+    /// KSM has merged it with others.
+    pub(crate) fn is_merged(self) -> bool {
+        self.0 & sys::CDM_TRAIT_MERGED != 0
+    }
+
     /// Somebody pinned its folio for DMA.
     pub(crate) fn is_pinned(self) -> bool {
         self.0 & sys::CDM_TRAIT_PINNED != 0

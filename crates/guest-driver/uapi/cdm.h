@@ -138,7 +138,8 @@ enum cdm_reason {
 	/* Part of a larger folio that had to be split and could not be. */
 	CDM_REASON_SPLIT	= 7,
 	/* Any other kind: hugetlb, DAX, device registers, page cache where only anonymous
-	 * memory can move, a memory error, another device's page that shall go to the system.
+	 * memory can move, a page that KSM has merged, a memory error, another device's page
+	 * that shall go to the system.
 	 */
 	CDM_REASON_UNSUPPORTED	= 8,
 	CDM_REASON_COUNT	= 9,

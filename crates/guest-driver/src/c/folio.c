@@ -96,6 +96,8 @@ u32 cdm_page_traits(struct page *page)
 		traits |= CDM_TRAIT_LARGE;
 	if (folio_maybe_dma_pinned(folio))
 		traits |= CDM_TRAIT_PINNED;
+	if (folio_test_ksm(folio))
+		traits |= CDM_TRAIT_MERGED;
 	return traits;
 }
 

@@ -97,6 +97,8 @@ static const u32 CDM_TRAIT_ANON = 1 << 0;
 static const u32 CDM_TRAIT_LARGE = 1 << 1;
 static const u32 CDM_TRAIT_COMPOUND = 1 << 2;
 static const u32 CDM_TRAIT_PINNED = 1 << 3;
+/* KSM has merged it with others. */
+static const u32 CDM_TRAIT_MERGED = 1 << 4;
 
 /* What a device may be given of an area: see cdm_vma_rights(). */
 static const u32 CDM_AREA_READ = 1 << 0;

@@ -396,7 +396,14 @@ impl Mover<'_> {
     }
 
     /// Whether pages of that kind go where they shall.
+    ///
+    /// What KSM has merged stays: the kernel finds the mappings of such a page by what KSM knows of
+    /// them, and KSM forgets those of ZONE_DEVICE pages at its next scan. Nobody would replace the
+    /// migration entries when the page comes back, and whoever touches it would fault for ever.
     fn is_kind_movable(&self, traits: Traits) -> bool {
+        if traits.is_merged() {
+            return false;
+        }
         traits.is_anon()
             || match self.direction {
                 Direction::ToDevice => self.region.layout().memory_type.takes_files(),

@@ -227,8 +227,12 @@ impl Pass<'_, '_> {
     /// Whether a collected page is of a kind that moves.
     fn is_movable(&self, page: *mut sys::page) -> bool {
         // SAFETY: The kernel locked the page for us, so it is valid.
-        let is_anon = unsafe { sys::cdm_page_traits(page) } & sys::CDM_TRAIT_ANON != 0;
-        is_anon
+        let traits = unsafe { sys::cdm_page_traits(page) };
+        if traits & sys::CDM_TRAIT_MERGED != 0 {
+            // As `Mover::is_kind_movable` says.
+            return false;
+        }
+        traits & sys::CDM_TRAIT_ANON != 0
             || match self.direction {
                 Direction::ToDevice => self.region.layout().memory_type.takes_files(),
                 Direction::ToSystem => sys::CDM_FILES_MIGRATE,

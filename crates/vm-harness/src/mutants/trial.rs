@@ -305,10 +305,21 @@ fn observe_from_outside(
     Ok(End {
         check: checked.err().map(|error| Check {
             test: Some(name.to_owned()),
-            words: format!("{error:#}"),
+            // Where logs of a run are means nothing to who reads of it elsewhere.
+            words: causes(&error, Session::LOGS),
         }),
         ..End::default()
     })
+}
+
+/// What went wrong and why, but for what begins like that.
+fn causes(error: &anyhow::Error, without: &str) -> String {
+    let causes: Vec<String> = error
+        .chain()
+        .map(|cause| cause.to_string().trim_end().to_owned())
+        .filter(|cause| !cause.starts_with(without))
+        .collect();
+    causes.join(": ")
 }
 
 /// Hands what a command says on to `output` until that has seen enough; the command's status if
@@ -454,6 +465,14 @@ mod tests {
         let check = said(text, 1).expect("a check").expect("one that failed");
         assert_eq!(check.test.as_deref(), Some("a::y"));
         assert_eq!(check.words, "word 7 is 3; left behind: 1 page");
+    }
+
+    #[test]
+    fn causes_are_told_without_the_place_of_the_logs() {
+        let error = anyhow::anyhow!("word 3 is 4\n")
+            .context("with a fault")
+            .context(format!("{}/somewhere", Session::LOGS));
+        assert_eq!(causes(&error, Session::LOGS), "with a fault: word 3 is 4");
     }
 
     #[test]

@@ -16,13 +16,14 @@ use cdm_guest_tools::vmstat;
 use nix::errno::Errno;
 use nix::sys::mman::MmapAdvise;
 
-use crate::fixture::{Fixture, expect_errno, physical_addresses};
+use crate::fixture::{Fixture, expect_errno, move_patiently, physical_addresses};
 use cdm_guest_tools::wait::{wait_until, wait_until_nothing};
 
 crate::tests!("neighbours":
     mlock_of_device_pages_counts_them_as_of_system_pages,
     locked_huge_page_goes_in_and_out_and_is_unlocked_in_the_end,
     ksm_merges_nothing_in_the_device,
+    merged_pages_stay_and_move_when_they_are_ones_own,
     advice_cold_pageout_and_free_leaves_device_pages_where_they_are,
     move_pages_tells_and_moves_nothing_of_the_device,
     mbind_leaves_device_pages_where_they_are,
@@ -151,6 +152,36 @@ fn ksm_merges_nothing_in_the_device(t: &Fixture) -> Result<()> {
     memory.check_fill(0x5a5e)?;
     drop(merging);
     memory.check_fill(0x5a5e)?;
+    Ok(())
+}
+
+/// The kernel would not find the mappings of a merged page again that comes back from the device
+/// after KSM has looked for it: whoever touches it would fault for ever.
+fn merged_pages_stay_and_move_when_they_are_ones_own(t: &Fixture) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const OWN: &str = "/proc/self/ksm_merging_pages";
+    let memory = Mapping::anonymous(PAGES * PAGE_BYTES)?;
+    memory.advise(MmapAdvise::MADV_NOHUGEPAGE)?;
+    memory.fill(0x3e5e);
+    memory.advise(MmapAdvise::MADV_MERGEABLE)?;
+    let _merging = Merging::start()?;
+    let merged = || -> Result<u64> { Ok(fs::read_to_string(OWN)?.trim().parse()?) };
+    wait_until(PATIENCE, "KSM merges nothing", || {
+        Ok(merged()? >= PAGES as u64 / 2)
+    })?;
+    // It stops, and what is merged stays so.
+    fs::write(format!("{KSM}/run"), "0")?;
+    let merged = merged()?;
+    let (migration, _) = move_patiently(&t.device, 0, memory.range(), Direction::ToDevice)?;
+    ensure!(
+        migration.unsupported == merged && migration.moved == PAGES as u64 - merged,
+        "{merged} pages are merged: {migration:?}"
+    );
+    memory.check_fill(0x3e5e)?;
+    memory.fill(0x3e5f);
+    t.move_all(memory.range(), Direction::ToDevice)?;
+    t.expect_in_device(memory.range())?;
+    memory.check_fill(0x3e5f)?;
     Ok(())
 }
 

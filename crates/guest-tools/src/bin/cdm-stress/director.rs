@@ -19,10 +19,11 @@ const POLL: Duration = Duration::from_millis(1);
 /// Index of the director's own random numbers: no process has it.
 pub const DIRECTOR: usize = usize::MAX;
 
-/// Waits until there is `more` of a count than `before`; not beyond the end of the scenario.
+/// Waits until there is `more` of a count than `before`; not beyond the end of the scenario, to which
+/// those who count come by themselves.
 pub fn await_more(stage: &Stage, count: Count, before: u64, more: u64) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
-    while stage.counts().get(count) < before + more && !stage.counts().is_stopped() {
+    while stage.counts().get(count) < before + more && !stage.is_over() {
         ensure!(
             Instant::now() < deadline,
             "{} did not grow by {more} in {LIMIT:?}",

@@ -36,6 +36,9 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
+    /// Begins what a failed check says of its logs.
+    pub const LOGS: &'static str = "logs of its guest: ";
+
     /// A session with logs below `logs`, a folder for each machine that it takes.
     pub fn new(ctx: &'a Context, spec: VmSpec, logs: PathBuf) -> Self {
         Self {
@@ -225,7 +228,7 @@ impl<'a> Session<'a> {
             if self.exec("true").is_err() {
                 self.discard();
             }
-            let logs = format!("logs of its guest: {}", log.unwrap_or_default());
+            let logs = format!("{}{}", Self::LOGS, log.unwrap_or_default());
             return checked.and(judged).context(logs);
         }
         Ok(())

@@ -55,7 +55,6 @@ pub const SCENARIOS: &[Scenario] = &[
             Least::PerThousand(Count::CommandsDone, 20_000),
             Least::PerThousand(Count::Verified, 50_000),
             Least::InAll(Count::PagesToDevice, 500),
-            Least::InAll(Count::Absence, 5),
         ],
         body: unbind_and_bind_under_load,
     },

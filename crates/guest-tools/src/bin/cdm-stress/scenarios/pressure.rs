@@ -73,8 +73,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "pressure::merged_pages",
-        property: "Pages that KSM has merged move to devices and back, and whoever writes to one \
-                   writes to his own.",
+        property: "Processes whose pages KSM merges find what they stored, wherever pages move, and \
+                   whoever writes to a merged page writes to his own.",
         needs: Needs {
             files: &[KSM_RUN],
             ..Needs::DEVICE
@@ -393,9 +393,13 @@ fn merged_pages(stage: &Stage) -> Result<()> {
             let options = any_options(&mut random, direction);
             stage.migrate(device, 0, range, direction, options)?;
             verify(stage, &region, 0..KSM_PAGES)?;
-            for page in random.piece(KSM_PAGES) {
+            let own = random.piece(KSM_PAGES);
+            for page in own.clone() {
                 store(&mut region, page, value(random.number()));
             }
+            // These are not merged, or no more.
+            let range = region.memory.page_range(own.start, own.len());
+            stage.migrate(device, 0, range, direction, Options::default())?;
             verify(stage, &region, 0..KSM_PAGES)?;
             // What is in a device is not merged.
             for device in &devices {
@@ -646,7 +650,9 @@ fn state(block: &Path) -> Result<String> {
 
 fn memory_removed_beside_the_device(stage: &Stage) -> Result<()> {
     let mut random = stage.random(DIRECTOR);
-    direct(stage, WORKERS, COMMANDS, Allowed::NOTHING, || {
+    // Of what does not move the kernel tells all that it knows, as if something were wrong.
+    let mut quiet = Quiet::start()?;
+    let result = direct(stage, WORKERS, COMMANDS, Allowed::NOTHING, || {
         let blocks = blocks()?;
         ensure!(!blocks.is_empty(), "no memory is online");
         for _ in 0..TRIES {
@@ -663,5 +669,7 @@ fn memory_removed_beside_the_device(stage: &Stage) -> Result<()> {
             return worked;
         }
         bail!("no block of {TRIES} could be taken offline");
-    })
+    });
+    let said = quiet.look();
+    result.and(said.map(drop))
 }
