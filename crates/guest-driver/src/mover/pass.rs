@@ -56,6 +56,8 @@ impl Pass<'_, '_> {
                 continue;
             }
             match self.mapped[index] {
+                // The first of its addresses has it, and does not want it.
+                Mapped::Page { traits, .. } if traits.is_merged() => {}
                 Mapped::Page { home, .. } if from.is_home(home) => {
                     if let Some(reason) = collected.reason(index) {
                         *outcome = Outcome::Failed(match reason {
