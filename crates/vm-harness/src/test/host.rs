@@ -224,7 +224,7 @@ fn wrong_arguments(run: &Run) -> Result<()> {
         (&["stress", "--suite", "mixed"], &["--seed", "--minutes"]),
         (
             &["stress", "--suite", "hmm-tests", "--seed", "1"],
-            &["--seed", "--suite mixed"],
+            &["--seed", "--suite scenarios or mixed"],
         ),
         (
             &[

@@ -64,8 +64,21 @@ const WITHOUT: &[(KernelChoice, &str, &str, &str)] = &[
         UNLOCKED,
         "pages that are unlocked in the device count as locked for good",
     ),
+    (
+        KernelChoice::Vanilla,
+        "moves::against_evictions",
+        TWICE,
+        "a page that two evict at a time moves twice now and then",
+    ),
+    (
+        KernelChoice::Vanilla,
+        "moves::into_full_devices",
+        TWICE,
+        "a page that two evict at a time moves twice now and then",
+    ),
 ];
 
+const TWICE: &str = "mm-migrate_device-leave-anonymous-folios-alone";
 const UNLOCKED: &str = "mm-memremap-clear-stale-folio-flags-when-device-memo";
 
 /// Why a scenario is not begun on a kernel, if it is not.
