@@ -37,6 +37,11 @@ fuzz *ARGS:
 stress *ARGS:
     @{{ cdm }} stress "$@"
 
+# Draw stress scenarios at random for hours, until something is wrong
+[no-cd, no-exit-message]
+soak *ARGS:
+    @{{ cdm }} soak "$@"
+
 # Try what CPUs and device see of each other's accesses, millions of times
 [no-cd, no-exit-message]
 litmus *ARGS:

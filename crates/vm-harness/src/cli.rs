@@ -38,6 +38,8 @@ pub enum Command {
     Fuzz(fuzz::FuzzArgs),
     /// Run named stress scenarios, or the kernel's own suite for device memory
     Stress(stress::StressArgs),
+    /// Draw stress scenarios at random for hours, until something is wrong
+    Soak(stress::soak::SoakArgs),
     /// Try what CPUs and device see of each other's accesses, millions of times
     Litmus(litmus::LitmusArgs),
     /// Plant mistakes in kernel, driver and device, and see that the tests find them
@@ -68,6 +70,7 @@ impl Command {
             Self::Test(args) => test::run(ctx, args),
             Self::Fuzz(args) => fuzz::run(ctx, &args),
             Self::Stress(args) => stress::run(ctx, &args),
+            Self::Soak(args) => stress::soak::run(ctx, &args),
             Self::Litmus(args) => litmus::run(ctx, &args),
             Self::Mutants(args) => mutants::run(ctx, &args),
             Self::SeriesCheck(args) => series_check::run(ctx, &args),

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::known::{File, Known};
 use super::outcome::{Ended, Judged, MARK, TypeRun, Verdict};
-use super::publish::{Document, Published, publish};
+use super::publish::{Document, publish};
 use super::{Suite, Task};
 use crate::build::Kernel;
 use crate::context::Context;
@@ -61,7 +61,7 @@ pub fn run(task: &Task<'_>, suite: Suite, wanted: Option<MemoryType>) -> Result<
         println!("# cdm: {}", run.count());
         document.runs.push(run);
     }
-    publish(task, &Published::Suite(&document))?;
+    publish(task, &document)?;
     Ok(document.is_good())
 }
 

@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What a CI system shows of a stress run: a case for each scenario, for each test of the kernel's
-//! suite, and for each piece of a long run.
-
-use std::time::Duration;
+//! What a CI system shows of a stress run: a case for each scenario and for each test of the
+//! kernel's suite.
 
 use super::outcome::{Judged, TypeRun, Verdict};
 use super::publish::Document;
 use super::scenarios::result::ScenarioResult;
-use super::state::Summary;
 use crate::junit::{Case, Ending};
 
 /// Cases of the scenarios, a suite for each family.
@@ -83,29 +80,4 @@ fn of_log(suite: &str, run: &TypeRun) -> Case {
         time: None,
         detail: complaints.join("\n"),
     }
-}
-
-/// Cases of the long run: each piece, and whether all of them ran.
-pub fn of_mixed(summary: &Summary) -> Vec<Case> {
-    let suite = summary.name();
-    let case = |name: String, failure: Option<&str>, seconds| Case {
-        suite: suite.clone(),
-        name,
-        ending: match failure {
-            None => Ending::Passed,
-            Some(_) => Ending::Failed("failed"),
-        },
-        time: Some(Duration::from_secs(seconds)),
-        detail: failure.unwrap_or_default().to_owned(),
-    };
-    let pieces = summary.pieces().iter().enumerate();
-    let mut cases: Vec<Case> = pieces
-        .map(|(index, piece)| {
-            let name = format!("piece {}, seed {}", index + 1, piece.seed);
-            case(name, piece.failure.as_deref(), piece.seconds)
-        })
-        .collect();
-    let short = (!summary.is_complete()).then_some("it did not run for as long as it should");
-    cases.push(case("all_pieces_ran".to_owned(), short, 0));
-    cases
 }

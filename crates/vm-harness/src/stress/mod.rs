@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! `cdm stress`: named scenarios by a seed; the kernel's own suite for device memory, on this
-//! project's device and on upstream's; and one scenario that does everything at once, for hours.
+//! `cdm stress`: named scenarios by a seed, and the kernel's own suites, on this project's device and
+//! on upstream's; and `cdm soak`, which draws scenarios for hours.
 //!
 //! `cdm test` runs the scenarios for a few seconds each, and the suite on this project's device.
 //! The rest is no part of it: it takes longer, and on upstream's device an unpatched kernel takes
@@ -13,13 +13,12 @@ mod hmm;
 mod junit;
 mod known;
 mod leaks;
-mod mixed;
 pub(crate) mod outcome;
 mod publish;
 pub(crate) mod said;
 pub(crate) mod scenarios;
 mod selftests;
-mod state;
+pub mod soak;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,8 +48,6 @@ Examples:
   just stress --suite hmm-tests-upstream --kernel vanilla --record
   just stress --suite mm-selftests
   just stress --suite fault
-  just stress --suite mixed --seed 1 --minutes 30 --build debug
-  just stress --suite mixed --seed 1 --minutes 30 --build debug --resume --record
 
 Suites:
   scenarios           the named scenarios of cdm-stress (`--list` names them with the property
@@ -70,9 +67,6 @@ Suites:
                       back. A test that passes without and not with is a failure; differences
                       that are explained are declared in images/kernel/known-differences.toml.
   fault               each allocation of each call to the driver fails once, on the debug build
-  mixed               cdm-stress in the guest: mixed folio sizes, files, forks, pins,
-                      truncation, eviction and device commands at once, each byte checked. It
-                      runs in pieces, each in a new guest, whose totals add up.
 
 Each memory type of hmm-tests gets a guest of its own. A test that takes its guest down
 is lost; the tests behind it run in a new guest. Failures that are known are declared in
@@ -85,9 +79,6 @@ with its console.log, command line and kernel configuration. What failed has a f
 failures, with all that is known of it and the line that repeats it.
 
 Exit status: 0 good, 1 something failed, 2 could not run.";
-
-/// Minutes of one piece of `mixed`: what an interruption costs at most.
-const PIECE_MINUTES: u64 = 5;
 
 /// What to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -102,8 +93,6 @@ pub(crate) enum Suite {
     MmSelftests,
     /// Failing allocations in the driver, on the debug build
     Fault,
-    /// Everything at once, for a given time
-    Mixed,
 }
 
 impl std::fmt::Display for Suite {
@@ -114,7 +103,6 @@ impl std::fmt::Display for Suite {
             Self::HmmTestsUpstream => "hmm-tests-upstream",
             Self::MmSelftests => "mm-selftests",
             Self::Fault => "fault",
-            Self::Mixed => "mixed",
         })
     }
 }
@@ -125,8 +113,7 @@ impl std::fmt::Display for Suite {
 Examples:
   just stress
   just stress moves --seed 7 --seconds 60
-  just stress --suite hmm-tests
-  just stress --suite mixed --seed 1 --minutes 30")]
+  just stress --suite hmm-tests")]
 pub struct StressArgs {
     /// scenarios: run the scenario or the family called NAME [default: all]
     #[arg(value_name = "SCENARIO")]
@@ -147,8 +134,7 @@ pub struct StressArgs {
     #[command(flatten)]
     kernel: KernelOptions,
 
-    /// Start random sequences from NUM [scenarios: default 1]; mixed: each further piece has the
-    /// next number
+    /// scenarios: start random sequences from NUM [default: 1]
     #[arg(long, value_name = "NUM")]
     seed: Option<u64>,
 
@@ -175,18 +161,6 @@ pub struct StressArgs {
     /// scenarios: run them at the same time
     #[arg(long)]
     all_at_once: bool,
-
-    /// mixed: run for NUM minutes, all pieces together
-    #[arg(long, value_name = "NUM", value_parser = clap::value_parser!(u64).range(1..))]
-    minutes: Option<u64>,
-
-    /// mixed: minutes of one piece [default: 5]
-    #[arg(long, value_name = "NUM", value_parser = clap::value_parser!(u64).range(1..))]
-    piece_minutes: Option<u64>,
-
-    /// mixed: go on with the run of the same options that this commit has begun
-    #[arg(long)]
-    resume: bool,
 
     /// mm-selftests: run the program NAME and no others, or several with commas
     #[arg(long = "program", value_name = "NAME", value_delimiter = ',')]
@@ -230,15 +204,6 @@ pub fn run(ctx: &Context, args: &StressArgs) -> Result<ExitCode> {
     };
     let good = match args.suite {
         Suite::Scenarios => scenarios::run(&task, &order(args)),
-        Suite::Mixed => {
-            let order = mixed::Order {
-                memory_type: args.memory_type,
-                seed: args.seed.unwrap_or_default(),
-                minutes: args.minutes.unwrap_or_default(),
-                piece_minutes: args.piece_minutes.unwrap_or(PIECE_MINUTES),
-            };
-            mixed::run(&task, &order, args.resume)
-        }
         Suite::MmSelftests => selftests::run(&task, args.memory_type, &args.programs),
         Suite::Fault => fault::run(&task, args.memory_type),
         suite => hmm::run(&task, suite, args.memory_type),
@@ -306,6 +271,7 @@ fn check(args: &StressArgs) -> Result<()> {
     let of_scenarios = [
         ("a scenario's name", !args.scenarios.is_empty()),
         ("--list", args.list),
+        ("--seed", args.seed.is_some()),
         ("--seconds", args.seconds.is_some()),
         ("--rounds", args.rounds.is_some()),
         ("--devices", args.devices.is_some()),
@@ -314,11 +280,6 @@ fn check(args: &StressArgs) -> Result<()> {
         ("--all-at-once", args.all_at_once),
     ];
     let of_selftests = [("--program", !args.programs.is_empty())];
-    let of_mixed = [
-        ("--minutes", args.minutes.is_some()),
-        ("--piece-minutes", args.piece_minutes.is_some()),
-        ("--resume", args.resume),
-    ];
     let refuse = |options: &[(&str, bool)], owner: &str| -> Result<()> {
         match options.iter().find(|(_, given)| *given) {
             Some((option, _)) => bail!("{option} belongs to --suite {owner}, not to {suite}"),
@@ -331,18 +292,11 @@ fn check(args: &StressArgs) -> Result<()> {
     if suite != Suite::MmSelftests {
         refuse(&of_selftests, "mm-selftests")?;
     }
-    if suite != Suite::Mixed {
-        refuse(&of_mixed, "mixed")?;
-    }
     match suite {
         Suite::Scenarios => ensure!(
             !args.record,
-            "--record belongs to the other suites: a run of scenarios leaves results.json"
-        ),
-        Suite::Mixed => ensure!(
-            args.seed.is_some() && args.minutes.is_some(),
-            "--suite mixed needs --seed NUM and --minutes NUM: what cannot be repeated proves \
-             little"
+            "--record belongs to the other suites and to just soak: a run of scenarios leaves \
+             results.json"
         ),
         Suite::HmmTests | Suite::HmmTestsUpstream | Suite::MmSelftests | Suite::Fault => {
             ensure!(
@@ -354,7 +308,6 @@ fn check(args: &StressArgs) -> Result<()> {
                 !args.record || args.programs.is_empty(),
                 "--record writes down what all programs come to; leave --program away"
             );
-            refuse(&[("--seed", args.seed.is_some())], "scenarios or mixed")?;
         }
     }
     Ok(())
@@ -372,14 +325,6 @@ fn command(args: &StressArgs) -> String {
     }
     words.push(format!("--kernel {}", args.kernel.kernel));
     words.push(format!("--build {}", build_of(args)));
-    let numbers = [
-        ("--seed", args.seed),
-        ("--minutes", args.minutes),
-        ("--piece-minutes", args.piece_minutes),
-    ];
-    for (option, number) in numbers {
-        words.extend(number.map(|number| format!("{option} {number}")));
-    }
     words.join(" ")
 }
 
@@ -401,13 +346,6 @@ mod tests {
     }
 
     #[test]
-    fn mixed_wants_seed_and_minutes() {
-        assert!(check(&parse("--suite mixed --seed 1 --minutes 2")).is_ok());
-        let error = check(&parse("--suite mixed --minutes 2")).expect_err("no seed");
-        assert!(error.to_string().contains("--seed"), "{error}");
-    }
-
-    #[test]
     fn options_of_another_suite_are_refused() {
         let refused = |suite: &str, options: &[&str]| {
             for option in options {
@@ -417,9 +355,9 @@ mod tests {
                 assert!(error.contains(name), "{error}");
             }
         };
-        let of_mixed = ["--minutes 1", "--piece-minutes 1", "--resume"];
         let of_scenarios = [
             "--list",
+            "--seed 1",
             "--seconds 1",
             "--rounds 1",
             "--devices 1",
@@ -427,11 +365,7 @@ mod tests {
             "--shard 1/2",
             "--all-at-once",
         ];
-        refused("hmm-tests", &of_mixed);
         refused("hmm-tests", &of_scenarios);
-        refused("hmm-tests", &["--seed 1"]);
-        refused("mixed", &of_scenarios);
-        refused("scenarios", &of_mixed);
         refused("scenarios", &["--record"]);
         let named = parse("--suite hmm-tests moves");
         assert!(check(&named).is_err(), "it has no scenario of that name");
@@ -455,8 +389,6 @@ mod tests {
         let args = parse("--suite hmm-tests --record --memory-type private");
         let error = check(&args).expect_err("a part").to_string();
         assert!(error.contains("--memory-type"), "{error}");
-        let mixed = "--suite mixed --seed 1 --minutes 2 --record --memory-type private";
-        assert!(check(&parse(mixed)).is_ok());
     }
 
     #[test]
@@ -464,7 +396,6 @@ mod tests {
         assert!(check(&parse("--suite mm-selftests --program cow")).is_ok());
         for line in [
             "--suite hmm-tests --program cow",
-            "--suite mixed --seed 1 --minutes 1 --program cow",
             "--suite mm-selftests --program cow --record",
         ] {
             let error = check(&parse(line)).expect_err(line).to_string();
@@ -481,10 +412,10 @@ mod tests {
 
     #[test]
     fn command_names_what_decides_the_run() {
-        let args = parse("--suite mixed --seed 7 --minutes 30 --build debug --resume --record");
+        let args = parse("--suite hmm-tests --memory-type private --build debug --record");
         assert_eq!(
             command(&args),
-            "just stress --suite mixed --kernel public --build debug --seed 7 --minutes 30"
+            "just stress --suite hmm-tests --memory-type private --kernel public --build debug"
         );
     }
 }

@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use super::known::Declared;
 use super::outcome::{TypeRun, Verdict};
-use super::state::Summary;
 use super::{Suite, Task, junit};
 use crate::results::{self, Origin, cell};
 
@@ -139,34 +138,15 @@ fn details(run: &TypeRun) -> String {
     text
 }
 
-/// What can be published.
-pub enum Published<'a> {
-    /// The kernel's suite.
-    Suite(&'a Document),
-    /// The long run.
-    Mixed(&'a Summary),
-}
-
-/// Writes results.json and junit.xml into the run's folder; with `--record` JSON and page into the repository.
-pub fn publish(task: &Task<'_>, what: &Published<'_>) -> Result<()> {
-    let (name, json, page, cases) = match what {
-        Published::Suite(document) => (
-            document.name(),
-            serde_json::to_string_pretty(document)?,
-            document.page(),
-            junit::of_suite(document),
-        ),
-        Published::Mixed(summary) => (
-            summary.name(),
-            serde_json::to_string_pretty(summary)?,
-            summary.page(),
-            junit::of_mixed(summary),
-        ),
-    };
+/// Writes results.json and junit.xml into the run's folder; with `--record` JSON and page into the
+/// repository.
+pub fn publish(task: &Task<'_>, document: &Document) -> Result<()> {
+    let json = serde_json::to_string_pretty(document)?;
     results::write(&task.folder.join("results.json"), &json)?;
+    let cases = junit::of_suite(document);
     crate::junit::write(&task.folder.join("junit.xml"), &task.command, &cases)?;
     if task.record {
-        results::record(task.ctx, &name, &json, &page)?;
+        results::record(task.ctx, &document.name(), &json, &document.page())?;
     }
     Ok(())
 }

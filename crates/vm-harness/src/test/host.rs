@@ -221,10 +221,10 @@ fn wrong_arguments(run: &Run) -> Result<()> {
         (&["run-vm", "--kernel", "/none/linux"], &["/none/linux"]),
         (&["run-vm", "--share", "/none"], &["--share", "/none"]),
         (&["run-vm", "--file", "/none:/root/x"], &["--file", "/none"]),
-        (&["stress", "--suite", "mixed"], &["--seed", "--minutes"]),
+        (&["soak", "moves"], &["--hours"]),
         (
             &["stress", "--suite", "hmm-tests", "--seed", "1"],
-            &["--seed", "--suite scenarios or mixed"],
+            &["--seed", "--suite scenarios"],
         ),
         (
             &[

@@ -7,7 +7,7 @@
 
 pub mod order;
 pub mod result;
-mod skips;
+pub mod skips;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,6 +43,10 @@ pub struct Listed {
     pub name: String,
     /// What must hold.
     pub property: String,
+    /// Devices that it needs.
+    pub devices: u8,
+    /// Whether it cannot run beside others.
+    pub alone: bool,
 }
 
 /// Every scenario, those behind the others of which the host does a part. The programs for the guest are static, so it takes no guest to list them.
@@ -63,13 +67,15 @@ pub fn list(ctx: &Context) -> Result<Vec<Listed>> {
     all.extend(driven::SCENARIOS.iter().map(|driven| Listed {
         name: driven.name.to_owned(),
         property: driven.property.to_owned(),
+        devices: 1,
+        alone: true,
     }));
     skips::check(all.iter().map(|scenario| scenario.name.as_str()))?;
     Ok(all)
 }
 
 /// The first words of what the program says of its progress: the scenario, the time, the operations.
-fn first_words(detail: &str) -> String {
+pub fn first_words(detail: &str) -> String {
     let words: Vec<&str> = detail.split(", ").take(2).collect();
     words.join(", ")
 }
@@ -108,22 +114,32 @@ pub fn run(task: &Task<'_>, order: &Order) -> Result<bool> {
     Ok(document.is_good())
 }
 
-/// The scenarios that are called by name or by family, and of these the part that is this run's.
-fn choose(all: Vec<Listed>, order: &Order) -> Result<Vec<String>> {
-    let all: Vec<String> = all.into_iter().map(|listed| listed.name).collect();
+/// The scenarios that are called by name or by family.
+pub fn called(mut all: Vec<Listed>, names: &[String]) -> Result<Vec<Listed>> {
     let is_called =
         |scenario: &str, name: &str| scenario == name || scenario.split("::").next() == Some(name);
-    for name in &order.names {
+    for name in names {
         ensure!(
-            all.iter().any(|scenario| is_called(scenario, name)),
+            all.iter().any(|scenario| is_called(&scenario.name, name)),
             "there is no scenario and no family '{name}'; there are {}",
-            all.join(", ")
+            all.iter()
+                .map(|scenario| scenario.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
         );
     }
-    let mut chosen = all;
-    chosen.retain(|scenario| {
-        order.names.is_empty() || order.names.iter().any(|name| is_called(scenario, name))
+    all.retain(|scenario| {
+        names.is_empty() || names.iter().any(|name| is_called(&scenario.name, name))
     });
+    Ok(all)
+}
+
+/// Of the scenarios that are called, the part that is this run's.
+fn choose(all: Vec<Listed>, order: &Order) -> Result<Vec<String>> {
+    let mut chosen: Vec<String> = called(all, &order.names)?
+        .into_iter()
+        .map(|listed| listed.name)
+        .collect();
     if let Some(shard) = order.shard {
         chosen = shard.of(chosen);
         ensure!(
@@ -163,6 +179,11 @@ impl<'a> Stand<'a> {
         })
     }
 
+    /// Has the scenarios that come now obey another order, which the same machine must do for.
+    pub fn obey(&mut self, order: Order) {
+        self.order = order;
+    }
+
     /// Runs one scenario, unless it is declared that it is not begun here.
     pub fn run(&mut self, name: &str, mut on_progress: impl FnMut(&str)) -> ScenarioResult {
         if let Some(result) = self.not_begun(name) {
@@ -195,7 +216,7 @@ impl<'a> Stand<'a> {
     }
 
     fn not_begun(&self, name: &str) -> Option<ScenarioResult> {
-        let why = skips::not_begun(&self.kernel.choice, &self.order, name)?;
+        let why = skips::not_begun(&self.kernel.choice, &self.order.names, name)?;
         Some(ScenarioResult {
             name: name.to_owned(),
             verdict: Verdict::Skipped,
@@ -419,6 +440,8 @@ mod tests {
         let listed = |name: &&str| Listed {
             name: (*name).to_owned(),
             property: String::new(),
+            devices: 1,
+            alone: false,
         };
         names.iter().map(listed).collect()
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::build::{BuildKind, Kernel};
 use crate::test::main_machine;
@@ -39,7 +39,7 @@ impl fmt::Display for Length {
 }
 
 /// How much room there is in the devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Room {
     /// Devices that are full from the start, and are kept so
@@ -68,6 +68,9 @@ pub struct Shard {
 }
 
 impl Shard {
+    /// All of it.
+    pub const WHOLE: Self = Self { index: 1, count: 1 };
+
     /// Its part of a list: every so many of it, so that what is alike is spread.
     pub fn of<T>(self, all: Vec<T>) -> Vec<T> {
         all.into_iter()

@@ -2,11 +2,11 @@
 
 //! How each scenario ended, and what all of them come to.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::super::outcome::Verdict;
 use super::super::said::Totals;
@@ -16,7 +16,7 @@ use crate::results::Origin;
 const PAGE_BYTES: u64 = 4096;
 
 /// One scenario, as it ended.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ScenarioResult {
     /// `family::what_happens`.
     pub name: String,
@@ -25,14 +25,14 @@ pub struct ScenarioResult {
     /// How long it took, with what was looked at afterwards.
     pub seconds: f64,
     /// Why it failed, or was skipped.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(skip_serializing_if = "String::is_empty", default)]
     pub detail: String,
     /// What it counted.
     pub totals: Totals,
     /// The line that runs it again as it ran.
     pub repeat: String,
     /// The folder of its guest's logs; none if there was no guest.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub logs: Option<PathBuf>,
 }
 
@@ -74,6 +74,87 @@ impl ScenarioResult {
             }
         }
         text
+    }
+}
+
+/// What totals come to, in what a person asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Figures {
+    operations: u64,
+    /// Calls of the driver that migrate.
+    migrations: u64,
+    pages_to_devices: u64,
+    pages_back: u64,
+    pages_between_devices: u64,
+    pages_evicted: u64,
+    /// Bytes of all of these.
+    bytes_moved: u64,
+    pages_written: u64,
+    device_commands: u64,
+    pages_compared: u64,
+    /// Faults of devices.
+    faults_survived: u64,
+}
+
+impl Figures {
+    /// What `totals` come to.
+    pub fn of(totals: &Totals) -> Self {
+        let total = |name: &str| totals.get(name).copied().unwrap_or_default();
+        let sum = |names: &[&str]| names.iter().map(|name| total(name)).sum();
+        let moved: u64 = sum(&["pages_to_device", "pages_to_system", "pages_evicted"]);
+        Self {
+            operations: total("operations"),
+            migrations: sum(&["migrate_to_device", "migrate_to_system", "migrate_foreign"]),
+            pages_to_devices: total("pages_to_device"),
+            pages_back: total("pages_to_system"),
+            pages_between_devices: total("pages_between_devices"),
+            pages_evicted: total("pages_evicted"),
+            bytes_moved: moved * PAGE_BYTES,
+            pages_written: total("pages_rewritten"),
+            device_commands: sum(&[
+                "device_stores",
+                "device_checksums",
+                "device_comparisons",
+                "device_atomics",
+            ]),
+            pages_compared: total("verified_pages"),
+            faults_survived: total("faults"),
+        }
+    }
+
+    fn gigabytes(&self) -> String {
+        format!("{:.1}", self.bytes_moved as f64 / 1e9)
+    }
+
+    /// A name for people and the number of each.
+    pub fn rows(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("operations", self.operations.to_string()),
+            ("calls to migrate", self.migrations.to_string()),
+            ("pages to devices", self.pages_to_devices.to_string()),
+            ("pages back", self.pages_back.to_string()),
+            (
+                "pages between devices",
+                self.pages_between_devices.to_string(),
+            ),
+            ("pages evicted", self.pages_evicted.to_string()),
+            ("GB moved", self.gigabytes()),
+            ("pages written", self.pages_written.to_string()),
+            ("commands of devices", self.device_commands.to_string()),
+            ("pages compared", self.pages_compared.to_string()),
+            ("faults survived", self.faults_survived.to_string()),
+        ]
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<String> = self
+            .rows()
+            .into_iter()
+            .map(|(name, number)| format!("{number} {name}"))
+            .collect();
+        f.write_str(&words.join(", "))
     }
 }
 
@@ -131,9 +212,6 @@ impl Document {
 
     /// What it comes to, on one screen.
     pub fn summary(&self) -> String {
-        let total = |name: &str| self.totals.get(name).copied().unwrap_or_default();
-        let moved = total("pages_to_device") + total("pages_to_system") + total("pages_evicted");
-        let gigabytes = (moved * PAGE_BYTES) as f64 / 1e9;
         let mut text = String::new();
         let not_good = self.results.iter().filter(|result| !result.is_good());
         for result in not_good {
@@ -143,26 +221,13 @@ impl Document {
         for result in self.results.iter().filter(skipped) {
             let _ = writeln!(text, "skipped {}: {}", result.name, result.detail);
         }
+        let seconds = self.totals.get("seconds").copied().unwrap_or_default();
         let _ = writeln!(
             text,
-            "{} operations in {} s of {} guests, seed {}: {} calls to migrate, {} pages to devices, \
-             {} back, {} between devices, {} evicted, {gigabytes:.1} GB moved; {} pages written, {} \
-             commands of devices, {} pages compared",
-            total("operations"),
-            total("seconds"),
+            "{seconds} s of {} guests, seed {}: {}",
             self.guests,
             self.seed,
-            total("migrate_to_device") + total("migrate_to_system") + total("migrate_foreign"),
-            total("pages_to_device"),
-            total("pages_to_system"),
-            total("pages_between_devices"),
-            total("pages_evicted"),
-            total("pages_rewritten"),
-            total("device_stores")
-                + total("device_checksums")
-                + total("device_comparisons")
-                + total("device_atomics"),
-            total("verified_pages"),
+            Figures::of(&self.totals)
         );
         let _ = write!(
             text,
@@ -206,7 +271,7 @@ mod tests {
             summary.ends_with("2 passed, 0 failed, 1 skipped"),
             "{summary}"
         );
-        assert!(summary.contains("15 operations"), "{summary}");
+        assert!(summary.contains("15 operations,"), "{summary}");
         assert!(summary.contains("skipped a::c: why"), "{summary}");
     }
 
