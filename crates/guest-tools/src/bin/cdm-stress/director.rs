@@ -10,11 +10,10 @@ use anyhow::{Result, ensure};
 
 use crate::counts::Count;
 use crate::crew::Crew;
+use crate::patience::HANGS;
 use crate::stage::Stage;
 use crate::survivor::{Allowed, Survivor};
 
-/// How long those who work may take for what is waited for, on a slow machine that is not its own.
-const LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(1);
 /// Index of the director's own random numbers: no process has it.
 pub const DIRECTOR: usize = usize::MAX;
@@ -22,11 +21,11 @@ pub const DIRECTOR: usize = usize::MAX;
 /// Waits until there is `more` of a count than `before`; not beyond the end of the scenario, to which
 /// those who count come by themselves.
 pub fn await_more(stage: &Stage, count: Count, before: u64, more: u64) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + HANGS;
     while stage.counts().get(count) < before + more && !stage.is_over() {
         ensure!(
             Instant::now() < deadline,
-            "{} did not grow by {more} in {LIMIT:?}",
+            "{} did not grow by {more} in {HANGS:?}",
             count.name()
         );
         thread::sleep(POLL);

@@ -12,6 +12,7 @@ mod director;
 mod directory;
 mod hand;
 mod own_memory;
+mod patience;
 mod pin;
 mod runner;
 mod scenario;

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, anyhow};
 use cdm_guest_tools::range::AddressRange;
 use io_uring::IoUring;
 
-/// How long a pin is tried again.
-const LIMIT: Duration = Duration::from_secs(60);
+use crate::patience::HANGS;
+
 const POLL: Duration = Duration::from_millis(1);
 
 /// A pinned range; unpinned on drop.
@@ -55,7 +55,7 @@ impl Pin {
                 // what io_uring makes of it if it has got some of the pages.
                 Err(error)
                     if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EFAULT))
-                        && started.elapsed() < LIMIT =>
+                        && started.elapsed() < HANGS =>
                 {
                     thread::sleep(POLL);
                 }

@@ -5,7 +5,6 @@
 //! outside: `crates/vm-harness/src/stress`.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::device::Device;
@@ -14,6 +13,7 @@ use cdm_guest_tools::wait::wait_until;
 
 use crate::counts::Count;
 use crate::director::{DIRECTOR, direct};
+use crate::patience::HANGS;
 use crate::scenario::{Least, Needs, Scenario};
 use crate::stage::Stage;
 use crate::survivor::{Allowed, Survivor};
@@ -22,8 +22,6 @@ use crate::survivor::{Allowed, Survivor};
 const WORKERS: usize = 3;
 /// Commands that they carry out between two events.
 const COMMANDS: u64 = 25;
-/// How long a driver may take to bring everything home and be back, on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// Scenarios of this family.
 pub const SCENARIOS: &[Scenario] = &[
@@ -161,7 +159,7 @@ fn reset_under_load(stage: &Stage) -> Result<()> {
 
 /// Waits until all of these devices have their nodes.
 fn await_nodes(numbers: &[u32]) -> Result<()> {
-    wait_until(LIMIT, "not all devices are back", || {
+    wait_until(HANGS, "not all devices are back", || {
         Ok(Device::numbers()? == numbers)
     })
 }
@@ -174,7 +172,7 @@ fn unbind_and_bind_under_load(stage: &Stage) -> Result<()> {
         let binding = Binding::of(number)?;
         binding.unbind()?;
         let gone = Device::numbers()?;
-        let closed = module::wait_until_dead_nodes_are_closed(LIMIT);
+        let closed = module::wait_until_dead_nodes_are_closed(HANGS);
         binding.bind()?;
         closed?;
         ensure!(
@@ -193,7 +191,7 @@ fn unload_and_load_under_load(stage: &Stage) -> Result<()> {
         ..ABSENCE
     };
     direct(stage, WORKERS, COMMANDS, allowed, || {
-        let unloaded = module::unload_between_users(LIMIT)?;
+        let unloaded = module::unload_between_users(HANGS)?;
         let left = Device::numbers()?;
         unloaded.reload()?;
         ensure!(left.is_empty(), "nodes without a module: {left:?}");

@@ -8,14 +8,13 @@ mod direct_io;
 mod dma_buffers;
 mod pipes;
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use cdm_guest_tools::pagemap;
 use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::wait::wait_until_nothing;
 
 use crate::hand::Hand;
+use crate::patience::HANGS;
 use crate::scenario::Scenario;
 
 /// The family.
@@ -26,14 +25,10 @@ pub const SCENARIOS: &[Scenario] = &[
     pipes::PIPES,
 ];
 
-/// How long pages may be on their way: whoever wants to move one finds out under way that it is
-/// pinned, and puts it back.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Frames of pages that are pinned for long, none of which is in a device.
 fn pinned_frames(hand: &Hand, range: AddressRange) -> Result<Vec<u64>> {
     let mut frames = Vec::new();
-    wait_until_nothing(PATIENCE, || {
+    wait_until_nothing(HANGS, || {
         let places = hand.devices[0].residency(0, range)?;
         ensure!(
             places.this_device + places.other_device == 0,

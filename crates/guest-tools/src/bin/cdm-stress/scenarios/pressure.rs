@@ -26,6 +26,7 @@ use nix::unistd::{ForkResult, fork};
 use crate::contents::{Contents, Region};
 use crate::counts::Count;
 use crate::director::{DIRECTOR, await_more, direct};
+use crate::patience::HANGS;
 use crate::scenario::{Least, Needs, Scenario};
 use crate::setting::Setting;
 use crate::stage::{Stage, any_options};
@@ -360,7 +361,6 @@ const KSM_OWN: &str = "/proc/self/ksm_merging_pages";
 /// Pages of each process, and how many of them are merged before they are moved.
 const KSM_PAGES: usize = 256;
 const KSM_LEAST: u64 = 64;
-const KSM_LIMIT: Duration = Duration::from_secs(60);
 
 fn merged_pages(stage: &Stage) -> Result<()> {
     let _scan = Setting::set(KSM_SCAN, "2000")?;
@@ -415,7 +415,7 @@ fn merged_pages(stage: &Stage) -> Result<()> {
 
 /// Waits until enough pages of this process are merged; how many.
 fn await_merged() -> Result<u64> {
-    let deadline = Instant::now() + KSM_LIMIT;
+    let deadline = Instant::now() + HANGS;
     loop {
         let text =
             fs::read_to_string(KSM_OWN).context("the kernel does not tell what it merged")?;
@@ -425,7 +425,7 @@ fn await_merged() -> Result<u64> {
         }
         ensure!(
             Instant::now() < deadline,
-            "{merged} pages are merged after {KSM_LIMIT:?}"
+            "{merged} pages are merged after {HANGS:?}"
         );
         thread::sleep(Duration::from_millis(5));
     }
@@ -474,12 +474,12 @@ fn numa_balancing(stage: &Stage) -> Result<()> {
         region.rewrite(0..NODE_PAGES, random.number());
         while stage.round() {
             let before = hints()?;
-            let deadline = Instant::now() + KSM_LIMIT;
+            let deadline = Instant::now() + HANGS;
             let mut found = before;
             while found < before + HINTS {
                 ensure!(
                     Instant::now() < deadline,
-                    "{} hint faults in {KSM_LIMIT:?}",
+                    "{} hint faults in {HANGS:?}",
                     found - before
                 );
                 move_some(stage, &devices, &mut random, &region)?;

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use cdm_guest_tools::device::Direction;
@@ -17,6 +17,7 @@ use nix::sys::mman::MmapAdvise;
 use crate::contents::Region;
 use crate::counts::Count;
 use crate::hand::{Hand, while_moved};
+use crate::patience::HANGS;
 use crate::scenario::{Least, Needs, Scenario};
 use crate::stage::Stage;
 
@@ -26,8 +27,6 @@ const WORKERS: usize = 2;
 const PAGES: usize = HUGE_PAGE_BYTES / PAGE_BYTES;
 /// Pages of a buffer, at most.
 const BUFFER_MAX: usize = 128;
-/// How long a page is tried that somebody holds for a moment.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const DMA_BUFFERS: Scenario = Scenario {
     name: "pinning::dma_buffers_of_files_leave_the_device_and_share_their_pages",
@@ -72,7 +71,7 @@ fn buffer(hand: &mut Hand, file: &File, region: &mut Region) -> Result<()> {
     let piece = hand.random.piece(PAGES);
     let pages = piece.start..piece.end.min(piece.start + BUFFER_MAX);
     let range = region.memory.page_range(pages.start, pages.len());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + HANGS;
     let buffer = loop {
         match dma_buffer(file, pages.clone()) {
             Ok(buffer) => break buffer,
