@@ -118,19 +118,25 @@ fn strike(
             })?;
         }
         FaultKind::Duplicate => {
+            // It hits once on each queue, also of a driver that has just been bound.
+            let hit = lift(&control, id)?;
             let [unbind, bind] = faults::rebinding_of(play.session, device)?;
             play.session.text(&unbind)?;
             play.session.text(super::life::DEAD_NODES_ARE_CLOSED)?;
             play.session.text(&bind)?;
             super::life::await_node(play.session, device)?;
+            return Ok(hit);
         }
         _ => {}
     }
-    let hit = hits(&control, id)?;
-    ensure!(
-        control.ask(Ask::ClearFault(id))?.cleared == Some(1),
-        "it is gone"
-    );
+    lift(&control, id)
+}
+
+/// Takes a fault away; how often it hit.
+fn lift(control: &Control, id: u64) -> Result<u64> {
+    let hit = hits(control, id)?;
+    let cleared = control.ask(Ask::ClearFault(id))?.cleared;
+    ensure!(cleared == Some(1), "it is gone");
     Ok(hit)
 }
 

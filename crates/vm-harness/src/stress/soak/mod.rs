@@ -184,6 +184,7 @@ impl Soak<'_> {
         let drawable = drawable.into_iter().map(|(_, listed)| listed).collect();
         let deck = Deck::new(self.seed, self.shard, drawable);
         let options = self.options(names);
+        let wanted = clock(self.wanted_seconds as f64);
         let mut state = State::open(self.ctx, &options, &self.commit, &self.inputs()?, resume)?;
         if !state.done().is_empty() {
             println!(
@@ -203,10 +204,14 @@ impl Soak<'_> {
             )
         };
         let mut guests = Guests::new(self);
+        let progress = self.ctx.progress.task("soak", None);
         while state.breach().is_none() && state.seconds() < self.wanted_seconds as f64 {
             let draw = deck.draw(state.done().len() as u64);
             let at = clock(state.seconds());
-            let done = guests.run(draw, &at)?;
+            let done = guests.run(draw, |detail| {
+                let words = scenarios::first_words(detail);
+                progress.set_detail(format!("{at} of {wanted}, {words}"));
+            })?;
             for result in &done.results {
                 println!("{at} draw {}: {}", done.draw.number, result.lines());
             }
@@ -214,6 +219,7 @@ impl Soak<'_> {
             self.write(&summary(&state))?;
         }
         guests.end()?;
+        drop(progress);
         let summary = summary(&state);
         println!("{}", summary.text());
         self.write(&summary)?;
@@ -291,8 +297,8 @@ impl<'a> Guests<'a> {
         }
     }
 
-    /// Runs a draw to its end; `at` tells how far the soak is.
-    fn run(&mut self, draw: Draw, at: &str) -> Result<Done> {
+    /// Runs a draw to its end.
+    fn run(&mut self, draw: Draw, on_progress: impl FnMut(&str)) -> Result<Done> {
         let soak = self.soak;
         let order = soak.order(&draw);
         if draw.devices != self.devices {
@@ -307,17 +313,9 @@ impl<'a> Guests<'a> {
             }
         };
         stand.obey(order);
-        let progress = soak.ctx.progress.task("soak", None);
-        let about = |detail: &str| {
-            progress.set_detail(format!(
-                "{at} of {}, {}",
-                clock(soak.wanted_seconds as f64),
-                scenarios::first_words(detail)
-            ));
-        };
         let results = match &draw.scenarios[..] {
-            [name] => vec![stand.run(name, about)],
-            names => stand.run_together(names, about),
+            [name] => vec![stand.run(name, on_progress)],
+            names => stand.run_together(names, on_progress),
         };
         Ok(Done { draw, results })
     }
