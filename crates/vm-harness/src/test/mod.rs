@@ -17,6 +17,7 @@ mod host;
 mod kernel;
 pub(crate) mod ktap;
 mod lint;
+mod nightly;
 pub(crate) mod report;
 mod run;
 mod select;
@@ -38,6 +39,7 @@ use crate::runs;
 pub(crate) use self::e2e::{HostTest, Session, host_test, plan, plan::main_machine};
 
 use self::closing::Closing;
+use self::nightly::LeftAway;
 use self::run::Run;
 use self::select::Selection;
 
@@ -46,7 +48,10 @@ Examples:
   just test
   just test e2e::public::fork
   just test pinned --keep-logs /tmp/logs
+  just test --nightly
   just test --list
+
+What takes minutes and seldom finds what nothing else finds is left to --nightly; a FILTER takes it, too.
 
 The results folder, which is told at the end, gets results.json, junit.xml and, for each test
 that failed, failures/NAME with all that is known of it and the line that repeats it.
@@ -60,6 +65,10 @@ pub struct TestArgs {
     /// Run the tests whose name contains TEXT (default: all)
     #[arg(value_name = "FILTER")]
     filter: Option<String>,
+
+    /// Run also what takes long and is left away otherwise; the end of a run tells what that is
+    #[arg(long)]
+    nightly: bool,
 
     /// Print the names of the chosen tests and run none
     #[arg(long)]
@@ -108,13 +117,18 @@ fn stages() -> Vec<Box<dyn Stage>> {
 
 /// `cdm test`.
 pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
-    let command = match &args.filter {
-        Some(filter) => format!("just test {filter}"),
-        None => "just test".to_owned(),
-    };
+    let mut command = "just test".to_owned();
+    if args.nightly {
+        command += " --nightly";
+    }
+    if let Some(filter) = &args.filter {
+        command += &format!(" {filter}");
+    }
+    let takes_all = args.nightly || args.filter.is_some();
+    let mut left_away = (!takes_all).then(LeftAway::default);
     let selection = Selection::new(args.filter);
     if args.list {
-        return list(ctx, &selection);
+        return list(ctx, &selection, left_away);
     }
     let folder = runs::folder(ctx, runs::TESTS, args.keep_logs.as_deref())?;
     let mut run = Run::new(ctx, folder);
@@ -123,8 +137,15 @@ pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
     closing.end_after(Duration::from_secs(args.time_limit * 60));
     for mut stage in stages() {
         if selection.may_be_in(stage.name()) {
-            run_stage(stage.as_mut(), &mut run, &selection);
+            run_stage(stage.as_mut(), &mut run, &selection, left_away.as_mut());
         }
+    }
+    if let Some(left_away) = left_away {
+        for gone in left_away.unused() {
+            let why = format!("the table of nightly tests names '{gone}', which is no test");
+            run.fail("test::nightly", &why);
+        }
+        print!("{}", left_away.text());
     }
     Ok(match closing.close()? {
         true => ExitCode::SUCCESS,
@@ -132,7 +153,7 @@ pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
     })
 }
 
-fn list(ctx: &Context, selection: &Selection) -> Result<ExitCode> {
+fn list(ctx: &Context, selection: &Selection, mut left_away: Option<LeftAway>) -> Result<ExitCode> {
     let run = Run::new(ctx, runs::folder(ctx, runs::TESTS, None)?);
     let mut names = Vec::new();
     for mut stage in stages() {
@@ -145,6 +166,9 @@ fn list(ctx: &Context, selection: &Selection) -> Result<ExitCode> {
             );
         }
     }
+    if let Some(left_away) = &mut left_away {
+        left_away.take_from(&mut names);
+    }
     names.iter().for_each(|name| println!("{name}"));
     Ok(if names.is_empty() {
         ExitCode::FAILURE
@@ -153,7 +177,12 @@ fn list(ctx: &Context, selection: &Selection) -> Result<ExitCode> {
     })
 }
 
-fn run_stage(stage: &mut dyn Stage, run: &mut Run, selection: &Selection) {
+fn run_stage(
+    stage: &mut dyn Stage,
+    run: &mut Run,
+    selection: &Selection,
+    left_away: Option<&mut LeftAway>,
+) {
     let names = match stage.list(run) {
         Ok(names) => names,
         Err(error) => {
@@ -161,10 +190,13 @@ fn run_stage(stage: &mut dyn Stage, run: &mut Run, selection: &Selection) {
             return;
         }
     };
-    let chosen: Vec<String> = names
+    let mut chosen: Vec<String> = names
         .into_iter()
         .filter(|name| selection.takes(name))
         .collect();
+    if let Some(left_away) = left_away {
+        left_away.take_from(&mut chosen);
+    }
     if chosen.is_empty() {
         return;
     }
