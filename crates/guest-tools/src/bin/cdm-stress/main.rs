@@ -89,7 +89,7 @@ struct Run {
     #[arg(long, value_name = "NUM", conflicts_with = "seconds")]
     rounds: Option<u64>,
 
-    /// Kill one that has not ended NUM seconds after the time that it was given
+    /// Kill one that has counted nothing for NUM seconds, or has not ended so long after all is done
     #[arg(long, value_name = "NUM", default_value_t = 900)]
     limit: u64,
 
@@ -138,7 +138,7 @@ fn run(args: &Run) -> Result<bool> {
         scarce: args.scarce,
         together: args.all_at_once,
         report_every: Duration::from_secs(args.report_every),
-        limit: Duration::from_secs(args.limit + args.seconds.unwrap_or(0)),
+        limit: Duration::from_secs(args.limit),
     };
     runner::run(io::stdout(), &chosen, machine()?, &order)
 }

@@ -47,7 +47,7 @@ pub struct Order {
     pub together: bool,
     /// How often it is told how far one is.
     pub report_every: Duration,
-    /// When one that has not ended is killed.
+    /// When one that does not get on is killed.
     pub limit: Duration,
 }
 
@@ -153,6 +153,9 @@ struct Act<'a> {
     group: Option<Cgroup>,
     started: Instant,
     reported: Instant,
+    /// What it had counted when it last got on, and when that was.
+    counted: u64,
+    got_on: Instant,
     result: Option<Result<()>>,
 }
 
@@ -189,6 +192,8 @@ impl<'a> Act<'a> {
             group,
             started: now,
             reported: now,
+            counted: 0,
+            got_on: now,
             result: None,
         })
     }
@@ -207,6 +212,17 @@ impl<'a> Act<'a> {
             self.started.elapsed().as_secs(),
             figures.join(", ")
         )
+    }
+
+    /// Whether it has counted nothing for so long, or, with all of it done, has not ended. What it does
+    /// may take as long as it does: a debug kernel under TCG is a hundred times slower than a machine.
+    fn hangs(&mut self, limit: Duration) -> bool {
+        let counted = self.stage.counts().all().map(|(_, number)| number).sum();
+        if counted != self.counted && !self.stage.is_over() {
+            self.counted = counted;
+            self.got_on = Instant::now();
+        }
+        self.got_on.elapsed() > limit
     }
 
     /// Ends all of its processes that are left.
@@ -230,16 +246,16 @@ fn watch<W: Write>(acts: &mut [Act<'_>], order: &Order, report: &mut Report<W>) 
                 continue;
             }
             running += 1;
-            if act.started.elapsed() > order.limit {
+            if act.hangs(order.limit) {
                 let limit = order.limit.as_secs();
                 act.stage.counts().stop();
                 act.end_group();
                 ensure!(
                     act.member.end(),
-                    "{} did not end in {limit} s and cannot be killed",
+                    "{} has hung for {limit} s and cannot be killed",
                     act.scenario.name
                 );
-                act.result = Some(Err(anyhow!("it did not end in {limit} s and was killed")));
+                act.result = Some(Err(anyhow!("it has hung for {limit} s and was killed")));
             } else if act.reported.elapsed() >= order.report_every {
                 act.reported = Instant::now();
                 report.writer.diagnostic(&act.progress())?;

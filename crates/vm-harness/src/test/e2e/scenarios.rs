@@ -29,7 +29,7 @@ const PLANTED: &[(&str, &str)] = &[
         "did not count: pages_rewritten 0, least 1",
     ),
     ("planted::killed", "process 1: it was ended by SIGKILL"),
-    ("planted::endless", "did not end in 5 s and was killed"),
+    ("planted::endless", "has hung for 5 s and was killed"),
     // The last, as it stays for a minute.
     ("planted::left_behind", "left behind: device 0 has"),
 ];
