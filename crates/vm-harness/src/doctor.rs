@@ -16,6 +16,8 @@ use serde::Serialize;
 
 use crate::context::Context;
 
+pub(crate) use self::machine::available_mib;
+
 /// Arguments of `cdm doctor`.
 #[derive(Debug, Args)]
 #[command(after_help = "\

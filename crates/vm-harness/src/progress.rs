@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 /// How long work may take before anybody is told about it.
 const QUIET: Duration = Duration::from_millis(1500);
@@ -25,7 +25,8 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Progress {
     style: Style,
-    current: Arc<Mutex<Option<ProgressBar>>>,
+    /// One for each task that goes on: machines run beside each other.
+    bars: MultiProgress,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Progress {
         };
         Self {
             style,
-            current: Arc::default(),
+            bars: MultiProgress::new(),
         }
     }
 
@@ -59,7 +60,7 @@ impl Progress {
     pub fn silent() -> Self {
         Self {
             style: Style::Silent,
-            current: Arc::default(),
+            bars: MultiProgress::new(),
         }
     }
 
@@ -74,10 +75,7 @@ impl Progress {
         if self.style == Style::Silent {
             return;
         }
-        match lock(&self.current).as_ref() {
-            Some(bar) => bar.suspend(|| eprintln!("{}", line.as_ref())),
-            None => eprintln!("{}", line.as_ref()),
-        }
+        self.bars.suspend(|| eprintln!("{}", line.as_ref()));
     }
 }
 
@@ -198,7 +196,7 @@ impl Shared {
         drop(state);
         if let Some(bar) = bar {
             bar.finish_and_clear();
-            *lock(&self.progress.current) = None;
+            self.progress.bars.remove(&bar);
         }
         if elapsed >= QUIET {
             self.progress
@@ -207,12 +205,11 @@ impl Shared {
     }
 
     fn new_bar(&self) -> ProgressBar {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        let bar = self.progress.bars.add(ProgressBar::no_length());
         bar.set_style(
             ProgressStyle::with_template("{spinner} {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_spinner()),
         );
-        *lock(&self.progress.current) = Some(bar.clone());
         bar
     }
 }
@@ -305,7 +302,7 @@ mod tests {
     fn dropping_a_task_ends_its_ticker() {
         let progress = Progress {
             style: Style::Plain,
-            current: Arc::default(),
+            bars: MultiProgress::new(),
         };
         let task = progress.task("nothing", None);
         task.advance();

@@ -48,13 +48,21 @@ fn processors() -> Check {
     }
 }
 
-fn memory(meminfo: &str) -> Check {
-    let available = meminfo
+/// Memory that is free, or can be made so, in MiB.
+pub fn available_mib() -> Option<u64> {
+    available_in(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn available_in(meminfo: &str) -> Option<u64> {
+    let line = meminfo
         .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
-        .map(|kib| kib / 1024);
-    match available {
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024)
+}
+
+fn memory(meminfo: &str) -> Check {
+    match available_in(meminfo) {
         Some(mib) if mib >= NEEDED_MEMORY_MIB => {
             Check::ok("memory", format!("{mib} MiB available"))
         }

@@ -47,6 +47,16 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The same run, for a thread of its own.
+    pub fn beside(&self) -> Self {
+        Self {
+            ctx: self.ctx,
+            folder: self.folder.clone(),
+            report: self.shared_report(),
+            prints: self.prints,
+        }
+    }
+
     /// Repository, cache, progress.
     pub fn ctx(&self) -> &'a Context {
         self.ctx

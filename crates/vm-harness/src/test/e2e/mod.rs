@@ -15,6 +15,7 @@ mod group;
 mod held;
 mod identity;
 mod known;
+mod lanes;
 mod link;
 mod litmus;
 mod machine;
@@ -763,25 +764,65 @@ impl Stage for EndToEnd {
     }
 
     fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()> {
-        for (number, suite) in SUITES.iter().enumerate() {
-            let names = suite.names(&self.guest_tests);
-            let wanted: Vec<String> = names
-                .into_iter()
-                .filter(|name| chosen.contains(name))
-                .collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            if let Err(error) = run_suite(run, suite, number, &wanted, &self.guest_tests) {
-                let why = format!("its machine could not be had: {error:#}");
-                run.fail_missing_of(&wanted, &why);
-            }
-        }
+        let mut jobs = Vec::new();
         for kernel in &scenarios::KERNELS {
-            // Those that have no result then are the stage's to name.
-            scenarios::run(run, kernel, &self.scenarios, chosen)?;
+            let names = self.scenarios.iter();
+            let names = names.map(|name| scenarios::test_name(kernel, name));
+            jobs.extend(Job::of(Work::Scenarios(kernel), names, chosen));
         }
+        for (number, suite) in SUITES.iter().enumerate() {
+            let names = suite.names(&self.guest_tests).into_iter();
+            jobs.extend(Job::of(Work::Suite(number, suite), names, chosen));
+        }
+        // The longest first, or everybody waits for the last one.
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.weight()));
+        let run = &*run;
+        lanes::run(lanes::of_this_host(), jobs, |job| {
+            let mut run = run.beside();
+            let done = match job.work {
+                Work::Scenarios(kernel) => {
+                    scenarios::run(&mut run, kernel, &self.scenarios, &job.wanted)
+                }
+                Work::Suite(number, suite) => {
+                    run_suite(&mut run, suite, number, &job.wanted, &self.guest_tests)
+                }
+            };
+            if let Err(error) = done {
+                let why = format!("its machine could not be had: {error:#}");
+                run.fail_missing_of(&job.wanted, &why);
+            }
+        });
         Ok(())
+    }
+}
+
+/// What one lane does at a time, with the names of the tests that are wanted of it.
+struct Job<'a> {
+    work: Work<'a>,
+    wanted: Vec<String>,
+}
+
+/// Tests that follow each other.
+enum Work<'a> {
+    /// The stress scenarios on a kernel.
+    Scenarios(&'a KernelChoice),
+    /// Those of one machine, with its number.
+    Suite(usize, &'a Suite),
+}
+
+impl<'a> Job<'a> {
+    /// None, if none of its tests is chosen.
+    fn of(work: Work<'a>, names: impl Iterator<Item = String>, chosen: &[String]) -> Option<Self> {
+        let wanted: Vec<String> = names.filter(|name| chosen.contains(name)).collect();
+        (!wanted.is_empty()).then_some(Self { work, wanted })
+    }
+
+    /// About how long it takes, in tests inside a guest.
+    fn weight(&self) -> usize {
+        match self.work {
+            Work::Scenarios(_) => 10 * self.wanted.len(),
+            Work::Suite(..) => self.wanted.len(),
+        }
     }
 }
 
