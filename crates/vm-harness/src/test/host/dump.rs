@@ -28,14 +28,17 @@ const DISK_BYTES_MAX: u64 = 256 << 20;
 /// Longest banner of a kernel that is read.
 const BANNER_MAX: u64 = 512;
 
+/// The disk that a guest's logs go to.
+enum Disk {
+    /// The one that all else is on.
+    Usual,
+    /// One that is as good as full.
+    Small,
+}
+
 /// A kernel that panics.
 pub fn of_a_panic(run: &Run) -> Result<()> {
-    let left = Leftovers::watch()?;
-    let folder = tempfile::tempdir_in(run.folder())?;
-    let logs = folder.path().display().to_string();
     let line = "echo up; echo c > /proc/sysrq-trigger; sleep 600";
-    let arguments = run_vm(&["--keep-logs", &logs, "--exec", line]);
-    let ended = Subject::start(run, &left, &arguments)?.finish()?;
     let words = [
         "panicked",
         "sysrq triggered crash",
@@ -43,82 +46,76 @@ pub fn of_a_panic(run: &Run) -> Result<()> {
         "open it: gdb",
         "repeat: ci/just run-vm",
     ];
-    told(&ended, &words)?;
-    has_what_helps(folder.path())?;
-    names_the_kernel(run, folder.path())?;
-    left.expect_none()
+    of_a_guest(run, Disk::Usual, &["--exec", line], &words, |logs| {
+        has_a_dump(run, logs)
+    })
 }
 
 /// A command that would run for ever in a guest that lives.
 pub fn of_a_hanging_command(run: &Run) -> Result<()> {
-    let left = Leftovers::watch()?;
-    let folder = tempfile::tempdir_in(run.folder())?;
-    let logs = folder.path().display().to_string();
-    let arguments = run_vm(&[
-        "--keep-logs",
-        &logs,
-        "--time-limit",
-        "3",
-        "--exec",
-        "sleep 600",
-    ]);
-    let ended = Subject::start(run, &left, &arguments)?.finish()?;
-    told(&ended, &["'sleep 600' still runs after 3 s", "memory.elf"])?;
-    has_what_helps(folder.path())?;
-    names_the_kernel(run, folder.path())?;
-    let console = fs::read_to_string(folder.path().join("console.log"))?;
-    for words in ["Show backtrace of all active CPUs", "Show Blocked State"] {
-        ensure!(
-            console.contains(&format!("sysrq: {words}")),
-            "the console does not end with '{words}':\n{console}"
-        );
-    }
-    left.expect_none()
+    let options = ["--time-limit", "3", "--exec", "sleep 600"];
+    let words = ["'sleep 600' still runs after 3 s", "memory.elf"];
+    of_a_guest(run, Disk::Usual, &options, &words, |logs| {
+        has_a_dump(run, logs)?;
+        let console = fs::read_to_string(logs.join("console.log"))?;
+        for words in ["Show backtrace of all active CPUs", "Show Blocked State"] {
+            ensure!(
+                console.contains(&format!("sysrq: {words}")),
+                "the console does not end with '{words}':\n{console}"
+            );
+        }
+        Ok(())
+    })
 }
 
 /// A guest in which nothing answers any more: a kernel that panics and stays where it is.
 pub fn of_a_silent_guest(run: &Run) -> Result<()> {
-    let left = Leftovers::watch()?;
-    let folder = tempfile::tempdir_in(run.folder())?;
-    let logs = folder.path().display().to_string();
     let line = "echo 0 > /proc/sys/kernel/panic; echo c > /proc/sysrq-trigger";
-    let arguments = run_vm(&[
-        "--keep-logs",
-        &logs,
-        "--silence-limit",
-        "30",
-        "--exec",
-        line,
-    ]);
-    let ended = Subject::start(run, &left, &arguments)?.finish()?;
+    let options = ["--silence-limit", "30", "--exec", line];
     let words = [
         "the guest hangs: it said nothing for 30 s",
         "sysrq triggered crash",
         "memory.elf",
     ];
-    told(&ended, &words)?;
-    has_what_helps(folder.path())?;
-    names_the_kernel(run, folder.path())?;
-    left.expect_none()
+    of_a_guest(run, Disk::Usual, &options, &words, |logs| {
+        has_a_dump(run, logs)
+    })
 }
 
 /// Logs on a disk that is as good as full.
 pub fn without_room(run: &Run) -> Result<()> {
+    let line = "echo c > /proc/sysrq-trigger; sleep 600";
+    let words = ["panicked", "no memory dump", "MiB free"];
+    // Its logs go with its disk.
+    of_a_guest(run, Disk::Small, &["--exec", line], &words, |_| Ok(()))
+}
+
+/// A guest that comes to no good end with these options. The message has these words, its folder of
+/// logs is as expected, and nothing else is left.
+fn of_a_guest(
+    run: &Run,
+    disk: Disk,
+    options: &[&str],
+    words: &[&str],
+    expect: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let left = Leftovers::watch()?;
     let folder = tempfile::tempdir_in(run.folder())?;
     let logs = folder.path().display().to_string();
-    let arguments = run_vm(&[
-        "--keep-logs",
-        &logs,
-        "--exec",
-        "echo c > /proc/sysrq-trigger; sleep 600",
-    ]);
-    let subject = Subject::start_with_small_disk(run, &left, folder.path(), &arguments)?;
-    told(
-        &subject.finish()?,
-        &["panicked", "no memory dump", "MiB free"],
-    )?;
+    let arguments = [&run_vm(&["--keep-logs", &logs]), options].concat();
+    let subject = match disk {
+        Disk::Usual => Subject::start(run, &left, &arguments)?,
+        Disk::Small => Subject::start_with_small_disk(run, &left, folder.path(), &arguments)?,
+    };
+    told(&subject.finish()?, words)?;
+    expect(folder.path())?;
     left.expect_none()
+}
+
+/// The dump, and all that helps to understand it.
+fn has_a_dump(run: &Run, logs: &Path) -> Result<()> {
+    has_what_helps(logs)?;
+    names_the_kernel(run, logs)
 }
 
 /// All in one folder: what the guest and the device said, what was run, and how to run it again.
