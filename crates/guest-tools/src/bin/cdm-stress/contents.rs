@@ -15,6 +15,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::MmapAdvise;
 
 const WORDS: usize = PAGE_BYTES / WORD_BYTES;
+/// Regions that [`Region::of_each_kind`] makes.
+pub const KINDS: usize = 3;
 
 /// What a page holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +126,15 @@ impl Region {
         let memory = Mapping::huge_aligned_file(&file, bytes)?;
         let pages = memory.pages();
         Self::new(memory, Kind::File(file), true, 0..pages)
+    }
+
+    /// What most processes have: small pages, a huge page, and, as the last one, a file.
+    pub fn of_each_kind(small_pages: usize) -> Result<[Self; KINDS]> {
+        Ok([
+            Self::small(small_pages)?,
+            Self::huge(1)?,
+            Self::file(small_pages)?,
+        ])
     }
 
     /// The whole of a file that others map too, of which `own` is this worker's.

@@ -14,6 +14,7 @@ use crate::stage::Stage;
 
 const WORKERS: usize = 2;
 const SMALL_PAGES: usize = 96;
+const REGIONS: usize = 4;
 /// Regions that are no files, which are the first ones.
 const ANONYMOUS: usize = 2;
 
@@ -72,16 +73,13 @@ const HARMLESS: &[MmapAdvise] = &[
 ];
 
 fn body(stage: &Stage) -> Result<()> {
-    let regions = || -> Result<[Region; 4]> {
-        Ok([
+    while_moved(stage, WORKERS, REGIONS, |hand| {
+        let mut regions: [Region; REGIONS] = [
             Region::small(SMALL_PAGES)?,
             Region::huge(2)?,
             Region::file(SMALL_PAGES)?,
             Region::huge_file(1)?,
-        ])
-    };
-    while_moved(stage, WORKERS, regions()?.len(), |hand| {
-        let mut regions = regions()?;
+        ];
         hand.publish_all(&regions);
         let mut deck = Deck::new(WEIGHTS);
         let mut number = 0;
@@ -90,7 +88,7 @@ fn body(stage: &Stage) -> Result<()> {
             let index = hand.random.below(match step {
                 // Only memory of a process's own can be freed in this way.
                 Step::Free => ANONYMOUS,
-                _ => regions.len(),
+                _ => REGIONS,
             });
             take(hand, &mut regions[index], step)
                 .with_context(|| format!("{step:?} of region {index}"))?;

@@ -16,7 +16,7 @@ use object::Endianness;
 use object::elf::FileHeader64;
 use object::read::elf::{FileHeader, ProgramHeader};
 
-use crate::contents::Region;
+use crate::contents::{KINDS, Region};
 use crate::counts::Count;
 use crate::hand::{Hand, while_moved};
 use crate::scenario::{Least, Needs, Scenario};
@@ -80,12 +80,8 @@ impl Drop for Dump {
 
 fn body(stage: &Stage) -> Result<()> {
     let _pattern = CorePattern::set()?;
-    while_moved(stage, WORKERS, 3, |hand| {
-        let mut regions = [
-            Region::small(SMALL_PAGES)?,
-            Region::huge(1)?,
-            Region::file(SMALL_PAGES)?,
-        ];
+    while_moved(stage, WORKERS, KINDS, |hand| {
+        let mut regions = Region::of_each_kind(SMALL_PAGES)?;
         while hand.stage.round() {
             for region in &mut regions {
                 let seed = hand.random.number();

@@ -13,7 +13,7 @@ use cdm_guest_tools::memory::PAGE_BYTES;
 use cdm_guest_tools::stores::memory_file;
 use io_uring::{IoUring, opcode, types};
 
-use crate::contents::{Contents, Region};
+use crate::contents::{Contents, KINDS, Region};
 use crate::counts::Count;
 use crate::hand::{Hand, while_moved};
 use crate::pin::Pin;
@@ -44,22 +44,15 @@ pub const BUFFERS: Scenario = Scenario {
 };
 
 fn body(stage: &Stage) -> Result<()> {
-    let regions = || -> Result<[Region; 3]> {
-        Ok([
-            Region::small(SMALL_PAGES)?,
-            Region::huge(1)?,
-            Region::file(SMALL_PAGES)?,
-        ])
-    };
-    while_moved(stage, WORKERS, regions()?.len(), |hand| {
-        let mut regions = regions()?;
+    while_moved(stage, WORKERS, KINDS, |hand| {
+        let mut regions = Region::of_each_kind(SMALL_PAGES)?;
         hand.publish_all(&regions);
         while hand.stage.round() {
             for region in &mut regions {
                 hand.rewrite_some(region);
                 hand.move_some(&region.memory)?;
             }
-            let index = hand.random.below(regions.len());
+            let index = hand.random.below(KINDS);
             pinned(hand, &mut regions[index]).with_context(|| format!("region {index}"))?;
             hand.verify(&regions)?;
         }

@@ -14,7 +14,7 @@ use cdm_guest_tools::stores::memory_file;
 use nix::fcntl::{SpliceFFlags, splice, tee};
 use nix::unistd::pipe;
 
-use crate::contents::Region;
+use crate::contents::{KINDS, Region};
 use crate::counts::Count;
 use crate::deck::Deck;
 use crate::hand::{Hand, while_moved};
@@ -25,6 +25,8 @@ const WORKERS: usize = 2;
 const SMALL_PAGES: usize = 64;
 /// A pipe has room for so many.
 const LENT_MAX: usize = 8;
+/// The region that is a file.
+const FILE: usize = KINDS - 1;
 
 pub const PIPES: Scenario = Scenario {
     name: "pinning::pipes_show_the_pages_that_they_hold",
@@ -65,15 +67,8 @@ const WEIGHTS: &[(Way, usize)] = &[
 ];
 
 fn body(stage: &Stage) -> Result<()> {
-    let regions = || -> Result<[Region; 3]> {
-        Ok([
-            Region::small(SMALL_PAGES)?,
-            Region::huge(1)?,
-            Region::file(SMALL_PAGES)?,
-        ])
-    };
-    while_moved(stage, WORKERS, regions()?.len(), |hand| {
-        let mut regions = regions()?;
+    while_moved(stage, WORKERS, KINDS, |hand| {
+        let mut regions = Region::of_each_kind(SMALL_PAGES)?;
         hand.publish_all(&regions);
         let mut deck = Deck::new(WEIGHTS);
         while hand.stage.round() {
@@ -83,8 +78,8 @@ fn body(stage: &Stage) -> Result<()> {
             }
             let way = deck.deal(&mut hand.random);
             let index = match way {
-                Way::OfFile | Way::FromFileToFile => 2,
-                _ => hand.random.below(2),
+                Way::OfFile | Way::FromFileToFile => FILE,
+                _ => hand.random.below(FILE),
             };
             pass(hand, &mut regions[index], way).with_context(|| format!("{way:?}"))?;
             hand.stage.add(Count::Splice, 1);
