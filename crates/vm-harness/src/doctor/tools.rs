@@ -16,7 +16,7 @@ pub const MINIMUM_QEMU: u32 = 11;
 const REMAKE: &str = "just clean --all, then run this again: the toolbox is made anew";
 
 /// Programs of the toolbox, and what each is for.
-const TOOLS: [(&str, &str); 13] = [
+const TOOLS: [(&str, &str); 17] = [
     ("make", "builds the kernel"),
     ("clang", "compiles the kernel"),
     ("llvm-cov", "tells what the fuzzers reach"),
@@ -30,6 +30,10 @@ const TOOLS: [(&str, &str); 13] = [
     ("cpio", "checks archives"),
     ("busybox", "is the guest's shell"),
     ("gdb", "looks into a guest"),
+    ("drgn", "looks into the memory of a guest that crashed"),
+    ("node", "runs the check of the workflow for GitHub Actions"),
+    ("npm", "fetches that check"),
+    ("umoci", "makes the image for container engines"),
 ];
 
 /// Programs of the host that the project can use, and what each is good for.
