@@ -2,10 +2,11 @@
 
 //! What a guest leaves that crashes or hangs: its memory, in a form that debuggers open.
 
+mod debuggers;
+
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use object::elf::{self, FileHeader64};
@@ -137,7 +138,7 @@ fn has_what_helps(logs: &Path) -> Result<()> {
 }
 
 /// The dump is of all memory, takes no more of the disk than is in use, and shows the kernel's banner
-/// at its virtual address, both by its own table of segments and in gdb.
+/// at its virtual address, by its own table of segments and in debuggers.
 fn names_the_kernel(run: &Run, logs: &Path) -> Result<()> {
     let dump = logs.join(MEMORY_DUMP);
     let meta = fs::metadata(&dump).with_context(|| format!("no {}", dump.display()))?;
@@ -159,11 +160,19 @@ fn names_the_kernel(run: &Run, logs: &Path) -> Result<()> {
         banner.trim_end() == said,
         "the dump has '{banner}', and the console '{said}'"
     );
-    let shown = in_gdb(&dump, &kernel)?;
-    for words in [said, "LWP 2", "init_uts_ns"] {
+    let release = said.split_whitespace().nth(2).unwrap_or_default();
+    let release = format!("\"{release}\"");
+    let in_gdb = debuggers::in_gdb(&dump, &kernel)?;
+    shows("gdb", &in_gdb, &[said, "LWP 2", "init_uts_ns"])?;
+    let in_drgn = debuggers::in_drgn(&dump, &kernel)?;
+    shows("drgn", &in_drgn, &[&release, said, r"b'cdm\x00'"])
+}
+
+fn shows(debugger: &str, shown: &str, expected: &[&str]) -> Result<()> {
+    for words in expected {
         ensure!(
             shown.contains(words),
-            "gdb does not show '{words}': {shown}"
+            "{debugger} does not show '{words}': {shown}"
         );
     }
     Ok(())
@@ -194,17 +203,4 @@ fn banner(dump: &Path, kernel: &Kernel) -> Result<String> {
         .context("the dump ends there")?;
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(text).into_owned())
-}
-
-/// What gdb says, given nothing but the two files.
-fn in_gdb(dump: &Path, kernel: &Kernel) -> Result<String> {
-    let output = Command::new("gdb")
-        .args(["-nx", "-batch"])
-        .arg(kernel.objects.join("vmlinux"))
-        .arg(dump)
-        .args(["-ex", "x/s &linux_banner", "-ex", "info threads"])
-        .args(["-ex", "info symbol &init_uts_ns"])
-        .output()
-        .context("gdb is part of the toolbox")?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
