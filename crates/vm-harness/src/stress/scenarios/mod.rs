@@ -33,6 +33,9 @@ use crate::vm::FileCopy;
 /// The result of a run of all at once that tells whether anything was left behind.
 const TOGETHER: &str = "all_at_once::nothing_is_left_behind";
 
+/// Folder of the logs of guests.
+pub const GUESTS: &str = "guests";
+
 /// Why a scenario does not run beside anything, as the program says it.
 const BY_ITSELF: &str = "runs by itself only";
 
@@ -83,7 +86,8 @@ pub fn first_words(detail: &str) -> String {
 /// Runs what is asked for; whether all of it held.
 pub fn run(task: &Task<'_>, order: &Order) -> Result<bool> {
     let names = choose(list(task.ctx)?, order)?;
-    let mut stand = Stand::new(task.ctx, task.kernel.clone(), order.clone(), &task.folder)?;
+    let kernel = task.kernel.clone();
+    let mut stand = Stand::new(task.ctx, kernel, order.clone(), &task.folder, GUESTS)?;
     let mut results = Vec::new();
     let progress = task.ctx.progress.task("stress", None);
     progress.set_total(names.len() as u64);
@@ -164,13 +168,20 @@ pub struct Stand<'a> {
 }
 
 impl<'a> Stand<'a> {
-    /// Guests of an order, whose logs go below `folder`.
-    pub fn new(ctx: &'a Context, kernel: Kernel, order: Order, folder: &Path) -> Result<Self> {
+    /// Guests of an order. What fails has its folder below `folder`; logs go to `guests` below it,
+    /// where no other guests' are.
+    pub fn new(
+        ctx: &'a Context,
+        kernel: Kernel,
+        order: Order,
+        folder: &Path,
+        guests: &str,
+    ) -> Result<Self> {
         let mut spec = order.machine(kernel.clone());
         // File systems and block devices are modules.
         spec.files.push(FileCopy::kernel_modules(ctx, &kernel)?);
         Ok(Self {
-            session: Session::new(ctx, spec, folder.join("guests")),
+            session: Session::new(ctx, spec, folder.join(guests)),
             order,
             kernel,
             folder: folder.to_owned(),

@@ -17,7 +17,7 @@ use self::draw::{Deck, Draw};
 use self::state::{Done, Options, State};
 use self::summary::Summary;
 use super::scenarios::order::{Length, Order, Shard};
-use super::scenarios::{self, Stand, skips};
+use super::scenarios::{self, GUESTS, Stand, skips};
 use crate::build::{self, Kernel, KernelOptions};
 use crate::cache::KeyBuilder;
 use crate::context::Context;
@@ -309,7 +309,9 @@ impl<'a> Guests<'a> {
             Some(stand) => stand,
             none => {
                 let kernel = soak.kernel.clone();
-                none.insert(Stand::new(soak.ctx, kernel, order.clone(), &soak.folder)?)
+                let logs = format!("{GUESTS}/from_draw_{}", draw.number);
+                let stand = Stand::new(soak.ctx, kernel, order.clone(), &soak.folder, &logs)?;
+                none.insert(stand)
             }
         };
         stand.obey(order);

@@ -11,7 +11,7 @@ use crate::build::{self, BuildKind, KernelChoice};
 use crate::stress::outcome::Verdict as Ended;
 use crate::stress::said::Said;
 use crate::stress::scenarios::order::{DEVICES, Length, Order, Room};
-use crate::stress::scenarios::{self, Stand};
+use crate::stress::scenarios::{self, GUESTS, Stand};
 
 /// Seconds of each scenario on each kernel: more than five minutes for all of them together.
 const SECONDS: u64 = 6;
@@ -100,7 +100,7 @@ fn lost_guest_costs_one(session: &mut Session) -> Result<()> {
     let ctx = session.ctx();
     let kernel = session.spec().kernel.clone();
     let folder = session.new_folder("scenarios")?;
-    let mut stand = Stand::new(ctx, kernel, order(Length::Rounds(1)), &folder)?;
+    let mut stand = Stand::new(ctx, kernel, order(Length::Rounds(1)), &folder, GUESTS)?;
     for (name, expected) in [
         ("planted::crash", Ended::Lost),
         ("planted::warning", Ended::Failed),
@@ -138,7 +138,7 @@ pub fn run(
     let order = order(Length::Seconds(SECONDS));
     let folder = run.folder().join(format!("scenarios-{kernel}"));
     let built = build::kernel(run.ctx(), kernel, BuildKind::Plain)?;
-    let mut stand = Stand::new(run.ctx(), built, order, &folder)?;
+    let mut stand = Stand::new(run.ctx(), built, order, &folder, GUESTS)?;
     for scenario in chosen {
         let result = stand.run(scenario, |_| {});
         let (verdict, detail) = match result.verdict {
