@@ -44,11 +44,12 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(2);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// What QEMU may take to end after its guest did, or after its sockets closed.
 const QEMU_END_TIMEOUT: Duration = Duration::from_secs(20);
-/// What a guest that says nothing may take to answer SysRq keys with a report.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
-/// What a guest may take to notice a SysRq key, and how often that is looked for.
+/// What a guest may take to notice a SysRq key, and to say what it is asked for.
 const KEY_TIMEOUT: Duration = Duration::from_secs(10);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often that is looked for, and after how long without a byte a report is at its end.
 const KEY_INTERVAL: Duration = Duration::from_millis(50);
+const REPORT_PAUSE: Duration = Duration::from_millis(600);
 /// What QEMU may take to let go of the socket of a device that it has finished with.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two tries.
@@ -891,8 +892,24 @@ fn report_on_console(qmp: &Mutex<Qmp>, run: &Path, logs: &Path) {
         while taken() == before && Instant::now() < deadline {
             thread::sleep(KEY_INTERVAL);
         }
+        // And a guest that still writes its report loses it.
+        await_end_of_report(logs);
     }
-    thread::sleep(REPORT_TIMEOUT);
+}
+
+/// Waits until nothing comes to the console any more.
+fn await_end_of_report(logs: &Path) {
+    let started = Instant::now();
+    let mut bytes = console_bytes(logs);
+    let mut quiet_since = started;
+    while quiet_since.elapsed() < REPORT_PAUSE && started.elapsed() < REPORT_TIMEOUT {
+        thread::sleep(KEY_INTERVAL);
+        let now = console_bytes(logs);
+        if now != bytes {
+            bytes = now;
+            quiet_since = Instant::now();
+        }
+    }
 }
 
 fn read_console(logs: &Path) -> Result<String> {
