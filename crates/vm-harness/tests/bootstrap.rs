@@ -16,6 +16,13 @@ use std::time::{Duration, Instant};
 /// Longer than any step here takes, even on a machine that is busy elsewhere.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+fn repo() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("two parents")
+}
+
 struct Machine {
     dir: tempfile::TempDir,
 }
@@ -50,25 +57,30 @@ impl Machine {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let repo = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .ancestors()
-            .nth(2)
-            .expect("two parents");
         let path = format!(
             "{}:{}",
             self.dir.path().join("programs").display(),
             std::env::var("PATH").expect("a PATH")
         );
-        let mut command = Command::new(repo.join("ci/just"));
+        let mut command = Command::new(repo().join("ci/just"));
         command
             .args(args)
             .env("PATH", path)
             .env("CDM_CACHE", self.cache())
             .env_remove("CDM_DEBIAN_MIRROR")
+            // The machine is outside of any toolbox, unlike this test.
+            .env_remove("CDM_TOOLBOX")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// The key of the toolbox that the clone asks for.
+    fn toolbox_key(&self) -> String {
+        let output = self.command(&["--toolbox-key"]).output().expect("starts");
+        let key = String::from_utf8(output.stdout).expect("a key");
+        key.trim_end().to_owned()
     }
 
     /// What is in the cache's folder for toolboxes.
@@ -250,6 +262,44 @@ fn an_interrupted_set_up_leaves_nothing_and_the_next_one_works() {
     assert!(!names[0].contains("unfinished"));
 }
 
+/// Stands for the build of cdm, and says where it is built.
+const BUILD_CDM: &str = "echo \"$CDM_TOOLBOX $CDM_REPO\" > \"$CDM_CACHE/built-in\"; exit 101";
+
+#[test]
+fn inside_the_right_toolbox_no_other_one_is_made_or_entered() {
+    let machine = Machine::new();
+    machine.program("mmdebstrap", MAKE_TOOLBOX);
+    machine.program("cargo", BUILD_CDM);
+    let key = machine.toolbox_key();
+    assert_eq!(key.len(), 16, "{key}");
+    let output = machine
+        .command(&["--cdm", "doctor"])
+        .env("CDM_TOOLBOX", &key)
+        .env("CDM_REPO", "/some/other/clone")
+        .output()
+        .expect("starts");
+    assert_refused(&output, &["cdm could not be built"]);
+    assert_eq!(machine.toolboxes(), Vec::<String>::new());
+    let built_in = fs::read_to_string(machine.cache().join("built-in")).expect("built");
+    assert_eq!(
+        built_in.trim_end(),
+        format!("{key} {}", repo().canonicalize().expect("there").display())
+    );
+}
+
+#[test]
+fn inside_another_toolbox_the_right_one_is_made() {
+    let machine = Machine::new();
+    machine.program("mmdebstrap", MAKE_TOOLBOX);
+    machine.program("cargo", BUILD_CDM);
+    machine
+        .command(&["--cdm", "doctor"])
+        .env("CDM_TOOLBOX", "0123456789abcdef")
+        .output()
+        .expect("starts");
+    assert_eq!(machine.toolboxes(), [machine.toolbox_key()]);
+}
+
 #[test]
 fn just_is_fetched_once_and_then_found_in_the_cache() {
     let machine = Machine::new();
@@ -289,13 +339,9 @@ fn just_that_cannot_be_fetched_is_told_with_the_next_step() {
 
 #[test]
 fn the_bootstrap_passes_shellcheck() {
-    let repo = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .expect("two parents");
     let output = Command::new("shellcheck")
         .args(["ci/just", ".ci/run"])
-        .current_dir(repo)
+        .current_dir(repo())
         .output()
         .expect("shellcheck is part of the toolbox");
     assert!(

@@ -118,8 +118,8 @@ pub fn initramfs(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
     let entries = entries(&manifest, &origins)
         .with_context(|| format!("cannot carry out {}", path.display()))?;
 
-    // Results of other builds are named by their keys already: their paths say
-    // it all. What comes from the repository counts by its contents.
+    // Results of other builds are named by their keys already: their places in the cache
+    // say it all. What comes from the repository counts by its contents.
     let mut key = KeyBuilder::new();
     key.text("toolbox", &ctx.toolbox).text("manifest", &text);
     for entry in &entries {
@@ -127,7 +127,8 @@ pub fn initramfs(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
             if source.starts_with(&ctx.repo) && !source.starts_with(&ctx.cache) {
                 key.file(&ctx.repo, source)?;
             } else {
-                key.text(&entry.path, source.to_string_lossy());
+                let place = source.strip_prefix(&ctx.cache).unwrap_or(source);
+                key.text(&entry.path, place.to_string_lossy());
             }
         }
     }

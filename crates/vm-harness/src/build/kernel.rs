@@ -72,14 +72,14 @@ pub fn kernel(ctx: &Context, choice: &KernelChoice, kind: BuildKind) -> Result<K
     let objects = source.builds.join(format!("{kind}-{}", key.finish()));
 
     if source.is_fixed() && objects.join(FINISHED).is_file() {
-        return finished(choice, kind, &source, &objects);
+        return finished(ctx, choice, kind, &source, &objects);
     }
     let _lock = cache::lock(ctx, "kernel", "building a kernel")?;
     if !(source.is_fixed() && objects.join(FINISHED).is_file()) {
         source.prepare(ctx)?;
         build(ctx, choice, kind, &source, &fragments, &objects)?;
     }
-    finished(choice, kind, &source, &objects)
+    finished(ctx, choice, kind, &source, &objects)
 }
 
 /// A kernel's source, unpacked and patched if nothing was built from it yet.
@@ -93,13 +93,16 @@ pub fn source_of(ctx: &Context, choice: &KernelChoice) -> Result<PathBuf> {
 }
 
 fn finished(
+    ctx: &Context,
     choice: &KernelChoice,
     kind: BuildKind,
     source: &Source,
     objects: &Path,
 ) -> Result<Kernel> {
     let mut key = KeyBuilder::new();
-    key.text("objects", objects.to_string_lossy());
+    // Its place in the cache says it all, and a cache that lies elsewhere is the same one.
+    let place = objects.strip_prefix(&ctx.cache).unwrap_or(objects);
+    key.text("objects", place.to_string_lossy());
     if !source.is_fixed() {
         // A tree that its owner works on: whatever changed shows in these.
         for name in [
