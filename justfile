@@ -62,6 +62,11 @@ series-check *ARGS:
 behaviour-table *ARGS:
     @{{ cdm }} behaviour-table "$@"
 
+# Print the results of a run as Markdown, as GitHub shows them
+[no-cd, no-exit-message]
+results *ARGS:
+    @{{ cdm }} results "$@"
+
 # Look at a device that runs, or have it fail on request
 [no-cd, no-exit-message]
 device *ARGS:

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, build, clean, device, doctor, fuzz, litmus, mutants, series_check, stress,
-    test, vm,
+    Context, behaviour, build, clean, device, doctor, fuzz, junit_page, litmus, mutants,
+    series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -48,6 +48,8 @@ pub enum Command {
     SeriesCheck(series_check::SeriesCheckArgs),
     /// Try what each type of device memory can do, and print a table of it
     BehaviourTable(behaviour::BehaviourTableArgs),
+    /// Print the results of a run as Markdown, as GitHub shows them
+    Results(junit_page::ResultsArgs),
     /// Look at a device that runs, or have it fail on request
     Device(device::DeviceArgs),
     /// Tell what this machine has and lacks, and how to mend it
@@ -75,6 +77,7 @@ impl Command {
             Self::Mutants(args) => mutants::run(ctx, &args),
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),
+            Self::Results(args) => junit_page::run(&args),
             Self::Device(args) => device::run(args),
             Self::Doctor(args) => doctor::run(ctx, &args),
             Self::Build(args) => build::run(ctx, &args),

@@ -20,6 +20,7 @@ mod evidence;
 pub mod fuzz;
 mod git;
 mod junit;
+pub mod junit_page;
 pub mod litmus;
 pub mod mutants;
 pub mod progress;
