@@ -67,6 +67,11 @@ behaviour-table *ARGS:
 results *ARGS:
     @{{ cdm }} results "$@"
 
+# Make an image for containers that runs all this without building anything
+[no-cd, no-exit-message]
+image *ARGS:
+    @{{ cdm }} image "$@"
+
 # Look at a device that runs, or have it fail on request
 [no-cd, no-exit-message]
 device *ARGS:

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, build, clean, device, doctor, fuzz, junit_page, litmus, mutants,
+    Context, behaviour, build, clean, device, doctor, fuzz, image, junit_page, litmus, mutants,
     series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
@@ -50,6 +50,8 @@ pub enum Command {
     BehaviourTable(behaviour::BehaviourTableArgs),
     /// Print the results of a run as Markdown, as GitHub shows them
     Results(junit_page::ResultsArgs),
+    /// Make an image for containers that runs all this without building anything
+    Image(image::ImageArgs),
     /// Look at a device that runs, or have it fail on request
     Device(device::DeviceArgs),
     /// Tell what this machine has and lacks, and how to mend it
@@ -78,6 +80,7 @@ impl Command {
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),
             Self::Results(args) => junit_page::run(&args),
+            Self::Image(args) => image::run(ctx, &args),
             Self::Device(args) => device::run(args),
             Self::Doctor(args) => doctor::run(ctx, &args),
             Self::Build(args) => build::run(ctx, &args),

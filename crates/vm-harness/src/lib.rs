@@ -19,6 +19,7 @@ pub mod doctor;
 mod evidence;
 pub mod fuzz;
 mod git;
+pub mod image;
 mod junit;
 pub mod junit_page;
 pub mod litmus;
