@@ -2,6 +2,8 @@
 
 //! `cdm`: the command behind every recipe of the justfile.
 
+#[cfg(test)]
+mod ci_files;
 mod cli;
 
 use std::process::ExitCode;
