@@ -34,9 +34,9 @@ DIR becomes an OCI image layout with one image, called cdm. Engines take it from
 
 The image's entry point is ci/just: its arguments are those of just. It holds the commit that is
 checked out, and for each --kernel and each --build what a guest needs. With --check the image is
-unpacked (4 GiB in the cache, for as long as it takes) and a short stress run is started from it for
-each index of an Indexed Job of three: by a plain user, without a network, on a file system that
-cannot be written to but for logs and results.";
+unpacked (4 GiB in the cache, for as long as it takes) and a soak of some seconds is started from it
+for each index of an Indexed Job of three: by a plain user, without a network, on a file system
+that cannot be written to but for logs and results.";
 
 /// Arguments of `cdm image`.
 #[derive(Debug, Args)]
