@@ -90,10 +90,11 @@ fn test_case(case: &Case) -> TestCase {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn case(suite: &str, name: &str, ending: Ending, detail: &str) -> Case {
+    /// A case that took one and a half seconds.
+    pub fn case(suite: &str, name: &str, ending: Ending, detail: &str) -> Case {
         Case {
             suite: suite.into(),
             name: name.into(),

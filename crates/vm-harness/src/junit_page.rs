@@ -136,23 +136,13 @@ fn text_of(case: &TestCase) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::junit::tests::case;
     use crate::junit::{Case, Ending, write};
-    use std::time::Duration;
 
     fn written(cases: &[Case]) -> Report {
         let dir = tempfile::tempdir().expect("temporary folder");
         write(&dir.path().join(FILE), "just test", cases).expect("written");
         read(dir.path()).expect("read back")
-    }
-
-    fn case(suite: &str, name: &str, ending: Ending, detail: &str) -> Case {
-        Case {
-            suite: suite.into(),
-            name: name.into(),
-            ending,
-            time: Some(Duration::from_millis(1500)),
-            detail: detail.into(),
-        }
     }
 
     #[test]

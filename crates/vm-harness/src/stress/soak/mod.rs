@@ -309,7 +309,7 @@ impl<'a> Guests<'a> {
             Some(stand) => stand,
             none => {
                 let kernel = soak.kernel.clone();
-                let logs = format!("{GUESTS}/from_draw_{}", draw.number);
+                let logs = logs_from(&draw);
                 let stand = Stand::new(soak.ctx, kernel, order.clone(), &soak.folder, &logs)?;
                 none.insert(stand)
             }
@@ -331,6 +331,12 @@ impl<'a> Guests<'a> {
     }
 }
 
+/// Folder of the logs of guests that serve from a draw on: no two machines have the same, also where a
+/// soak that goes on writes to the folder that it began with.
+fn logs_from(draw: &Draw) -> String {
+    format!("{GUESTS}/from_draw_{}", draw.number)
+}
+
 /// `1:02:03`.
 fn clock(seconds: f64) -> String {
     let seconds = seconds as u64;
@@ -344,6 +350,7 @@ fn clock(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::outcome::Verdict;
     use super::*;
     use clap::Parser;
 
@@ -388,6 +395,12 @@ mod tests {
             .to_string();
         assert!(error.contains("--seed"), "{error}");
         assert!(parse("moves").is_err(), "no hours");
+    }
+
+    #[test]
+    fn guests_of_two_machines_have_two_folders() {
+        let logs = |number| logs_from(&state::tests::done(number, Verdict::Passed).draw);
+        assert_ne!(logs(0), logs(8));
     }
 
     #[test]

@@ -238,12 +238,18 @@ pub mod tests {
         State::open(ctx, &options(), &commit(), inputs, resume)
     }
 
-    #[test]
-    fn interrupted_soak_goes_on_where_it_was() {
+    /// A soak with one draw, in a cache of its own.
+    fn begun(verdict: Verdict) -> (tempfile::TempDir, Context, State) {
         let dir = tempfile::tempdir().expect("a folder");
         let ctx = Context::for_test(dir.path());
         let mut state = open(&ctx, "i", false).expect("new");
-        state.add(done(0, Verdict::Passed)).expect("kept");
+        state.add(done(0, verdict)).expect("kept");
+        (dir, ctx, state)
+    }
+
+    #[test]
+    fn interrupted_soak_goes_on_where_it_was() {
+        let (_dir, ctx, mut state) = begun(Verdict::Passed);
         state.add(done(1, Verdict::Passed)).expect("kept");
         drop(state);
         let mut state = open(&ctx, "i", true).expect("as it was");
@@ -256,10 +262,7 @@ pub mod tests {
 
     #[test]
     fn line_that_was_cut_short_is_a_draw_that_is_not_done() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let ctx = Context::for_test(dir.path());
-        let mut state = open(&ctx, "i", false).expect("new");
-        state.add(done(0, Verdict::Passed)).expect("kept");
+        let (_dir, ctx, mut state) = begun(Verdict::Passed);
         state.file.write_all(b"{\"draw\":{\"num").expect("written");
         drop(state);
         let mut state = open(&ctx, "i", true).expect("as it was");
@@ -270,10 +273,7 @@ pub mod tests {
 
     #[test]
     fn other_options_are_another_soak() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let ctx = Context::for_test(dir.path());
-        let mut state = open(&ctx, "i", false).expect("new");
-        state.add(done(0, Verdict::Passed)).expect("kept");
+        let (_dir, ctx, _) = begun(Verdict::Passed);
         let other = Options {
             shard: "2/2".into(),
             ..options()
@@ -284,10 +284,7 @@ pub mod tests {
 
     #[test]
     fn soak_of_something_else_cannot_be_resumed() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let ctx = Context::for_test(dir.path());
-        let mut state = open(&ctx, "one", false).expect("new");
-        state.add(done(0, Verdict::Passed)).expect("kept");
+        let (_dir, ctx, _) = begun(Verdict::Passed);
         let text = open(&ctx, "two", true).expect_err("another").to_string();
         assert!(
             text.contains("commit abc") && text.contains("without --resume"),
@@ -297,10 +294,7 @@ pub mod tests {
 
     #[test]
     fn breach_is_not_washed_away() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let ctx = Context::for_test(dir.path());
-        let mut state = open(&ctx, "i", false).expect("new");
-        state.add(done(0, Verdict::Lost)).expect("kept");
+        let (_dir, ctx, state) = begun(Verdict::Lost);
         assert!(state.breach().is_some());
         let error = open(&ctx, "i", true).expect_err("failed").to_string();
         assert!(error.contains("moves::about: why"), "{error}");
