@@ -35,6 +35,9 @@ const LIMIT_SECONDS: u64 = 900;
 /// Longest silence of a program.
 const SILENCE: Duration = Duration::from_secs(LIMIT_SECONDS + 60);
 
+/// Runs that may be repeated because a program bailed out, for each program.
+const SPARE_RUNS: u64 = 4;
+
 /// What the guests have: some of the tests want two nodes, and threads enough to meet.
 const MEMORY: ByteSize = ByteSize(3 << 30);
 const SECOND_NODE: ByteSize = ByteSize(1 << 30);
@@ -57,9 +60,9 @@ pub fn run(task: &Task<'_>, memory_type: Option<MemoryType>, wanted: &[String]) 
         FileCopy::kernel_modules(task.ctx, &task.kernel)?,
     ];
     let without = machine(task, &files, None);
-    let without = run_all(task, &without, &programs, "without")?;
+    let without = run_all(task, &without, &programs, &known, "without")?;
     let with = machine(task, &files, Some(memory_type));
-    let with = run_all(task, &with, &programs, "with")?;
+    let with = run_all(task, &with, &programs, &known, "with")?;
 
     let memory_type = memory_type.map_or("best".to_owned(), |one| one.to_string());
     let mut document = Document::new(task, memory_type);
@@ -94,34 +97,41 @@ fn machine(task: &Task<'_>, files: &[FileCopy], device: Option<Option<MemoryType
     spec
 }
 
-/// Runs each program in a guest, once without a device and several times with one. A guest that
-/// dies is replaced.
+/// Runs each program in a guest, once without a device and several times with one, and again with
+/// another seed where it bailed out as declared. A guest that dies is replaced.
 fn run_all(
     task: &Task<'_>,
     spec: &VmSpec,
     programs: &[&Program],
+    known: &Differences,
     place: &str,
 ) -> Result<Vec<Vec<Ran>>> {
     let mut session = Session::new(task.ctx, spec.clone(), task.folder.join(place));
     let mut transcript = String::new();
     let mut all = Vec::new();
     for program in programs {
-        let seeds = match spec.devices {
-            0 => 1,
-            _ => program.times,
+        let (mut wanted, spare) = match spec.devices {
+            0 => (1, 0),
+            _ => (program.times, SPARE_RUNS),
         };
+        let most = wanted + spare;
         let progress = format!("{} {place} a device", program.title());
         let _task = task.ctx.progress.task(progress, None);
         let mut runs = Vec::new();
-        for seed in 1..=seeds {
+        let mut seed = 0;
+        while seed < wanted {
+            seed += 1;
             let is_new = !session.has_guest();
             // A machine that does not boot is no result of a program's.
             session.vm()?;
             if is_new {
                 prepare(&mut session)?;
             }
-            let ran = run_one(&mut session, program, seed, &mut transcript);
+            let ran = run_one(&mut session, program, seed, known, &mut transcript);
             println!("{}", line(program, seed, place, &ran));
+            if ran.bailed_out.is_some() {
+                wanted = most.min(wanted + 1);
+            }
             runs.push(ran);
         }
         all.push(runs);
@@ -151,6 +161,7 @@ fn run_one(
     session: &mut Session<'_>,
     program: &Program,
     seed: u64,
+    known: &Differences,
     transcript: &mut String,
 ) -> Ran {
     let moves = session.spec().devices > 0;
@@ -200,8 +211,15 @@ fn run_one(
         Err(error) => last.push(format!("{error:#}")),
     }
     let is_alive = ended.is_ok() && session.exec("true").is_ok();
-    let end = end(ended, &ran.outcomes, last);
-    ran.outcomes.push(end);
+    ran.bailed_out = last
+        .iter()
+        .filter(|_| moves)
+        .find_map(|line| known.bail_out(&program.title(), line))
+        .map(str::to_owned);
+    if ran.bailed_out.is_none() {
+        let end = end(ended, &ran.outcomes, last);
+        ran.outcomes.push(end);
+    }
     // A kernel that went wrong may do anything, also to the next program.
     if !is_alive || !ran.reports.is_empty() {
         session.discard();
@@ -246,8 +264,12 @@ fn line(program: &Program, seed: u64, place: &str, ran: &Ran) -> String {
         let of = ran.outcomes.iter().filter(|one| one.verdict == wanted);
         of.count()
     };
+    let end = match ran.bailed_out {
+        Some(_) => ", bailed out",
+        None => "",
+    };
     format!(
-        "{} ({place} a device, seed {seed}): {} passed, {} failed, {} skipped; {} pages moved in, {} back",
+        "{} ({place} a device, seed {seed}): {} passed, {} failed, {} skipped{end}; {} pages moved in, {} back",
         program.title(),
         count(Verdict::Passed),
         count(Verdict::Failed) + count(Verdict::Lost),

@@ -15,6 +15,9 @@ pub const END: &str = "comes to its end";
 pub struct Ran {
     /// Its results, the last one about its end.
     pub outcomes: Vec<Outcome>,
+    /// Why it may have given up before its end, if it has and that is declared. What it had no
+    /// result of is left to the other runs then.
+    pub bailed_out: Option<String>,
     /// What the kernel reported about itself meanwhile.
     pub reports: Vec<String>,
     /// Pages that moved into a device.
@@ -54,6 +57,9 @@ pub struct Comparison {
     pub program: String,
     /// How often it ran with a device.
     pub times: usize,
+    /// Of these, how often it gave up before its end, for which reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bailed_out: Vec<String>,
     /// Pages that moved into the device under it.
     pub pages_to_device: u64,
     /// Pages that moved back.
@@ -85,6 +91,10 @@ impl Comparison {
         let mut comparison = Self {
             program: program.to_owned(),
             times: with.len(),
+            bailed_out: with
+                .iter()
+                .filter_map(|ran| ran.bailed_out.clone())
+                .collect(),
             pages_to_device: sum(|ran| ran.pages_to_device),
             pages_to_system: sum(|ran| ran.pages_to_system),
             tests,
@@ -153,13 +163,23 @@ impl Comparison {
 fn compare(program: &str, without: &Outcome, with: &[Ran], known: &Differences) -> Compared {
     let ended: Vec<Option<&Outcome>> = with
         .iter()
-        .map(|ran| ran.outcomes.iter().find(|one| one.name == without.name))
+        .map(|ran| {
+            (
+                ran,
+                ran.outcomes.iter().find(|one| one.name == without.name),
+            )
+        })
+        .filter(|(ran, found)| found.is_some() || ran.bailed_out.is_none())
+        .map(|(_, found)| found)
         .collect();
     let worst = ended
         .iter()
         .map(|one| one.map_or(Verdict::Lost, |one| one.verdict))
         .find(|verdict| *verdict != without.verdict)
-        .unwrap_or(without.verdict);
+        .unwrap_or(match ended.is_empty() {
+            true => Verdict::Lost,
+            false => without.verdict,
+        });
     let is_lost = without.verdict == Verdict::Passed && worst != Verdict::Passed;
     let said: Vec<&str> = ended
         .iter()
@@ -261,6 +281,28 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("4 moved into the device, not 5"), "{text}");
+    }
+
+    #[test]
+    fn what_a_run_that_bailed_out_leaves_open_another_run_must_tell() {
+        let mut bailed = ran(&[ANON], 9);
+        bailed.bailed_out = Some("it looks twice".into());
+        let compare = |with: &[Ran]| {
+            let compared = Comparison::of("rmap", 5, &ran(&BOTH, 0), with, &sample());
+            (compared.complaints.len(), compared.bailed_out.len())
+        };
+        let whole = ran(&[ANON, BOTH[1], BOTH[2]], 9);
+        assert_eq!(compare(&[bailed.clone(), whole]), (0, 1));
+        // 'shm' is declared to differ; nobody tells of 'file'.
+        assert_eq!(compare(&[bailed.clone(), bailed.clone()]), (1, 2));
+        // What it did tell counts.
+        bailed.outcomes.push(Outcome {
+            name: "migrate.file".to_owned(),
+            verdict: Verdict::Failed,
+            said: Vec::new(),
+        });
+        let whole = ran(&[ANON, BOTH[1], BOTH[2]], 9);
+        assert_eq!(compare(&[bailed, whole]), (1, 1));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct Differences {
     difference: Vec<Row>,
     #[serde(default)]
     report: Vec<Report>,
+    #[serde(default)]
+    bail_out: Vec<BailOut>,
 }
 
 /// Tests that need not end with a device as they do without.
@@ -55,6 +57,16 @@ struct Report {
     why: String,
 }
 
+/// A program's last word when it gives up, and with it the tests that were still to come.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BailOut {
+    program: String,
+    /// Part of what it says behind `Bail out!`.
+    text: String,
+    why: String,
+}
+
 impl Differences {
     /// Reads the repository's.
     pub fn read(repo: &Path) -> Result<Self> {
@@ -65,7 +77,8 @@ impl Differences {
             .with_context(|| format!("cannot understand {}", path.display()))?;
         ensure!(
             read.difference.iter().all(|row| !row.why.is_empty())
-                && read.report.iter().all(|row| !row.why.is_empty()),
+                && read.report.iter().all(|row| !row.why.is_empty())
+                && read.bail_out.iter().all(|row| !row.why.is_empty()),
             "{FILE} has a row that does not say why"
         );
         Ok(read)
@@ -91,10 +104,21 @@ impl Differences {
             .map(|row| row.why.as_str())
     }
 
+    /// Why a program that has said this and gone may do so, if that is declared.
+    pub fn bail_out(&self, program: &str, line: &str) -> Option<&str> {
+        let said = line.trim().strip_prefix("Bail out!")?;
+        self.bail_out
+            .iter()
+            .find(|row| row.program == program && said.contains(&row.text))
+            .map(|row| row.why.as_str())
+    }
+
     /// Refuses rows for programs that do not run.
     pub fn check_programs(&self, titles: &[String]) -> Result<()> {
         let programs = self.difference.iter().map(|row| &row.program);
-        for program in programs.chain(self.report.iter().map(|row| &row.program)) {
+        let reports = self.report.iter().map(|row| &row.program);
+        let bail_outs = self.bail_out.iter().map(|row| &row.program);
+        for program in programs.chain(reports).chain(bail_outs) {
             ensure!(
                 titles.contains(program),
                 "{FILE} names '{program}', which does not run"
@@ -126,6 +150,10 @@ pub mod tests {
             program = "rmap"
             text = "mm/x.c"
             why = "it is told to"
+            [[bail_out]]
+            program = "rmap"
+            text = "unmatched"
+            why = "it looks twice"
             "#,
         )
         .expect("well formed")
@@ -142,6 +170,10 @@ pub mod tests {
             Some("it is told to")
         );
         assert!(rows.report("cow", "WARNING: mm/x.c:1").is_none());
+        let bailed = "Bail out! two looks unmatched";
+        assert_eq!(rows.bail_out("rmap", bailed), Some("it looks twice"));
+        assert!(rows.bail_out("cow", bailed).is_none());
+        assert!(rows.bail_out("rmap", "two looks unmatched").is_none());
         assert!(rows.check_programs(&["rmap".into()]).is_ok());
         let error = rows.check_programs(&["cow".into()]).expect_err("no rmap");
         assert!(error.to_string().contains("rmap"), "{error}");

@@ -179,6 +179,9 @@ impl Document {
             for complaint in &program.complaints {
                 let _ = writeln!(text, "- {}: {complaint}", program.program);
             }
+            for why in &program.bailed_out {
+                let _ = writeln!(text, "- {} bailed out, as declared: {why}", program.program);
+            }
             for report in &program.declared_reports {
                 let _ = writeln!(text, "- {}, as declared: {report}", program.program);
             }
@@ -215,6 +218,7 @@ mod tests {
             programs: vec![Comparison {
                 program: "rmap".into(),
                 times: 2,
+                bailed_out: vec!["it looks twice".into()],
                 pages_to_device: 20,
                 pages_to_system: 10,
                 tests: vec![
@@ -238,6 +242,7 @@ mod tests {
             "| rmap | two | Failed | it looks at frames |",
             "| rmap | three | Failed | NOT DECLARED |",
             "- rmap: it is so",
+            "- rmap bailed out, as declared: it looks twice",
         ] {
             assert!(page.contains(part), "{part} is not in:\n{page}");
         }
