@@ -52,6 +52,32 @@ fn parse_vma(line: &str) -> Option<Vma> {
     })
 }
 
+/// What each thread of a process is doing, a line each: its state, and where in the kernel it is,
+/// innermost function first. A process that is gone has none.
+pub fn threads(pid: i32) -> Vec<String> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", name(pid))) else {
+        return Vec::new();
+    };
+    let tell = |task: fs::DirEntry| {
+        let read = |file| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let (status, stack) = (read("status"), read("stack"));
+        let state = status
+            .lines()
+            .find_map(|line| line.strip_prefix("State:"))
+            .unwrap_or_default();
+        let functions: Vec<&str> = stack
+            .lines()
+            .filter_map(|line| line.split_once("] ").map(|(_, function)| function))
+            .collect();
+        format!(
+            "thread {}:{state}: {}",
+            task.file_name().display(),
+            functions.join(" < ")
+        )
+    };
+    tasks.flatten().map(tell).collect()
+}
+
 /// A field of /proc/PID/status that is given in KiB, such as `RssAnon`, in bytes.
 pub fn status_bytes(pid: i32, field: &str) -> io::Result<u64> {
     let path = format!("/proc/{}/status", name(pid));
@@ -126,6 +152,16 @@ Rss:                   4 kB
         let vma = parse_vma("7000-8000 r--p 00000000 00:01 77 /a file").unwrap();
         assert_eq!(vma.name, "/a file");
         assert!(!vma.is_private_writable());
+    }
+
+    #[test]
+    fn each_thread_is_told_with_its_state_and_a_process_that_is_gone_has_none() {
+        let told = threads(0);
+        assert!(
+            told.iter().any(|line| line.contains("R (running)")),
+            "{told:?}"
+        );
+        assert!(threads(i32::MAX).is_empty());
     }
 
     #[test]

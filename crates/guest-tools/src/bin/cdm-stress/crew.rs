@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use cdm_guest_tools::process;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -104,6 +105,12 @@ impl Member {
         String::from_utf8_lossy(&words[..length]).into_owned()
     }
 
+    /// Who it is and what its threads do, for who waits in vain.
+    fn doings(&self) -> String {
+        let threads = process::threads(self.pid.as_raw()).join(", ");
+        format!("{} ({threads})", self.name)
+    }
+
     /// Kills it; whether it is gone.
     pub fn end(&mut self) -> bool {
         // Harmless if it ended by itself: it is not reaped yet, so its number is not reused.
@@ -160,8 +167,9 @@ impl<'a> Crew<'a> {
                 ending = Some(Instant::now());
             }
             if ending.is_some_and(|since| since.elapsed() > END_LIMIT) {
-                let names: Vec<_> = self.members.iter().map(|member| &*member.name).collect();
-                let late = anyhow!("{names:?} did not come to their end in {END_LIMIT:?}");
+                let late = self.members.iter().map(Member::doings);
+                let late = late.collect::<Vec<_>>().join("; ");
+                let late = anyhow!("did not come to their end in {END_LIMIT:?}: {late}");
                 return Err(failure.unwrap_or(late));
             }
             thread::sleep(POLL);
