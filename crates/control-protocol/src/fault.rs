@@ -34,6 +34,8 @@ pub enum FaultKind {
     RefusePage,
     /// An INVALIDATE is carried out and given back late.
     LateInvalidation,
+    /// An access to memory of a process is carried out late, and its page is in use until then.
+    LateAccess,
     /// Pages of device memory fail, at once and for good.
     Poison,
 }
@@ -68,7 +70,7 @@ pub struct Fault {
     /// All that is left to chance follows from this.
     #[serde(default)]
     pub seed: u64,
-    /// `delay`, `late-invalidation`: milliseconds.
+    /// `delay`, `late-invalidation`, `late-access`: milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ms: Option<u64>,
     /// `truncate`: bytes that are written; `wrong-length`: bytes that are told. By the seed
@@ -144,7 +146,7 @@ fn one() -> u64 {
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Hang,
         Self::Delay,
         Self::Drop,
@@ -156,6 +158,7 @@ impl FaultKind {
         Self::WrongLength,
         Self::RefusePage,
         Self::LateInvalidation,
+        Self::LateAccess,
         Self::Poison,
     ];
 
@@ -173,20 +176,24 @@ impl FaultKind {
             Self::WrongLength => "wrong-length",
             Self::RefusePage => "refuse-page",
             Self::LateInvalidation => "late-invalidation",
+            Self::LateAccess => "late-access",
             Self::Poison => "poison",
         }
     }
 
     /// Whether it takes a time, and cannot do without.
     pub fn takes_time(self) -> bool {
-        matches!(self, Self::Delay | Self::LateInvalidation)
+        matches!(
+            self,
+            Self::Delay | Self::LateInvalidation | Self::LateAccess
+        )
     }
 
     /// Whether it happens to requests as they are taken off a queue, of whatever operation.
     pub fn is_of_requests(self) -> bool {
         !matches!(
             self,
-            Self::RefusePage | Self::LateInvalidation | Self::Poison
+            Self::RefusePage | Self::LateInvalidation | Self::LateAccess | Self::Poison
         )
     }
 
@@ -426,6 +433,8 @@ mod tests {
             ("explode", "unknown variant"),
             ("delay", "'delay' needs 'ms'"),
             ("late-invalidation", "'late-invalidation' needs 'ms'"),
+            ("late-access", "'late-access' needs 'ms'"),
+            ("late-access,ms=1,opcode=COPY", "has no 'opcode'"),
             ("refuse-page,ms=5", "'refuse-page' has no 'ms'"),
             ("delay,ms=86400001", "a day"),
             ("drop,ms=5", "'drop' has no 'ms'"),

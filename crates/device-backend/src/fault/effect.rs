@@ -59,6 +59,7 @@ impl Effect {
             | FaultKind::Delay
             | FaultKind::RefusePage
             | FaultKind::LateInvalidation
+            | FaultKind::LateAccess
             | FaultKind::Poison => return None,
             FaultKind::Fail => {
                 let status = fault.status.map(|number| Status(number.into()));

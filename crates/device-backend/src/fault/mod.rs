@@ -89,6 +89,8 @@ enum Counted {
     PageRequests,
     /// INVALIDATEs.
     Invalidations,
+    /// Uses of a translation by the commands of a queue.
+    Accesses,
 }
 
 impl Counted {
@@ -96,6 +98,7 @@ impl Counted {
         match kind {
             FaultKind::RefusePage => Self::PageRequests,
             FaultKind::LateInvalidation => Self::Invalidations,
+            FaultKind::LateAccess => Self::Accesses,
             _ => Self::Requests,
         }
     }
@@ -104,7 +107,7 @@ impl Counted {
     fn are_on(self, queue: u16) -> bool {
         match self {
             Self::Requests => true,
-            Self::PageRequests => queue >= QUEUE_FIRST_COMMAND,
+            Self::PageRequests | Self::Accesses => queue >= QUEUE_FIRST_COMMAND,
             Self::Invalidations => queue == QUEUE_CONTROL,
         }
     }
@@ -121,7 +124,7 @@ pub enum SetError {
     Queue(u16),
     /// The queue has none of what the fault is about.
     #[error("'{kind}' happens on {}, not on queue {queue}", match kind {
-        FaultKind::RefusePage => "command queues",
+        FaultKind::RefusePage | FaultKind::LateAccess => "command queues",
         _ => "the control queue",
     })]
     Elsewhere {
@@ -254,6 +257,13 @@ impl Faults {
     /// How late the INVALIDATE is acknowledged that was just taken, if it is to be late.
     pub fn delay_invalidation(&self, queue: u16) -> Option<Duration> {
         let fault = self.strike(Counted::Invalidations, queue)?;
+        Some(Duration::from_millis(fault.ms.unwrap_or_default()))
+    }
+
+    /// How late an access to memory of a process is that a command of a queue is about to make, if
+    /// it is to be late.
+    pub fn delay_access(&self, queue: u16) -> Option<Duration> {
+        let fault = self.strike(Counted::Accesses, queue)?;
         Some(Duration::from_millis(fault.ms.unwrap_or_default()))
     }
 

@@ -158,6 +158,17 @@ fn page_requests_and_invalidations_are_counted_apart_from_requests() {
 }
 
 #[test]
+fn accesses_are_counted_apart_and_for_each_queue() {
+    let faults = faults(&["late-access,nth=2,ms=5"]);
+    assert!(hit(&faults, COMMAND, 10).is_empty());
+    assert_eq!(faults.refuse_page(COMMAND), None);
+    for queue in [COMMAND, COMMAND + 1] {
+        let late: Vec<_> = (0..3).map(|_| faults.delay_access(queue)).collect();
+        assert_eq!(late, [None, Some(Duration::from_millis(5)), None]);
+    }
+}
+
+#[test]
 fn page_that_is_refused_for_no_reason_is_an_error_of_the_page() {
     let faults = faults(&["refuse-page"]);
     assert_eq!(faults.refuse_page(COMMAND), Some(Status::PAGE_ERROR));
@@ -170,6 +181,7 @@ fn fault_of_what_a_queue_does_not_have_is_refused() {
     for (spec, queue) in [
         ("refuse-page,queue=0", QUEUE_CONTROL),
         ("late-invalidation,ms=1,queue=2", COMMAND),
+        ("late-access,ms=1,queue=0", QUEUE_CONTROL),
     ] {
         let error = faults.set(spec.parse().unwrap()).unwrap_err();
         assert!(matches!(error, SetError::Elsewhere { queue: found, .. } if found == queue));

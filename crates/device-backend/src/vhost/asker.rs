@@ -10,6 +10,7 @@ use crate::model::{Asking, PageAsker};
 use cdm_control_protocol::FaultKind;
 use cdm_protocol::{AccessReport, PAGE_REQUEST_ATOMIC, PageRequest, QUEUE_EVENT};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Asks on behalf of the commands of one queue.
 pub struct Asker {
@@ -50,6 +51,20 @@ impl PageAsker for Asker {
             }
             Delivery::NoBuffer => Asking::NoBuffer,
             Delivery::Stopped => Asking::Stopped,
+        }
+    }
+
+    fn before_access(&self, given_up: &dyn Fn() -> bool) {
+        let Shared {
+            faults, telemetry, ..
+        } = &*self.shared;
+        let Some(late) = faults.delay_access(self.queue) else {
+            return;
+        };
+        telemetry.counters.hit(FaultKind::LateAccess);
+        let end = Instant::now() + late;
+        while Instant::now() < end && faults.are_any() && !given_up() {
+            faults.wait();
         }
     }
 

@@ -402,6 +402,50 @@ fn invalidation_that_a_fault_holds_up_holds_up_no_pause() {
 }
 
 #[test]
+fn invalidation_waits_for_an_access_that_a_fault_makes_late() {
+    let (backend, mut guest) = start(0, &["--fault=late-access,ms=300"]);
+    let (pending, request) = wait_for_page(&mut guest, &fill(0, 8, 1));
+    let begin = Instant::now();
+    answer(&mut guest, &request);
+    let mut client = Client::connect(&backend);
+    wait_until("the access begins", || {
+        client.ask(Ask::Faults).faults.unwrap()[0].hits == 1
+    });
+    assert_eq!(guest.read(SCRATCH, 8), [0; 8]);
+    invalidate(&mut guest, VIRTUAL, VIRTUAL);
+    assert!(begin.elapsed() >= Duration::from_millis(300));
+    assert_eq!(guest.read(SCRATCH, 8), [1; 8]);
+    assert_eq!(guest.wait(COMMAND, &pending).status, Status::OK);
+}
+
+#[test]
+fn access_that_a_fault_holds_up_holds_up_neither_a_pause_nor_a_reset() {
+    let (backend, mut guest) = start(0, &["--fault=late-access,ms=60000,count=2"]);
+    let mut client = Client::connect(&backend);
+    let mut late = |guest: &mut Guest, hits: u64| {
+        let (pending, request) = wait_for_page(guest, &fill(0, 8, 1));
+        answer(guest, &request);
+        wait_until("the access begins", || {
+            client.ask(Ask::Faults).faults.unwrap()[0].hits == hits
+        });
+        pending
+    };
+    let begin = Instant::now();
+    let pending = late(&mut guest, 1);
+    guest.pause_and_go_on();
+    assert_eq!(guest.wait(COMMAND, &pending).status, Status::OK);
+    invalidate(&mut guest, VIRTUAL, VIRTUAL);
+    let pending = late(&mut guest, 2);
+    assert_eq!(guest.control(ControlOpcode::RESET, 0, 0).status, Status::OK);
+    // What is let go is done, whether the RESET was first or not.
+    guest.wait(COMMAND, &pending);
+    assert!(
+        begin.elapsed() < Duration::from_secs(30),
+        "something waited for the fault"
+    );
+}
+
+#[test]
 fn queue_errors_fit_the_buffers_of_page_requests() {
     let (_backend, mut guest) = start(0, &[]);
     let buffer = guest.post_event_buffer(32);

@@ -41,7 +41,9 @@ pub fn fault(random: &mut Rng, kind: FaultKind, pages: std::ops::Range<u64>) -> 
             of_one(random, &mut fault, &both)?;
             fault.ms = Some(random.u64(1..LATE_MS));
         }
-        FaultKind::LateInvalidation => fault.ms = Some(random.u64(1..LATE_MS)),
+        FaultKind::LateInvalidation | FaultKind::LateAccess => {
+            fault.ms = Some(random.u64(1..LATE_MS))
+        }
         FaultKind::Duplicate => of_one(random, &mut fault, &COMMANDS)?,
         FaultKind::Reorder => {
             of_one(random, &mut fault, &COMMANDS)?;

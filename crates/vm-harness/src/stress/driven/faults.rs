@@ -18,10 +18,10 @@ const COMMANDS: u64 = 5;
 /// Pages at the start of what processes can have of a device, which are in use first.
 const USED_PAGES: u64 = 2000;
 
-/// Answers late, or in another order.
+/// Answers and accesses late, or in another order.
 pub fn late(play: &mut Play<'_, '_>) -> Result<()> {
-    use FaultKind::{Delay, LateInvalidation, Reorder};
-    by_seed(play, &[Delay, Reorder, LateInvalidation])
+    use FaultKind::{Delay, LateAccess, LateInvalidation, Reorder};
+    by_seed(play, &[Delay, Reorder, LateInvalidation, LateAccess])
 }
 
 /// Requests refused, and answers of the wrong length.

@@ -63,13 +63,15 @@ pub const SCENARIOS: &[Driven] = &[
     },
     Driven {
         name: "faults::late_and_reordered_answers",
-        property: "Answers that come late or in another order cost time and nothing else.",
+        property: "Answers and accesses that come late or in another order cost time and nothing \
+                   else.",
         rounds: 12,
         least: &[
             ("faults", 1000),
-            ("faults_delay", 250),
-            ("faults_reorder", 250),
-            ("faults_late_invalidation", 250),
+            ("faults_delay", 180),
+            ("faults_reorder", 180),
+            ("faults_late_invalidation", 180),
+            ("faults_late_access", 180),
         ],
         body: faults::late,
     },

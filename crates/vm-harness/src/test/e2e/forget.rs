@@ -15,6 +15,8 @@ use super::{Session, silent};
 const PAGES: u64 = 64;
 /// How long a late answer takes that the driver waits for.
 const LATE_MS: u64 = 700;
+/// How long an access takes: less than `cdm-bound` looks whether its memory stays as it is.
+const ACCESS_MS: u64 = 300;
 /// How long one takes that comes after its patience, and before that with the RESET ends.
 const TOO_LATE_MS: u64 = 2700;
 
@@ -110,6 +112,19 @@ pub fn late_invalidation_is_waited_for(session: &mut Session) -> Result<()> {
     faults::set(session, &format!("late-invalidation,ms={LATE_MS}"))?;
     let said = take_steps(session, "work unmap reuse answer")?;
     took_at_least(&said, "unmap", LATE_MS)?;
+    ended(&said, "UNMAPPED")?;
+    ensure!(timeouts(session)? == resets, "the device was reset");
+    is_as_before(session, kept)
+}
+
+/// A store that takes its time reaches the page that it was meant for, and nobody who has the page
+/// next.
+pub fn late_access_is_waited_for(session: &mut Session) -> Result<()> {
+    let (resets, kept) = (timeouts(session)?, forsaken(session)?);
+    // One behind those with which the device begins; the process waits for no more of them.
+    let fault = format!("late-access,nth=1000,ms={ACCESS_MS}");
+    faults::set(session, &fault)?;
+    let said = take_steps(session, "work unmap reuse answer")?;
     ended(&said, "UNMAPPED")?;
     ensure!(timeouts(session)? == resets, "the device was reset");
     is_as_before(session, kept)

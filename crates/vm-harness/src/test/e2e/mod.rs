@@ -171,6 +171,10 @@ const FAULTS: &[Check] = &[
         forget::late_invalidation_is_waited_for,
     ),
     (
+        "forget::late_access_is_waited_for_before_its_page_is_used_again",
+        forget::late_access_is_waited_for,
+    ),
+    (
         "forget::invalidation_that_is_too_late_ends_with_one_reset",
         forget::invalidation_that_is_too_late_is_a_reset,
     ),

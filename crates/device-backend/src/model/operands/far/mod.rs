@@ -255,6 +255,7 @@ impl<'a> Far<'a> {
                 .spaces
                 .lease(space, address, bytes, stretch.access, pieces);
             if let Some(lease) = lease {
+                self.asker.before_access(self.given_up);
                 return Ok(lease);
             }
             // What came is taken back already.
