@@ -27,6 +27,8 @@ mod workflows;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -91,7 +93,7 @@ const TIME_LIMIT_MIN: u64 = 150;
 const TIME_LIMIT_MAX_MIN: u64 = 7 * 24 * 60;
 
 /// One kind of tests.
-trait Stage {
+trait Stage: Send {
     /// First part of the names of its tests.
     fn name(&self) -> &'static str;
 
@@ -102,17 +104,25 @@ trait Stage {
     fn run(&mut self, run: &mut Run, chosen: &[String]) -> Result<()>;
 }
 
+/// Stages that follow each other.
+type Stages = Vec<Box<dyn Stage>>;
+
 /// The stages, cheapest first, so that what is quickly found is found first.
-fn stages() -> Vec<Box<dyn Stage>> {
+fn stages() -> Stages {
     vec![
         Box::new(lint::LINT),
         Box::new(docs::DOCS),
         Box::<unit::Unit>::default(),
         Box::new(fuzz::FUZZ),
         Box::new(kernel::KERNEL),
-        Box::<e2e::EndToEnd>::default(),
-        Box::new(hmm::Hmm),
-        Box::new(host::HOST),
+    ]
+}
+
+/// The stages that come behind these, and run beside each other: most of what `host` does is wait.
+fn guest_stages() -> [Stages; 2] {
+    [
+        vec![Box::<e2e::EndToEnd>::default()],
+        vec![Box::new(host::HOST), Box::new(hmm::Hmm)],
     ]
 }
 
@@ -126,7 +136,7 @@ pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
         command += &format!(" {filter}");
     }
     let takes_all = args.nightly || args.filter.is_some();
-    let mut left_away = (!takes_all).then(LeftAway::default);
+    let left_away = (!takes_all).then(LeftAway::default);
     let selection = Selection::new(args.filter);
     if args.list {
         return list(ctx, &selection, left_away);
@@ -136,11 +146,24 @@ pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
     let commit = Commit::current(ctx).map_or_else(|_| "unknown".to_owned(), |it| it.to_string());
     let closing = Closing::new(&run, Origin::new(command, commit));
     closing.end_after(Duration::from_secs(args.time_limit * 60));
-    for mut stage in stages() {
-        if selection.may_be_in(stage.name()) {
-            run_stage(stage.as_mut(), &mut run, &selection, left_away.as_mut());
+    let left_away = Mutex::new(left_away);
+    let run_all = |stages: Stages, run: &mut Run| {
+        for mut stage in stages {
+            if selection.may_be_in(stage.name()) {
+                run_stage(stage.as_mut(), run, &selection, &left_away);
+            }
         }
-    }
+    };
+    run_all(stages(), &mut run);
+    thread::scope(|scope| {
+        for stages in guest_stages() {
+            let (run_all, mut run) = (&run_all, run.beside());
+            scope.spawn(move || run_all(stages, &mut run));
+        }
+    });
+    let left_away = left_away
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     if let Some(left_away) = left_away {
         for gone in left_away.unused() {
             let why = format!("the table of nightly tests names '{gone}', which is no test");
@@ -157,7 +180,10 @@ pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
 fn list(ctx: &Context, selection: &Selection, mut left_away: Option<LeftAway>) -> Result<ExitCode> {
     let run = Run::new(ctx, runs::folder(ctx, runs::TESTS, None)?);
     let mut names = Vec::new();
-    for mut stage in stages() {
+    for mut stage in stages()
+        .into_iter()
+        .chain(guest_stages().into_iter().flatten())
+    {
         if selection.may_be_in(stage.name()) {
             names.extend(
                 stage
@@ -182,7 +208,7 @@ fn run_stage(
     stage: &mut dyn Stage,
     run: &mut Run,
     selection: &Selection,
-    left_away: Option<&mut LeftAway>,
+    left_away: &Mutex<Option<LeftAway>>,
 ) {
     let names = match stage.list(run) {
         Ok(names) => names,
@@ -195,7 +221,7 @@ fn run_stage(
         .into_iter()
         .filter(|name| selection.takes(name))
         .collect();
-    if let Some(left_away) = left_away {
+    if let Some(left_away) = &mut *left_away.lock().unwrap_or_else(PoisonError::into_inner) {
         left_away.take_from(&mut chosen);
     }
     if chosen.is_empty() {
@@ -203,10 +229,11 @@ fn run_stage(
     }
     run.expect(&chosen);
     let ended = stage.run(run, &chosen);
-    run.fail_missing(match &ended {
+    let why = match &ended {
         Ok(()) => "it was announced and has no result".to_owned(),
         Err(error) => format!("its stage could not go on: {error:#}"),
-    });
+    };
+    run.fail_missing_of(&chosen, &why);
     if let Err(error) = ended {
         // Also where every test had its result before the stage broke.
         run.fail(&format!("{}::stage", stage.name()), &format!("{error:#}"));
