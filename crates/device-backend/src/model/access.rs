@@ -6,6 +6,7 @@ use super::exec::Word;
 use super::link::{Access, Flow, Side, Singles};
 use super::request::AtomicWidth;
 use cdm_protocol::Status;
+use vm_memory::VolatileSlice;
 
 /// Why an operand could not be got at any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +43,39 @@ pub type Moved = (usize, Option<Stop>);
 
 /// The bytes of an operand, one after another.
 pub trait ByteStream {
-    /// Copies the next bytes out; how many. They are less than asked for at the end, which is
-    /// where none are left, and before a place that cannot be reached: the next call says why.
-    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Stop>;
+    /// Hands the next bytes to `each` where they lie, to be read, the first ones first; how many.
+    /// They are less than asked for at the end, which is where none are left, and before a place
+    /// that cannot be reached: the next call says why. `each` is short, and goes over each byte
+    /// once: the next time it may be another one.
+    fn look(
+        &mut self,
+        bytes: usize,
+        each: &mut dyn FnMut(VolatileSlice<'_>),
+    ) -> Result<usize, Stop>;
 
-    /// Copies bytes in; how many, as for [`Self::read`].
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, Stop>;
+    /// As [`Self::look`], to be written.
+    fn change(
+        &mut self,
+        bytes: usize,
+        each: &mut dyn FnMut(VolatileSlice<'_>),
+    ) -> Result<usize, Stop>;
+
+    /// Copies the next bytes out; how many, as for [`Self::look`].
+    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Stop> {
+        let mut done = 0;
+        self.look(bytes.len(), &mut |piece| {
+            done += piece.copy_to(&mut bytes[done..]);
+        })
+    }
+
+    /// Copies bytes in; how many, as for [`Self::look`].
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, Stop> {
+        let mut done = 0;
+        self.change(bytes.len(), &mut |piece| {
+            piece.copy_from(&bytes[done..]);
+            done += piece.len();
+        })
+    }
 
     /// Leaves bytes out.
     fn skip(&mut self, bytes: u64);

@@ -101,52 +101,42 @@ impl<'a, 'm> Cursor<'a, 'm> {
 pub struct Stream<'a, 'm>(Cursor<'a, 'm>);
 
 impl<'m> Stream<'_, 'm> {
-    /// Copies the next bytes out; how many, less than asked for only at the end.
-    pub fn read(&mut self, bytes: &mut [u8]) -> usize {
-        self.advance(bytes.len(), |piece, done| {
-            piece.copy_to(&mut bytes[done..done + piece.len()]);
-        })
-    }
-
-    /// Copies bytes in; how many, less than given only at the end.
-    pub fn write(&mut self, bytes: &[u8]) -> usize {
-        self.advance(bytes.len(), |piece, done| {
-            piece.copy_from(&bytes[done..done + piece.len()]);
-        })
-    }
-
-    /// Leaves bytes out; how many, less than asked for only at the end.
-    pub fn skip(&mut self, bytes: usize) -> usize {
-        self.advance(bytes, |_, _| {})
-    }
-
-    /// Hands the pieces of the next `bytes` bytes to `each`, with the count of those before.
-    fn advance(&mut self, bytes: usize, mut each: impl FnMut(VolatileSlice<'m>, usize)) -> usize {
+    /// Hands the pieces of the next `bytes` bytes to `each`; how many, less than asked for only at
+    /// the end.
+    fn advance(&mut self, bytes: usize, each: &mut dyn FnMut(VolatileSlice<'m>)) -> usize {
         let mut done = 0;
         while done < bytes {
             let Some(left) = self.0.left() else { break };
             let Some(piece) = self.0.take(left.min(bytes - done)) else {
                 break;
             };
-            each(piece, done);
             done += piece.len();
+            each(piece);
         }
         done
     }
 }
 
 impl ByteStream for Stream<'_, '_> {
-    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Stop> {
-        Ok(Self::read(self, bytes))
+    fn look(
+        &mut self,
+        bytes: usize,
+        each: &mut dyn FnMut(VolatileSlice<'_>),
+    ) -> Result<usize, Stop> {
+        Ok(self.advance(bytes, &mut |piece| each(piece)))
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, Stop> {
-        Ok(Self::write(self, bytes))
+    fn change(
+        &mut self,
+        bytes: usize,
+        each: &mut dyn FnMut(VolatileSlice<'_>),
+    ) -> Result<usize, Stop> {
+        Ok(self.advance(bytes, &mut |piece| each(piece)))
     }
 
     fn skip(&mut self, bytes: u64) {
         // An operand is no longer than a slice can be.
-        Self::skip(self, bytes as usize);
+        self.advance(bytes as usize, &mut |_| {});
     }
 }
 
@@ -231,15 +221,15 @@ mod tests {
                 match kind {
                     0 => {
                         let mut found = vec![0; bytes];
-                        prop_assert_eq!(stream.read(&mut found), count);
+                        prop_assert_eq!(stream.read(&mut found), Ok(count));
                         prop_assert_eq!(&found[..count], &expected[place..place + count]);
                     }
                     1 => {
                         let new: Vec<u8> = (0..bytes).map(|byte| byte as u8 ^ 0x5a).collect();
-                        prop_assert_eq!(stream.write(&new), count);
+                        prop_assert_eq!(stream.write(&new), Ok(count));
                         expected[place..place + count].copy_from_slice(&new[..count]);
                     }
-                    _ => prop_assert_eq!(stream.skip(bytes), count),
+                    _ => stream.skip(bytes as u64),
                 }
                 place += count;
             }

@@ -60,6 +60,8 @@ struct Book {
     running: BTreeMap<u64, Running>,
     /// Tags that a CANCEL named and no running command had.
     doomed: Vec<Doomed>,
+    /// Threads that wait for commands to finish.
+    waiting: usize,
 }
 
 #[derive(Debug)]
@@ -169,8 +171,11 @@ impl CommandQueue {
         }
         book.running.remove(&ticket.number);
         book.prune();
+        let is_awaited = book.waiting > 0;
         drop(book);
-        self.finished.notify_all();
+        if is_awaited {
+            self.finished.notify_all();
+        }
     }
 
     /// Waits until every command taken before this one is finished.
@@ -185,12 +190,14 @@ impl CommandQueue {
 
     fn wait_until(&self, condition: impl Fn(&Book) -> bool) {
         let mut book = self.book();
+        book.waiting += 1;
         while !condition(&book) {
             book = self
                 .finished
                 .wait(book)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+        book.waiting -= 1;
     }
 
     /// Draws the line behind the `waiting` commands that the ring holds and nobody has taken.

@@ -7,7 +7,7 @@
 //! however many threads there were. Chunks of a process's memory may end early, each for
 //! itself; of those the first one counts, and behind it something may be done as well.
 
-use super::exec::Progress;
+use super::exec::{self, Progress};
 use super::link::Visit;
 use super::operands::Part;
 use super::request::{Extent, Operation, ParsedCommand, Refusal};
@@ -241,7 +241,7 @@ impl Task {
                 found.crcs.sort_unstable();
                 let crc = found.crcs.iter().fold(initial, |crc, &(index, of_chunk)| {
                     let bytes = CHUNK_BYTES.min(total - index * CHUNK_BYTES);
-                    crc32c::crc32c_combine(crc, of_chunk, bytes as usize)
+                    exec::join_crcs(crc, of_chunk, bytes)
                 });
                 crc.into()
             }

@@ -100,8 +100,11 @@ struct FlowCounters {
 
 impl FlowCounters {
     fn add(&self, flow: Flow) {
-        self.accesses.inc_by(flow.accesses);
-        self.bytes.inc_by(flow.bytes);
+        // Most commands make accesses of few kinds.
+        if flow.accesses > 0 {
+            self.accesses.inc_by(flow.accesses);
+            self.bytes.inc_by(flow.bytes);
+        }
     }
 
     fn get(&self) -> Flow {

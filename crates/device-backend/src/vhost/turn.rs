@@ -48,8 +48,14 @@ impl Turn {
 
 impl Drop for TurnGuard<'_> {
     fn drop(&mut self) {
-        self.0.numbers().serving += 1;
-        self.0.changed.notify_all();
+        let mut numbers = self.0.numbers();
+        numbers.serving += 1;
+        // Nobody to wake is the rule, and waking costs a system call even so.
+        let is_awaited = numbers.serving != numbers.next;
+        drop(numbers);
+        if is_awaited {
+            self.0.changed.notify_all();
+        }
     }
 }
 

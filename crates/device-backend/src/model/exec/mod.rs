@@ -11,6 +11,7 @@
 
 mod atomic;
 mod chase;
+mod crc;
 mod histogram;
 mod program;
 mod transfer;
@@ -19,6 +20,7 @@ mod word;
 
 pub use atomic::{OneWord, Words, compare_swap, fetch_add};
 pub use chase::chase;
+pub use crc::join as join_crcs;
 pub use histogram::histogram;
 pub use program::program;
 pub use transfer::{checksum, compare, copy, copy_through_buffer, fill};

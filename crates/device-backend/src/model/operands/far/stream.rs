@@ -4,8 +4,8 @@
 
 use super::{Ahead, Far, Part, Stretch, Way};
 use crate::model::access::{ByteStream, Stop};
-use crate::model::operand::Operand;
 use crate::model::translation::Access;
+use vm_memory::VolatileSlice;
 
 /// See [`ByteStream`].
 pub struct FarStream<'f, 'a> {
@@ -47,12 +47,12 @@ impl<'f, 'a> FarStream<'f, 'a> {
         }
     }
 
-    /// Hands the next `bytes` bytes to `each`, as operands, with the count of those before.
+    /// Hands the next `bytes` bytes to `each`.
     fn advance(
         &mut self,
         bytes: u64,
         way: Way,
-        mut each: impl FnMut(&Operand<'_>, usize),
+        each: &mut dyn FnMut(VolatileSlice<'_>),
     ) -> Result<usize, Stop> {
         if let Some(stop) = self.stop {
             return Err(stop);
@@ -78,7 +78,9 @@ impl<'f, 'a> FarStream<'f, 'a> {
             let (place, begins_range) = (self.place, self.offset == 0);
             let trail = self.far.walked.trail(way);
             let moved = self.far.with_memory(stretch, &mut |operand| {
-                each(operand, before);
+                for slice in operand.slices() {
+                    each(*slice);
+                }
                 trail.borrow_mut().push(operand, place, begins_range);
             });
             match moved {
@@ -99,16 +101,20 @@ impl<'f, 'a> FarStream<'f, 'a> {
 }
 
 impl ByteStream for FarStream<'_, '_> {
-    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Stop> {
-        self.advance(bytes.len() as u64, self.ways[0], |operand, done| {
-            operand.stream().read(&mut bytes[done..]);
-        })
+    fn look(
+        &mut self,
+        bytes: usize,
+        each: &mut dyn FnMut(VolatileSlice<'_>),
+    ) -> Result<usize, Stop> {
+        self.advance(bytes as u64, self.ways[0], each)
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, Stop> {
-        self.advance(bytes.len() as u64, self.ways[1], |operand, done| {
-            operand.stream().write(&bytes[done..]);
-        })
+    fn change(
+        &mut self,
+        bytes: usize,
+        each: &mut dyn FnMut(VolatileSlice<'_>),
+    ) -> Result<usize, Stop> {
+        self.advance(bytes as u64, self.ways[1], each)
     }
 
     fn skip(&mut self, mut bytes: u64) {
