@@ -57,6 +57,11 @@ mutants *ARGS:
 series-check *ARGS:
     @{{ cdm }} series-check "$@"
 
+# Measure the device's process on the host, against what the host does by itself
+[no-cd, no-exit-message]
+bench-backend *ARGS:
+    @{{ cdm }} bench-backend "$@"
+
 # Try what each type of device memory can do, and print a table of it
 [no-cd, no-exit-message]
 behaviour-table *ARGS:

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, build, clean, device, doctor, fuzz, image, junit_page, litmus, mutants,
-    series_check, stress, test, vm,
+    Context, behaviour, bench_backend, build, clean, device, doctor, fuzz, image, junit_page,
+    litmus, mutants, series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -46,6 +46,8 @@ pub enum Command {
     Mutants(mutants::MutantsArgs),
     /// Build and boot the kernel after each patch of the series
     SeriesCheck(series_check::SeriesCheckArgs),
+    /// Measure the device's process on the host, against what the host does by itself
+    BenchBackend(bench_backend::BenchBackendArgs),
     /// Try what each type of device memory can do, and print a table of it
     BehaviourTable(behaviour::BehaviourTableArgs),
     /// Print the results of a run as Markdown, as GitHub shows them
@@ -78,6 +80,7 @@ impl Command {
             Self::Litmus(args) => litmus::run(ctx, &args),
             Self::Mutants(args) => mutants::run(ctx, &args),
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
+            Self::BenchBackend(args) => bench_backend::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),
             Self::Results(args) => junit_page::run(&args),
             Self::Image(args) => image::run(ctx, &args),

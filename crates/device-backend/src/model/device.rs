@@ -21,6 +21,7 @@ use super::{
 use cdm_protocol::{
     Completion, Config, ERROR_BYTES, EventKind, MemoryError, QUEUE_FIRST_COMMAND, Status,
 };
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::ops::Range;
@@ -468,6 +469,7 @@ impl Device {
             source,
             destination,
             walked: Walked::new(&operation),
+            pieces: Cell::default(),
         };
         carry_out(operation, source_bytes, &far, means.cancelled)
     }

@@ -13,6 +13,7 @@ use super::events::{self, Events};
 use super::guest_view::GuestView;
 use super::mapper::Mapper;
 use super::passage::{Held, Served};
+use super::poll::Poll;
 use super::ring::{Broken, Ring};
 use super::turn::Turn;
 use super::vring::Vring;
@@ -155,6 +156,8 @@ pub struct Adapter {
     sandbox: Sandbox,
     /// Set between the start of a device by its driver and the memory table that follows.
     is_starting: AtomicBool,
+    /// Of each queue's worker, how long it looks for more: used by that worker alone.
+    polls: Vec<Mutex<Poll>>,
     /// Descriptors by which workers hear that they are to end; see [`Self::take_exit_fds`].
     exit_fds: Mutex<Vec<RawFd>>,
 }
@@ -196,6 +199,7 @@ impl Adapter {
             shared,
             sandbox: parts.sandbox.clone(),
             is_starting: AtomicBool::new(false),
+            polls: (0..num_queues).map(|_| Mutex::default()).collect(),
             exit_fds: Mutex::default(),
         }
     }
@@ -245,9 +249,10 @@ impl Adapter {
         self.shared.event.get_or_init(|| vring.clone());
     }
 
-    /// Serves a queue until it is empty, and asks to be kicked only then. While a fault holds
-    /// the queue up it waits here, without the queue's turn: whoever stops the ring, or resets
-    /// the device, does not wait for it.
+    /// Serves a queue until it is empty, and stays so for as long as it is worth to look; asks to
+    /// be kicked only then. The driver hears of all that was done when the ring is empty. While a
+    /// fault holds the queue up it waits here, without the queue's turn: whoever stops the ring, or
+    /// resets the device, does not wait for it.
     fn drain(
         &self,
         queue: u16,
@@ -256,6 +261,10 @@ impl Adapter {
         mut serve_one: impl FnMut() -> Result<Served, Broken>,
     ) {
         let turn = &self.shared.turns[usize::from(queue)];
+        let poll = &self.polls[usize::from(queue)];
+        // Nobody else takes it, so nobody waits for the looks.
+        let mut poll = poll.lock().unwrap_or_else(PoisonError::into_inner);
+        poll.woken();
         let mut drain = || -> Result<(), Broken> {
             loop {
                 Ring::new(vring, &self.shared.guest()).disable_kicks()?;
@@ -273,15 +282,24 @@ impl Adapter {
                         }
                     }
                 }
-                if !Ring::new(vring, &self.shared.guest()).enable_kicks()? {
+                let guest = self.shared.guest();
+                let ring = Ring::new(vring, &guest);
+                // One may have waited for a request. Who sees the completion has been told.
+                self.shared.tell_memory_errors();
+                ring.notify();
+                if poll.look(|| ring.with_waiting(|waiting| waiting > 0)) {
+                    continue;
+                }
+                if !ring.enable_kicks()? {
                     return Ok(());
                 }
+                poll.woken();
             }
         };
         let result = drain();
-        let guest = self.shared.guest();
-        Ring::new(vring, &guest).notify();
         if let Err(Broken) = result {
+            let guest = self.shared.guest();
+            Ring::new(vring, &guest).notify();
             if guest.is_gone() {
                 // Its rings cannot be read since it went, and nobody is there to hear of it.
                 return;
@@ -290,6 +308,7 @@ impl Adapter {
             // Whatever is in it: the driver may mend it, and its next kick must come through.
             let _ = Ring::new(vring, &guest).enable_kicks();
             self.shared.queue_error(queue, event, &guest);
+            self.shared.tell_memory_errors();
         }
     }
 }
@@ -458,12 +477,11 @@ impl VhostUserBackend for Adapter {
                     command::serve_one(&self.shared, index, rings)
                 });
             }
-            // New buffers for events: they are found when there is an event.
-            (Role::Command(_), _) => {}
+            // New buffers for events: they are found when there is an event, and one may have
+            // waited for them.
+            (Role::Command(_), _) => self.shared.tell_memory_errors(),
             (Role::Control, _) => info!(device_event, "unexpected event on the control worker"),
         }
-        // One may have waited for buffers, or for rings that were stopped.
-        self.shared.tell_memory_errors();
         Ok(())
     }
 

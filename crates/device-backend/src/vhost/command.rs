@@ -179,7 +179,7 @@ impl Taken {
             Ok(task) => task,
             Err(completion) => return completion,
         };
-        let work = Arc::new(Work {
+        let work = Work {
             task,
             asker: Asker {
                 shared: self.shared.clone(),
@@ -190,21 +190,24 @@ impl Taken {
             guest: self.guest.clone(),
             ticket: self.ticket.clone(),
             waits_for_guest,
-        });
-        let crew = Arc::new(Crew::default());
-        self.call_helpers(&work, &crew);
-        work.take_part();
-        crew.dismiss();
+        };
+        let helpers = work.task.helpers().min(self.shared.engines.count() as u64);
+        let work = self.do_work(work, helpers);
         self.device().settle(&work.task, &|| self.is_cancelled());
         let (traffic, simulated) = self.device().account(&work.task);
         self.passage.did(&traffic, simulated);
         self.device().finish(&work.task)
     }
 
-    /// Asks engines to take part. They stop when the task has nothing left to take.
-    fn call_helpers(&self, work: &Arc<Work>, crew: &Arc<Crew>) {
-        let engines = &self.shared.engines;
-        let helpers = work.task.helpers().min(engines.count() as u64);
+    /// Does the work, with engines if any can be of help. They stop when the task has nothing left
+    /// to take.
+    fn do_work(&self, work: Work, helpers: u64) -> Arc<Work> {
+        let work = Arc::new(work);
+        if helpers == 0 {
+            work.take_part();
+            return work;
+        }
+        let crew = Arc::new(Crew::default());
         for _ in 0..helpers {
             let (work, crew) = (work.clone(), crew.clone());
             let help = move || {
@@ -212,10 +215,13 @@ impl Taken {
                     work.take_part();
                 }
             };
-            if engines.hand_over(Box::new(help)).is_err() {
-                return;
+            if self.shared.engines.hand_over(Box::new(help)).is_err() {
+                break;
             }
         }
+        work.take_part();
+        crew.dismiss();
+        work
     }
 
     /// Gives the chain with its completion back to the driver.

@@ -5,10 +5,14 @@
 //! They take jobs from one bounded list. Nobody ever waits for a place in it: who finds
 //! none does the job himself. An engine holds no lock while it works.
 
+use super::poll::{LONGEST, Poll};
 use std::collections::VecDeque;
+use std::hint;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 use tracing::{error, warn};
 
 /// Jobs that may wait for each engine: more would only make the last one wait longer.
@@ -24,14 +28,19 @@ pub struct Engines {
     count: usize,
 }
 
+#[derive(Default)]
 struct List {
     jobs: Mutex<Jobs>,
+    /// Jobs that wait, for who looks without the lock.
+    count: AtomicUsize,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct Jobs {
     waiting: VecDeque<Job>,
+    /// Engines that look for a job, and look once more under the lock before they sleep.
+    looking: usize,
     is_closed: bool,
 }
 
@@ -39,10 +48,7 @@ impl Engines {
     /// Starts so many threads, which call `prepare` first; fewer, with a warning, if the host has
     /// not that many.
     pub fn start(count: u16, prepare: impl Fn() + Clone + Send + 'static) -> Self {
-        let list = Arc::new(List {
-            jobs: Mutex::default(),
-            changed: Condvar::new(),
-        });
+        let list = Arc::<List>::default();
         let mut threads = Vec::new();
         for index in 0..count {
             let list = list.clone();
@@ -79,8 +85,12 @@ impl Engines {
             return Err(job);
         }
         jobs.waiting.push_back(job);
+        self.list.count.store(jobs.waiting.len(), Ordering::Relaxed);
+        let is_met = jobs.waiting.len() <= jobs.looking;
         drop(jobs);
-        self.list.changed.notify_one();
+        if !is_met {
+            self.list.changed.notify_one();
+        }
         Ok(())
     }
 
@@ -113,24 +123,34 @@ impl List {
         self.changed.notify_all();
     }
 
-    fn next(&self) -> Option<Job> {
+    fn next(&self, poll: &mut Poll) -> Option<Job> {
         let mut jobs = self.jobs();
         loop {
             if let Some(job) = jobs.waiting.pop_front() {
+                self.count.store(jobs.waiting.len(), Ordering::Relaxed);
                 return Some(job);
             }
             if jobs.is_closed {
                 return None;
             }
-            jobs = self
-                .changed
-                .wait(jobs)
-                .unwrap_or_else(PoisonError::into_inner);
+            jobs.looking += 1;
+            drop(jobs);
+            poll.look(|| self.count.load(Ordering::Relaxed) > 0);
+            jobs = self.jobs();
+            jobs.looking -= 1;
+            while jobs.waiting.is_empty() && !jobs.is_closed {
+                jobs = self
+                    .changed
+                    .wait(jobs)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            poll.woken();
         }
     }
 
     fn serve(&self) {
-        while let Some(job) = self.next() {
+        let mut poll = Poll::default();
+        while let Some(job) = self.next(&mut poll) {
             if catch_unwind(AssertUnwindSafe(job)).is_err() {
                 error!("a command panicked; this is a bug in cdm-backend");
             }
@@ -142,6 +162,8 @@ impl List {
 #[derive(Default)]
 pub struct Crew {
     members: Mutex<Members>,
+    /// Members who are inside, for who looks without the lock.
+    inside: AtomicUsize,
     left: Condvar,
 }
 
@@ -162,13 +184,19 @@ impl Crew {
             return None;
         }
         members.inside += 1;
+        self.inside.store(members.inside, Ordering::Relaxed);
         Some(Member(self))
     }
 
     /// Lets nobody in any more and waits until everybody is out.
     pub fn dismiss(&self) {
+        self.members().is_closed = true;
+        // They are at their last chunks.
+        let begin = Instant::now();
+        while self.inside.load(Ordering::Relaxed) > 0 && begin.elapsed() < LONGEST {
+            hint::spin_loop();
+        }
         let mut members = self.members();
-        members.is_closed = true;
         while members.inside > 0 {
             members = self
                 .left
@@ -185,15 +213,21 @@ impl Crew {
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
-        self.0.members().inside -= 1;
-        self.0.left.notify_all();
+        let mut members = self.0.members();
+        members.inside -= 1;
+        self.0.inside.store(members.inside, Ordering::Relaxed);
+        let is_awaited = members.is_closed && members.inside == 0;
+        drop(members);
+        if is_awaited {
+            self.0.left.notify_all();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
     use std::sync::mpsc;
 
     #[test]

@@ -17,6 +17,9 @@
 //!   event;
 //! - the model's state, held for a look or a change.
 //!
+//! Who runs out of work looks for more for a while before it sleeps ([`poll`]), with no turn and
+//! no lock held.
+//!
 //! A command that waits for the driver's pages may have its queue's turn meanwhile. Whoever
 //! needs that turn has the command stop first: a RESET, a stop of the ring, the guest's end.
 
@@ -31,6 +34,7 @@ mod events;
 mod guest_view;
 mod mapper;
 mod passage;
+mod poll;
 mod ring;
 mod turn;
 mod vring;

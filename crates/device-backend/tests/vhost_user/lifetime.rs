@@ -160,9 +160,11 @@ fn resident_memory_grows_only_with_touched_pages() {
     let backend = Backend::start_with(&["--memory-size", "64G", "--command-queues", "1"]);
     let mut guest = Guest::connect(&backend.socket_path());
     guest.map();
+    // As large as the memory may be, and whatever is in the tables for it.
+    let own_bytes = 16 << 20;
     let before = backend.resident_bytes();
     assert!(
-        before < 64 << 20,
+        before < own_bytes,
         "{before} bytes before anything was touched"
     );
     let fill = CommandHeader {
@@ -172,9 +174,10 @@ fn resident_memory_grows_only_with_touched_pages() {
     };
     let filled = guest.command(0, fill, &[], &[device(63 << 30, 32 << 20)]);
     assert_eq!(filled.status, Status::OK);
-    let grown = backend.resident_bytes() - before;
+    let touched = 32 << 20;
+    let resident = backend.resident_bytes();
     assert!(
-        (32 << 20..40 << 20).contains(&grown),
-        "{grown} bytes for 32 MiB touched"
+        (touched..touched + touched / 100 + own_bytes).contains(&resident),
+        "{resident} bytes with 32 MiB touched"
     );
 }

@@ -95,6 +95,17 @@ impl Backend {
         kib << 10
     }
 
+    /// Time of a processor that its threads have taken.
+    pub fn processor_time(&self) -> Duration {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let nanoseconds = threads.map(|thread| -> u64 {
+            let path = thread.unwrap().path().join("schedstat");
+            let text = std::fs::read_to_string(path).unwrap();
+            text.split_whitespace().next().unwrap().parse().unwrap()
+        });
+        Duration::from_nanos(nanoseconds.sum())
+    }
+
     /// Open descriptors.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid()))

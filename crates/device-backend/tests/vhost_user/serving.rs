@@ -8,6 +8,7 @@ use super::queue::{INDIRECT, readable, writable};
 use cdm_protocol::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 use vhost::vhost_user::VhostUserFrontend;
 use zerocopy::IntoBytes;
 
@@ -248,4 +249,30 @@ fn queues_work_at_the_same_time_on_one_counter_and_no_addition_is_lost() {
     }
     let sum = u64::from_le_bytes(guest.bar_read(64, 8).try_into().unwrap());
     assert_eq!(sum, 2 * u64::from(REPEAT_MAX) + own_additions);
+}
+
+#[test]
+fn a_backend_that_had_work_and_has_none_takes_no_processor() {
+    let backend = Backend::start_with(&["--memory-size=256M", "--engines=2"]);
+    let mut guest = Guest::connect(&backend.socket_path());
+    guest.map();
+    let copy = command(
+        header(Opcode::COPY),
+        &[device(0, 4 << 20)],
+        &[device(8 << 20, 4 << 20)],
+    );
+    // One after the other and as soon as possible, so that worker and engines look for more.
+    for request in [nop(), copy] {
+        for _ in 0..100 {
+            assert_eq!(guest.request(COMMAND, &request).status, Status::OK);
+        }
+    }
+    // Ends what was still to be done, and every look for more.
+    thread::sleep(Duration::from_millis(20));
+    let before = backend.processor_time();
+    thread::sleep(Duration::from_millis(400));
+    let spent = backend.processor_time() - before;
+    // A single thread that looks for work takes half of the time at least, on a machine with two
+    // processors and as much else to do.
+    assert!(spent < Duration::from_millis(5), "{spent:?}");
 }

@@ -4,12 +4,12 @@
 
 use super::page::VirtualRange;
 use super::spaces::Space;
-use std::collections::BTreeMap;
 
-/// The book of uses, in the order in which they began.
+/// The book of uses: no more than there are threads, so a search is short, and in a list that
+/// keeps its room, since one begins and ends with each word.
 #[derive(Debug, Default)]
 pub struct Leases {
-    active: BTreeMap<u64, (Space, VirtualRange)>,
+    active: Vec<(u64, Space, VirtualRange)>,
     next: u64,
 }
 
@@ -18,13 +18,16 @@ impl Leases {
     pub fn begin(&mut self, space: Space, range: VirtualRange) -> u64 {
         let number = self.next;
         self.next += 1;
-        self.active.insert(number, (space, range));
+        self.active.push((number, space, range));
         number
     }
 
     /// Notes that a use has ended.
     pub fn end(&mut self, number: u64) {
-        self.active.remove(&number);
+        let place = self.active.iter().position(|lease| lease.0 == number);
+        if let Some(place) = place {
+            self.active.swap_remove(place);
+        }
     }
 
     /// The number that the next use will have.
@@ -34,7 +37,7 @@ impl Leases {
 
     /// Whether a use from before number `line` is left that is meant.
     pub fn is_any_left(&self, line: u64, is_meant: impl Fn(Space, VirtualRange) -> bool) -> bool {
-        let mut earlier = self.active.range(..line);
-        earlier.any(|(_, (space, range))| is_meant(*space, *range))
+        let mut active = self.active.iter();
+        active.any(|&(number, space, range)| number < line && is_meant(space, range))
     }
 }

@@ -25,7 +25,7 @@ use crate::model::translation::{
 use cdm_protocol::{
     AccessReport, EventKind, PAGE_REQUEST_ATOMIC, PAGE_REQUEST_WRITE, PageRequest, Status,
 };
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use stream::FarStream;
 use vm_memory::VolatileSlice;
@@ -54,6 +54,8 @@ pub struct Far<'a> {
     pub destination: Part<'a>,
     /// What was done to them.
     pub walked: Walked,
+    /// Room for where a word is, which is taken again for each.
+    pub pieces: Cell<Vec<Piece>>,
 }
 
 /// What was done to operands, by where they lay when it was done.
@@ -159,12 +161,14 @@ impl<'a> Far<'a> {
             Place::Guest(_) if stretch.access == Access::Atomic => return Err(Status::BAD_SPACE),
             Place::Guest(address) => Frame::Guest(address),
             Place::Process(..) => {
-                let mut pieces = Vec::with_capacity(1);
-                let _lease = self.lease(stretch, bytes, &mut pieces)?;
+                let mut pieces = self.pieces.take();
+                pieces.clear();
+                let lease = self.lease(stretch, bytes, &mut pieces);
                 // A word is in one page, and a page is in one region.
-                let [piece] = pieces[..] else {
-                    return Err(Status::PAGE_ERROR);
-                };
+                let found = <[Piece; 1]>::try_from(&pieces[..]);
+                self.pieces.set(pieces);
+                let _lease = lease?;
+                let [piece] = found.map_err(|_| Status::PAGE_ERROR)?;
                 let slice = self.memory.slice(piece.frame, bytes);
                 let slice = slice.ok().filter(|_| piece.bytes == bytes);
                 let slice = slice.ok_or(Status::PAGE_ERROR)?;
