@@ -22,6 +22,11 @@ run-vm *ARGS:
 boot-time *ARGS:
     @{{ cdm }} boot-time "$@"
 
+# Measure what device and driver do, against what a user would pick instead
+[no-cd, no-exit-message]
+bench *ARGS:
+    @{{ cdm }} bench "$@"
+
 # Run all checks and tests; the last line counts them
 [no-cd, no-exit-message]
 test *ARGS:

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, bench_backend, build, clean, device, doctor, fuzz, image, junit_page,
-    litmus, mutants, series_check, stress, test, vm,
+    Context, behaviour, bench, bench_backend, build, clean, device, doctor, fuzz, image,
+    junit_page, litmus, mutants, series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -32,6 +32,8 @@ pub enum Command {
     RunVm(vm::RunVmArgs),
     /// Measure how long it takes to a command in a guest, against a bare QEMU boot
     BootTime(vm::BootTimeArgs),
+    /// Measure what device and driver do, against what a user would pick instead
+    Bench(bench::BenchArgs),
     /// Run all checks and tests; the last line counts them
     Test(test::TestArgs),
     /// Feed the device what a hostile guest could say, for as long as asked
@@ -73,6 +75,7 @@ impl Command {
         match self {
             Self::RunVm(args) => vm::run_vm(ctx, args),
             Self::BootTime(args) => vm::boot_time(ctx, &args),
+            Self::Bench(args) => bench::run(ctx, &args),
             Self::Test(args) => test::run(ctx, args),
             Self::Fuzz(args) => fuzz::run(ctx, &args),
             Self::Stress(args) => stress::run(ctx, &args),

@@ -8,6 +8,7 @@
 //! every machine.
 
 pub mod behaviour;
+pub mod bench;
 pub mod bench_backend;
 pub mod build;
 pub mod cache;

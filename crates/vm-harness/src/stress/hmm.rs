@@ -22,7 +22,7 @@ use crate::test::report::Verdict as Ktap;
 use crate::vm::boot::Stream;
 use crate::vm::{FileCopy, Limits, MemoryType, VmSpec};
 
-mod device;
+pub(crate) mod device;
 mod names;
 
 /// Where the program is in the guest.

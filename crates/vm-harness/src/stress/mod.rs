@@ -9,7 +9,7 @@
 
 mod driven;
 mod fault;
-mod hmm;
+pub(crate) mod hmm;
 mod junit;
 mod known;
 mod leaks;

@@ -102,6 +102,17 @@ pub fn variant_suffix(suite: Suite, memory_type: MemoryType) -> &'static str {
     }
 }
 
+/// Upstream's module, for a guest.
+pub fn upstream_file(kernel: &Kernel) -> Result<FileCopy> {
+    Ok(FileCopy {
+        host: module(kernel)?,
+        guest: MODULE_IN_GUEST.to_owned(),
+    })
+}
+
+/// Plain memory that a machine needs for upstream's devices whose memory the CPU can map.
+pub const UPSTREAM_MEMORY: ByteSize = ByteSize(CHUNKS * CHUNK);
+
 /// What the guest needs besides its own programs.
 pub fn files(ctx: &Context, suite: Suite, kernel: &Kernel) -> Result<Vec<FileCopy>> {
     let copy = |host, guest: &str| FileCopy {
@@ -110,7 +121,7 @@ pub fn files(ctx: &Context, suite: Suite, kernel: &Kernel) -> Result<Vec<FileCop
     };
     let mut files = vec![copy(build::hmm_tests(ctx, kernel)?, PROGRAM)];
     if suite == Suite::HmmTestsUpstream {
-        files.push(copy(module(kernel)?, MODULE_IN_GUEST));
+        files.push(upstream_file(kernel)?);
     }
     Ok(files)
 }
@@ -121,7 +132,7 @@ pub fn shape(suite: Suite, memory_type: MemoryType, spec: &mut VmSpec) {
     if suite == Suite::HmmTestsUpstream {
         spec.devices = 0;
         spec.load_module = false;
-        spec.plain_memory = Some(ByteSize(CHUNKS * CHUNK));
+        spec.plain_memory = Some(UPSTREAM_MEMORY);
     } else {
         spec.devices = DEVICES;
         spec.device_memory = DEVICE_MEMORY;
@@ -162,7 +173,7 @@ pub fn prepare(suite: Suite, memory_type: MemoryType, session: &mut Session<'_>)
 }
 
 /// Loads upstream's module, for memory that the CPU can map on the memory behind the plain BAR.
-fn load_upstream(memory_type: MemoryType, session: &mut Session<'_>) -> Result<()> {
+pub fn load_upstream(memory_type: MemoryType, session: &mut Session<'_>) -> Result<()> {
     let names = match memory_type {
         MemoryType::Private => None,
         MemoryType::Coherent => Some(COHERENT_PARAMETERS),

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Who moves or copies memory, each in its own way and all by the same hand.
+
+mod cdm;
+mod copy;
+mod nodes;
+mod test_hmm;
+
+use anyhow::Result;
+use cdm_guest_tools::memory::Mapping;
+
+use crate::memory::PageSize;
+
+use cdm::Cdm;
+pub use copy::Copy;
+use nodes::Nodes;
+use test_hmm::{Kind, TestHmm};
+
+/// Makes a mover for a task.
+pub type Make = fn(&Task<'_>) -> Result<Box<dyn Mover>>;
+
+/// Who moves anonymous memory: the subject, and those whom it is compared with.
+pub const MOVERS: [(&str, Make); 5] = [
+    ("cdm", |task| Ok(Box::new(Cdm::new(task, 0)?))),
+    (test_hmm::PRIVATE, |task| {
+        Ok(Box::new(TestHmm::new(task, Kind::Private)?))
+    }),
+    (test_hmm::COHERENT, |task| {
+        Ok(Box::new(TestHmm::new(task, Kind::Coherent)?))
+    }),
+    ("move_pages", |task| Ok(Box::new(Nodes::new(task)?))),
+    ("memcpy", |task| Ok(Box::new(Copy::new(task)?))),
+];
+
+/// The name of a mover without what it does besides moving.
+pub fn bare(by: &str) -> Option<&'static str> {
+    match by {
+        test_hmm::PRIVATE => Some("test_hmm-private-bare"),
+        test_hmm::COHERENT => Some("test_hmm-coherent-bare"),
+        _ => None,
+    }
+}
+
+/// Moves memory there and back. What fails to move all of it has failed.
+pub trait Mover: Sync {
+    /// Moves the part of one thread.
+    fn there(&self, part: usize) -> Result<()>;
+
+    /// Moves it back.
+    fn back(&self, part: usize) -> Result<()>;
+
+    /// Fails unless all of the memory is there, in pages of the size that is measured. Nobody
+    /// measures how long this takes.
+    fn expect_there(&self) -> Result<()>;
+
+    /// Does by itself, for all of the memory, what else one thread's `there` does besides moving;
+    /// nothing if there is no such thing.
+    fn besides(&self) -> Option<Result<()>> {
+        None
+    }
+}
+
+/// What a mover is made for.
+pub struct Task<'a> {
+    /// The memory.
+    pub memory: &'a Mapping,
+    /// What it is in.
+    pub pages: PageSize,
+    /// Threads that move it.
+    pub threads: usize,
+}
