@@ -136,6 +136,34 @@ fn load(loadavg: &str) -> f64 {
 }
 
 #[cfg(test)]
+impl About {
+    /// A run of somebody's.
+    pub fn sample() -> Self {
+        Self {
+            origin: Origin::new("just bench", "0123456789abcdef"),
+            date: "2026-01-01".into(),
+            host: Host {
+                processor: "a processor <fast>".into(),
+                cpus: 2,
+                kernel: "7.0".into(),
+                load: 0.5,
+            },
+            guest: Guest {
+                accelerator: "tcg".into(),
+                kernel: "public".into(),
+                build: "plain".into(),
+                release: "7.3".into(),
+                cpus: 2,
+                memory: "1G".into(),
+            },
+            groups: vec!["g".into()],
+            rounds: 3,
+            quick: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -202,7 +202,7 @@ pub(crate) mod tests {
     }
 
     /// Three rounds of a subject and two references.
-    fn samples() -> Vec<Sample> {
+    pub fn samples() -> Vec<Sample> {
         let mut samples = Vec::new();
         for (round, (subject, one, other)) in
             [(30.0, 10.0, 60.0), (20.0, 10.0, 20.0), (24.0, 8.0, 96.0)]

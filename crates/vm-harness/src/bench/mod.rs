@@ -10,6 +10,7 @@ mod about;
 mod compare;
 mod figure;
 mod machine;
+mod report;
 mod sample;
 mod table;
 
@@ -53,8 +54,8 @@ Examples:
   just bench --compare ../before/results.json
 
 Boots one guest, has cdm-bench measure there, round after round, the device and what it is
-compared with, and writes results.json (docs/specs/cdm-bench-results.schema.json), run.json,
-which says on what machine that was, and samples.jsonl into target/bench. --compare fails if a
+compared with, and writes results.json (docs/specs/cdm-bench-results.schema.json), report.html
+with plots, run.json, which says on what machine that was, and samples.jsonl into target/bench. --compare fails if a
 ratio is worse than in FILE by more than both runs vary from round to round.
 
 Exit status: 0 good, 1 something is worse than in FILE, 2 could not run.")]
@@ -195,6 +196,7 @@ fn write(folder: &Path, about: &About, samples: &[Sample], figures: &[Figure]) -
     cache::create_folder(folder)?;
     let put = |name: &str, text: &str| results::write(&folder.join(name), text);
     put("results.json", &serde_json::to_string_pretty(figures)?)?;
+    put("report.html", &report::page(about, samples, figures)?)?;
     put("run.json", &serde_json::to_string_pretty(about)?)?;
     let lines: Vec<String> = samples
         .iter()

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Which plots the figures make: a size or a number of threads in a name is a place on an axis.
+
+use super::plot::{Axis, Line};
+use crate::bench::figure::Figure;
+use crate::bench::sample::{SUBJECT, Sample};
+
+/// A part of a name that is a number of bytes, such as `64KiB`.
+fn bytes(word: &str) -> Option<f64> {
+    let (number, shift) = match word.strip_suffix("MiB") {
+        Some(number) => (number, 20),
+        None => (word.strip_suffix("KiB")?, 10),
+    };
+    Some(number.parse::<f64>().ok()? * f64::from(1 << shift))
+}
+
+/// A part of a name that is a number of threads, such as `2-thread`.
+fn threads(word: &str) -> Option<f64> {
+    word.strip_suffix("-thread")?.parse().ok()
+}
+
+/// A name whose last part that is a number was taken out, and the number.
+fn without(name: &str, number: fn(&str) -> Option<f64>) -> Option<(String, f64)> {
+    let words: Vec<&str> = name.split('/').collect();
+    let place = words.iter().rposition(|word| number(word).is_some())?;
+    let value = number(words[place])?;
+    let rest: Vec<&str> = words
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| *at != place)
+        .map(|(_, word)| *word)
+        .collect();
+    Some((rest.join("/"), value))
+}
+
+/// Lines that belong into one plot.
+pub struct Plot {
+    /// What all of it is.
+    pub title: String,
+    /// One for the subject and each reference.
+    pub lines: Vec<Line>,
+}
+
+/// Values of all figures whose names differ by a number alone, over that number: a plot for each of
+/// the names without it, of those that have several numbers.
+fn over(figures: &[Figure], number: fn(&str) -> Option<f64>, scale: fn(f64) -> f64) -> Vec<Plot> {
+    let mut plots: Vec<Plot> = Vec::new();
+    for figure in figures.iter().filter(|figure| !figure.unit.is_time()) {
+        let Some((title, at)) = without(&figure.name, number) else {
+            continue;
+        };
+        let place = match plots.iter().position(|plot| plot.title == title) {
+            Some(place) => place,
+            None => {
+                plots.push(Plot {
+                    title,
+                    lines: Vec::new(),
+                });
+                plots.len() - 1
+            }
+        };
+        let values = [
+            (SUBJECT, figure.value),
+            (&figure.reference, figure.reference_value),
+        ];
+        for (by, value) in values {
+            put(&mut plots[place].lines, by, (scale(at), value.log10()));
+        }
+    }
+    plots.retain(|plot| plot.lines.iter().any(|line| line.points.len() > 1));
+    plots
+}
+
+/// Adds a point to the line of somebody, where it has none yet.
+fn put(lines: &mut Vec<Line>, by: &str, point: (f64, f64)) {
+    match lines.iter_mut().find(|line| line.label == by) {
+        Some(line) if line.points.iter().any(|other| other.0 == point.0) => {}
+        Some(line) => line.points.push(point),
+        None => lines.push(Line {
+            label: by.to_owned(),
+            points: vec![point],
+        }),
+    }
+}
+
+/// Throughput by size.
+pub fn by_size(figures: &[Figure]) -> Vec<Plot> {
+    over(figures, bytes, f64::log2)
+}
+
+/// Throughput by threads.
+pub fn by_threads(figures: &[Figure]) -> Vec<Plot> {
+    over(figures, threads, |threads| threads)
+}
+
+/// The axis of sizes.
+pub const SIZE: Axis = Axis {
+    name: "size",
+    label: |place| {
+        let bytes = place.exp2();
+        match bytes >= f64::from(1 << 20) {
+            true => format!("{:.0} MiB", bytes / f64::from(1 << 20)),
+            false => format!("{:.0} KiB", bytes / f64::from(1 << 10)),
+        }
+    },
+};
+
+/// The axis of threads.
+pub const THREADS: Axis = Axis {
+    name: "threads",
+    label: |place| match (place - place.round()).abs() < 1e-6 {
+        true => format!("{place:.0}"),
+        false => String::new(),
+    },
+};
+
+/// The axis of throughput.
+pub const THROUGHPUT: Axis = Axis {
+    name: "MiB/s",
+    label: |place| crate::bench::table::number(10f64.powf(place)),
+};
+
+/// The axis of times.
+pub const TIME: Axis = Axis {
+    name: "microseconds",
+    label: |place| crate::bench::table::number(10f64.powf(place)),
+};
+
+/// The axis of shares.
+pub const SHARE: Axis = Axis {
+    name: "percent of samples that took no longer",
+    label: |place| format!("{place:.0}"),
+};
+
+/// How times are distributed: for each name that is a time, which part of the samples of each took
+/// no longer than so long.
+pub fn distributions(samples: &[Sample]) -> Vec<Plot> {
+    let mut plots: Listed<Listed<Vec<f64>>> = Vec::new();
+    for sample in samples.iter().filter(|sample| sample.unit.is_time()) {
+        let own = entry(&mut plots, &sample.name);
+        entry(own, &sample.by).push(sample.value);
+    }
+    let plot = |(title, by): (String, Listed<Vec<f64>>)| Plot {
+        title,
+        lines: by
+            .into_iter()
+            .map(|(label, values)| distribution(label, values))
+            .collect(),
+    };
+    plots.into_iter().map(plot).collect()
+}
+
+/// Values by keys, in the order in which the keys came.
+type Listed<T> = Vec<(String, T)>;
+
+/// The value of a key in a list that keeps its order; a new one if there is none.
+fn entry<'a, T: Default>(list: &'a mut Listed<T>, key: &str) -> &'a mut T {
+    let place = match list.iter().position(|(known, _)| known == key) {
+        Some(place) => place,
+        None => {
+            list.push((key.to_owned(), T::default()));
+            list.len() - 1
+        }
+    };
+    &mut list[place].1
+}
+
+fn distribution(label: String, mut values: Vec<f64>) -> Line {
+    values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1).max(1) as f64;
+    let points = values
+        .iter()
+        .enumerate()
+        .map(|(number, value)| (value.log10(), 100.0 * number as f64 / last))
+        .collect();
+    Line { label, points }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::sample::Unit;
+
+    fn figure(name: &str, reference: &str, value: f64) -> Figure {
+        Figure {
+            name: name.into(),
+            value,
+            unit: Unit::MebibytesPerSecond,
+            reference: reference.into(),
+            ratio: 1.0,
+            min: 1.0,
+            median: 1.0,
+            max: 1.0,
+            runs: 3,
+            reference_value: 1000.0,
+            ratio_min: 1.0,
+            ratio_max: 1.0,
+        }
+    }
+
+    #[test]
+    fn figures_that_differ_by_size_are_one_plot_with_a_line_for_each() {
+        let figures = [
+            figure("m/4KiB/64KiB/to/1-thread", "a", 10.0),
+            figure("m/4KiB/64KiB/to/1-thread", "b", 10.0),
+            figure("m/4KiB/1MiB/to/1-thread", "a", 100.0),
+            figure("m/2MiB/1MiB/to/1-thread", "a", 100.0),
+        ];
+        let plots = by_size(&figures);
+        // The folios are all of one size, which makes no line.
+        assert_eq!(plots.len(), 1);
+        assert_eq!(plots[0].title, "m/4KiB/to/1-thread");
+        let lines: Vec<_> = plots[0]
+            .lines
+            .iter()
+            .map(|line| (&*line.label, &*line.points))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                ("cdm", &[(16.0, 1.0), (20.0, 2.0)][..]),
+                ("a", &[(16.0, 3.0), (20.0, 3.0)][..]),
+                ("b", &[(16.0, 3.0)][..]),
+            ]
+        );
+    }
+
+    #[test]
+    fn figures_that_differ_by_threads_are_one_plot() {
+        let figures = [
+            figure("m/16MiB/to/1-thread", "a", 10.0),
+            figure("m/16MiB/to/2-thread", "a", 100.0),
+        ];
+        let plots = by_threads(&figures);
+        assert_eq!(plots.len(), 1);
+        assert_eq!(plots[0].lines[0].points, [(1.0, 1.0), (2.0, 2.0)]);
+        assert!(by_threads(&figures[..1]).is_empty());
+    }
+
+    #[test]
+    fn distribution_goes_from_the_least_to_the_greatest_sample() {
+        let sample = |value| Sample {
+            name: "page/to".into(),
+            by: "cdm".into(),
+            unit: Unit::Microseconds,
+            round: 0,
+            value,
+        };
+        let plots = distributions(&[sample(100.0), sample(1.0), sample(10.0)]);
+        assert_eq!(plots.len(), 1);
+        assert_eq!(
+            plots[0].lines[0].points,
+            [(0.0, 0.0), (1.0, 50.0), (2.0, 100.0)]
+        );
+    }
+
+    #[test]
+    fn axes_say_what_their_places_stand_for() {
+        assert_eq!((SIZE.label)(16.0), "64 KiB");
+        assert_eq!((SIZE.label)(24.0), "16 MiB");
+        assert_eq!((THROUGHPUT.label)(2.0), "100");
+        assert_eq!((THREADS.label)(1.5), "");
+    }
+}
