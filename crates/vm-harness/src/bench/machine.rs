@@ -20,6 +20,8 @@ use crate::vm::{ByteSize, MemoryType, VmSpec};
 const MEMORY: ByteSize = ByteSize(3 << 30);
 /// Room for the largest memory that moves from node to node.
 const SECOND_NODE: ByteSize = ByteSize(768 << 20);
+/// Memory goes from one to the other, too.
+const DEVICES: u8 = 2;
 /// Room for the largest memory that moves, twice.
 const DEVICE_MEMORY: ByteSize = ByteSize(1 << 30);
 
@@ -36,8 +38,10 @@ pub fn spec(kernel: Kernel) -> Result<VmSpec> {
     let mut spec = VmSpec::new(kernel);
     spec.memory = MEMORY;
     spec.second_node = Some(SECOND_NODE);
+    spec.devices = DEVICES;
     spec.device_memory = DEVICE_MEMORY;
     spec.plain_memory = Some(device::UPSTREAM_MEMORY);
+    spec.null_disk = true;
     spec.files = vec![device::upstream_file(&spec.kernel)?];
     spec.memory_types = vec![MemoryType::Public];
     Ok(spec)

@@ -16,7 +16,7 @@ mod table;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -30,10 +30,14 @@ use crate::build::{self, KernelOptions};
 use crate::cache;
 use crate::context::Context;
 use crate::git::Commit;
+use crate::progress::Task;
 use crate::results;
 use crate::runs;
 use crate::test::Session;
 use crate::vm::boot::{Stream, accelerator};
+
+/// The program that measures, in the guest and on the host.
+const PROGRAM: &str = "cdm-bench";
 
 /// Longest silence of the program: a turn of the largest size, on a slow host.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -103,11 +107,13 @@ impl BenchArgs {
         words.join(" ")
     }
 
-    /// The line of shell that measures, in the guest.
-    fn guest_line(&self, groups: &[String]) -> String {
-        let quick = if self.quick { " --quick" } else { "" };
-        let rounds = self.rounds();
-        format!("cdm-bench {} --rounds {rounds}{quick}", groups.join(" "))
+    /// Arguments of the program that measures, for a round.
+    fn arguments(&self, groups: &[String], round: u32) -> Vec<String> {
+        let mut words = groups.to_vec();
+        words.extend(["--rounds", "1", "--first-round"].map(str::to_owned));
+        words.push(round.to_string());
+        words.extend(self.quick.then(|| "--quick".to_owned()));
+        words
     }
 }
 
@@ -125,7 +131,7 @@ pub fn run(ctx: &Context, args: &BenchArgs) -> Result<ExitCode> {
     about.groups = groups(&mut session, &args.groups)?;
     about.guest.release = session.text("uname -r")?.trim().to_owned();
     machine::prepare(&mut session)?;
-    let samples = measure(ctx, &mut session, &args.guest_line(&about.groups))?;
+    let samples = measure(ctx, &mut session, args, &about.groups)?;
     session.judge_log()?;
     session.end()?;
     let figures = collate(&samples)?;
@@ -160,14 +166,39 @@ fn groups(session: &mut Session<'_>, wanted: &[String]) -> Result<Vec<String>> {
     })
 }
 
-/// Has the guest measure; it says on its standard error how far it is.
-fn measure(ctx: &Context, session: &mut Session<'_>, line: &str) -> Result<Vec<Sample>> {
+/// Has the guest measure, and the host what is compared there, by turns.
+fn measure(
+    ctx: &Context,
+    session: &mut Session<'_>,
+    args: &BenchArgs,
+    groups: &[String],
+) -> Result<Vec<Sample>> {
+    let program = build::guest_tools(ctx)?.join(PROGRAM);
     let progress = ctx.progress.task("measuring", None);
+    progress.set_total(args.rounds().into());
+    let mut samples = Vec::new();
+    for round in 0..args.rounds() {
+        let arguments = args.arguments(groups, round);
+        samples.extend(in_guest(session, &arguments, &progress)?);
+        progress.set_detail("on the host");
+        samples.extend(on_host(&program, &arguments)?);
+        progress.advance();
+    }
+    Ok(samples)
+}
+
+/// Has the guest measure; it says on its standard error how far it is.
+fn in_guest(
+    session: &mut Session<'_>,
+    arguments: &[String],
+    progress: &Task,
+) -> Result<Vec<Sample>> {
+    let line = format!("{PROGRAM} {}", arguments.join(" "));
     let (mut samples, mut said) = (Vec::new(), Vec::new());
     let status =
         session
             .vm()?
-            .exec_streaming_within(SILENCE, line, |stream, text| match stream {
+            .exec_streaming_within(SILENCE, &line, |stream, text| match stream {
                 Stream::Stdout => samples.push(Sample::parse(text)),
                 Stream::Stderr => match text.strip_prefix("progress ") {
                     Some(detail) => progress.set_detail(detail),
@@ -178,6 +209,25 @@ fn measure(ctx: &Context, session: &mut Session<'_>, line: &str) -> Result<Vec<S
         bail!("'{line}' ended with {status:?}: {}", said.join("\n"));
     }
     samples.into_iter().collect()
+}
+
+/// Has the same program measure on the host.
+fn on_host(program: &Path, arguments: &[String]) -> Result<Vec<Sample>> {
+    let output = Command::new(program)
+        .arg("--host")
+        .args(arguments)
+        .output()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    ensure!(
+        output.status.success(),
+        "{PROGRAM} --host {} failed: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    String::from_utf8(output.stdout)?
+        .lines()
+        .map(Sample::parse)
+        .collect()
 }
 
 /// Reads the results of an earlier run.
@@ -244,12 +294,31 @@ mod tests {
     }
 
     #[test]
-    fn guest_is_told_groups_and_rounds() {
+    fn program_is_told_groups_and_round() {
         let groups = ["a".to_owned(), "b".to_owned()];
-        assert_eq!(parse("").guest_line(&groups), "cdm-bench a b --rounds 5");
         assert_eq!(
-            parse("--quick --rounds 4").guest_line(&groups[..1]),
-            "cdm-bench a --rounds 4 --quick"
+            parse("").arguments(&groups, 4).join(" "),
+            "a b --rounds 1 --first-round 4"
+        );
+        assert_eq!(
+            parse("--quick --rounds 4")
+                .arguments(&groups[..1], 0)
+                .join(" "),
+            "a --rounds 1 --first-round 0 --quick"
+        );
+    }
+
+    #[test]
+    fn program_that_fails_on_the_host_gives_no_samples() {
+        let say = |script: &str| on_host(Path::new("/bin/sh"), &["-c".into(), script.into()]);
+        // The shell takes --host for an option that it does not know.
+        let error = say("true").expect_err("failed").to_string();
+        assert!(error.contains("cdm-bench --host -c true failed"), "{error}");
+        assert!(on_host(Path::new("/nonexistent"), &[]).is_err());
+        assert!(
+            on_host(Path::new("/bin/true"), &[])
+                .expect("ran")
+                .is_empty()
         );
     }
 

@@ -17,13 +17,16 @@ pub enum Unit {
     /// Microseconds.
     #[serde(rename = "us")]
     Microseconds,
+    /// Times in a second.
+    #[serde(rename = "1/s")]
+    PerSecond,
 }
 
 impl Unit {
     /// Whether less is better.
     pub fn is_time(self) -> bool {
         match self {
-            Self::MebibytesPerSecond => false,
+            Self::MebibytesPerSecond | Self::PerSecond => false,
             Self::Microseconds => true,
         }
     }
@@ -34,6 +37,7 @@ impl std::fmt::Display for Unit {
         f.write_str(match self {
             Self::MebibytesPerSecond => "MiB/s",
             Self::Microseconds => "us",
+            Self::PerSecond => "1/s",
         })
     }
 }

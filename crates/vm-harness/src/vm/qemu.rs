@@ -187,6 +187,9 @@ impl MachineData {
         if let Some(size) = spec.second_node {
             values.insert("second-node", size.to_string());
         }
+        if spec.null_disk {
+            values.insert("null-disk", "yes".to_owned());
+        }
         if let Some(gdb) = spec.gdb {
             values.insert("gdb", "yes".to_owned());
             if gdb == Gdb::Wait {
@@ -474,6 +477,18 @@ mod tests {
             "{line}"
         );
         assert!(!line.contains("vhost-user"), "{line}");
+    }
+
+    #[test]
+    fn disk_that_holds_nothing_is_there_on_request() {
+        let mut spec = testing::spec();
+        assert!(!by_option(&arguments(&spec)).contains("null-co"));
+        spec.null_disk = true;
+        let line = by_option(&arguments(&spec));
+        assert!(
+            line.contains("driver=null-co") && line.contains("serial=cdm-null"),
+            "{line}"
+        );
     }
 
     #[test]

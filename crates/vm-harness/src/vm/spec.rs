@@ -236,6 +236,8 @@ pub struct VmSpec {
     pub files: Vec<FileCopy>,
     /// Disks, /dev/vda and on.
     pub disks: Vec<Disk>,
+    /// A disk that holds nothing, to compare the device with.
+    pub null_disk: bool,
     /// A debugger's stub.
     pub gdb: Option<Gdb>,
     /// Faults that each device has from the start.
@@ -273,6 +275,7 @@ impl VmSpec {
             share: None,
             files: Vec::new(),
             disks: Vec::new(),
+            null_disk: false,
             gdb: None,
             faults: Vec::new(),
             link_model: None,

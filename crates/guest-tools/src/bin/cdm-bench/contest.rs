@@ -3,6 +3,8 @@
 //! Who is measured, and in which order: in each round everybody has one turn, in a
 //! process of its own.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result};
 use cdm_guest_tools::isolate::Child;
 
@@ -34,16 +36,12 @@ pub struct Contest {
 }
 
 /// Measures all contests of a group, round after round, and prints each sample as it comes.
-pub fn run(group: &str, contests: &[Contest], rounds: u32) -> Result<()> {
-    for round in 0..rounds {
+pub fn run(group: &str, contests: &[Contest], rounds: Range<u32>) -> Result<()> {
+    for round in rounds {
         for contest in contests {
             for turn in &contest.turns {
                 let name = &contest.name;
-                eprintln!(
-                    "progress {group}: round {} of {rounds}: {name}: {}",
-                    round + 1,
-                    turn.by
-                );
+                eprintln!("progress {group}: round {}: {name}: {}", round + 1, turn.by);
                 let child = Child::spawn(|_| {
                     for measured in (turn.measure)()? {
                         println!("{}", measured.line(round)?);

@@ -7,8 +7,8 @@ use anyhow::Result;
 use cdm_guest_tools::memory::PAGE_BYTES;
 
 use crate::contest::{Contest, Setting, Turn};
-use crate::memory::PageSize;
-use crate::movers::{MOVERS, Make};
+use crate::memory::{Backing, PageSize};
+use crate::movers::{ANONYMOUS, Make};
 use crate::sample::{Measured, Unit};
 use crate::trips::{Case, Trip, round_trips};
 
@@ -18,6 +18,7 @@ const QUICK_TRIPS: usize = 50;
 /// The contest of the group.
 pub fn contests(setting: &Setting) -> Vec<Contest> {
     let case = Case {
+        backing: Backing::Anonymous,
         pages: PageSize::Small,
         bytes: PAGE_BYTES,
         threads: 1,
@@ -32,7 +33,7 @@ pub fn contests(setting: &Setting) -> Vec<Contest> {
     };
     vec![Contest {
         name: "4KiB".to_owned(),
-        turns: MOVERS.into_iter().map(turn).collect(),
+        turns: ANONYMOUS.into_iter().map(turn).collect(),
     }]
 }
 

@@ -7,12 +7,15 @@
 //! them. Each turn is a process of its own: neither a mapping nor a notifier that one has left
 //! behind costs the next one anything.
 
+mod bandwidth;
+mod commands;
 mod contest;
 mod first_page;
 mod memory;
 mod migrate;
 mod movers;
 mod sample;
+mod throughput;
 mod timing;
 mod trips;
 
@@ -29,9 +32,10 @@ Examples:
   cdm-bench --list
   cdm-bench migrate --quick
   cdm-bench migrate --rounds 9
+  cdm-bench bandwidth --host
 
 Who the device is compared with must be there: test_hmm loaded with memory for its coherent
-devices, and a second node of memory.
+devices, a second node of memory, a second device, and a disk called cdm-null.
 
 Exit status: 0 everything was measured, 2 something could not be, and is told.";
 
@@ -51,6 +55,14 @@ struct Cli {
     #[arg(long, value_name = "NUM", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
+    /// Count the rounds from NUM on, as a part of a longer run
+    #[arg(long, value_name = "NUM", default_value_t = 0)]
+    first_round: u32,
+
+    /// Measure, on a host, what the groups are compared with there
+    #[arg(long)]
+    host: bool,
+
     /// Measure fewer sizes, for less long
     #[arg(long)]
     quick: bool,
@@ -61,18 +73,51 @@ struct Group {
     name: &'static str,
     what: &'static str,
     contests: fn(&Setting) -> Vec<Contest>,
+    /// What of it is measured on the host.
+    on_host: fn(&Setting) -> Vec<Contest>,
+}
+
+/// Where nothing is.
+fn nothing(_: &Setting) -> Vec<Contest> {
+    Vec::new()
 }
 
 const GROUPS: &[Group] = &[
     Group {
         name: "migrate",
         what: "anonymous memory to the device and back, in 4 KiB pages and 2 MiB folios",
-        contests: migrate::contests,
+        contests: migrate::anonymous,
+        on_host: nothing,
+    },
+    Group {
+        name: "files",
+        what: "shared memory and page cache to the device and back",
+        contests: migrate::files,
+        on_host: nothing,
+    },
+    Group {
+        name: "device-to-device",
+        what: "anonymous memory from one device to another and back",
+        contests: migrate::between,
+        on_host: nothing,
     },
     Group {
         name: "first-page",
         what: "how long it takes until a single page has moved",
         contests: first_page::contests,
+        on_host: nothing,
+    },
+    Group {
+        name: "commands",
+        what: "commands that do nothing, one by one and 64 at a time",
+        contests: commands::contests,
+        on_host: commands::on_host,
+    },
+    Group {
+        name: "bandwidth",
+        what: "how fast the device copies, fills and checksums its memory",
+        contests: bandwidth::contests,
+        on_host: bandwidth::on_host,
     },
 ];
 
@@ -112,8 +157,12 @@ impl Cli {
             cpus: thread::available_parallelism()?.get(),
         };
         for group in chosen {
-            let contests = (group.contests)(&setting);
-            contest::run(group.name, &contests, self.rounds)?;
+            let contests = match self.host {
+                true => (group.on_host)(&setting),
+                false => (group.contests)(&setting),
+            };
+            let rounds = self.first_round..self.first_round + self.rounds;
+            contest::run(group.name, &contests, rounds)?;
         }
         Ok(())
     }

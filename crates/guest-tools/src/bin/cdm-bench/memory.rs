@@ -4,12 +4,30 @@
 //! others.
 
 use std::fmt;
+use std::fs::{self, File};
 
 use anyhow::{Context, Result, ensure};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::process;
 use cdm_guest_tools::range::AddressRange;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
+
+/// What memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Anonymous, private.
+    Anonymous,
+    /// Shared memory: a memfd.
+    Shmem,
+    /// Page cache of a file: one in a ramfs, which keeps it nowhere else.
+    PageCache,
+}
+
+/// Where the ramfs is.
+const RAMFS: &str = "/run/cdm-bench";
 
 /// How large the pages are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +57,39 @@ impl fmt::Display for PageSize {
     }
 }
 
+/// Maps memory and faults it all in.
+pub fn map(backing: Backing, bytes: usize, pages: PageSize) -> Result<Mapping> {
+    let file = match backing {
+        Backing::Anonymous => return anonymous(bytes, pages),
+        Backing::Shmem => File::from(memfd_create(c"cdm-bench", MFdFlags::MFD_CLOEXEC)?),
+        Backing::PageCache => in_ramfs()?,
+    };
+    file.set_len(bytes as u64)?;
+    let memory = Mapping::huge_aligned_file(&file, bytes)?;
+    memory.fill(1);
+    expect_pages(&memory, pages)?;
+    Ok(memory)
+}
+
+/// A file that is gone with its process.
+fn in_ramfs() -> Result<File> {
+    fs::create_dir_all(RAMFS)?;
+    // Only this process has it.
+    unshare(CloneFlags::CLONE_NEWNS).context("cannot have mounts of its own")?;
+    let flags = MsFlags::empty();
+    mount(Some("ramfs"), RAMFS, Some("ramfs"), flags, None::<&str>)
+        .context("cannot mount a ramfs")?;
+    let path = format!("{RAMFS}/file");
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
+}
+
 /// Maps anonymous memory and faults it all in. It begins at a multiple of 2 MiB, so that
 /// whoever works by tables of page table entries has the same number of them.
 pub fn anonymous(bytes: usize, pages: PageSize) -> Result<Mapping> {
@@ -58,7 +109,10 @@ pub fn anonymous(bytes: usize, pages: PageSize) -> Result<Mapping> {
 
 /// Fails unless all of the memory is in ordinary pages of this size.
 pub fn expect_pages(memory: &Mapping, pages: PageSize) -> Result<()> {
-    let huge = process::smaps_bytes(0, memory.range(), "AnonHugePages")?;
+    let mut huge = 0;
+    for kind in ["AnonHugePages", "ShmemPmdMapped", "FilePmdMapped"] {
+        huge += process::smaps_bytes(0, memory.range(), kind)?;
+    }
     let wanted = match pages {
         PageSize::Small => 0,
         PageSize::Huge => memory.bytes() as u64,

@@ -13,6 +13,9 @@ pub enum Unit {
     /// Microseconds.
     #[serde(rename = "us")]
     Microseconds,
+    /// Times in a second.
+    #[serde(rename = "1/s")]
+    PerSecond,
 }
 
 /// A value, without the round that it was measured in.

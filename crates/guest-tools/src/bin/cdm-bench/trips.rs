@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::memory::{self, PageSize};
+use crate::memory::{self, Backing, PageSize};
 use crate::movers::{Make, Mover, Task};
 use crate::timing::timed;
 
 /// What is moved, how often and by how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
+    /// What the memory is.
+    pub backing: Backing,
     /// What it is in.
     pub pages: PageSize,
     /// How much it is.
@@ -42,7 +44,7 @@ pub struct Trip {
 
 /// Makes the round trips with memory and a mover of their own.
 pub fn round_trips(case: Case, make: Make) -> Result<Vec<Trip>> {
-    let memory = memory::anonymous(case.bytes, case.pages)?;
+    let memory = memory::map(case.backing, case.bytes, case.pages)?;
     let mover = make(&Task {
         memory: &memory,
         pages: case.pages,
@@ -58,7 +60,8 @@ pub fn round_trips(case: Case, make: Make) -> Result<Vec<Trip>> {
         };
         mover.expect_there()?;
         let back = timed(case.threads, |part| mover.back(part)).context("back")?;
-        memory::expect_pages(&memory, case.pages).context("after the way back")?;
+        let back_here = mover.expect_back(&memory, case.pages);
+        back_here.context("after the way back")?;
         memory.check_pattern(seed).context("after the way back")?;
         Ok(Trip {
             there,
@@ -87,6 +90,7 @@ mod tests {
 
     fn case(threads: usize) -> Case {
         Case {
+            backing: Backing::Anonymous,
             pages: PageSize::Small,
             bytes: 4 * PAGE_BYTES,
             threads,

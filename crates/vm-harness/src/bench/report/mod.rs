@@ -87,7 +87,7 @@ fn section(
 fn table(html: &mut String, figures: &[Figure]) -> Result<()> {
     html.push_str(
         "<h2>All figures</h2><p>The ratio is the value by the reference's of the same round. Of MiB/s \
-         more is better, of us less.</p>\n<table><tr><th>figure</th><th>median</th><th>min</th><th>max\
+         and 1/s more is better, of us less.</p>\n<table><tr><th>figure</th><th>median</th><th>min</th><th>max\
          </th><th>unit</th><th>reference</th><th>its median</th><th>ratio</th><th>from</th><th>to</th>\
          <th>runs</th></tr>\n",
     );

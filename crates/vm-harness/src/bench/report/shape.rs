@@ -4,7 +4,7 @@
 
 use super::plot::{Axis, Line};
 use crate::bench::figure::Figure;
-use crate::bench::sample::{SUBJECT, Sample};
+use crate::bench::sample::{SUBJECT, Sample, Unit};
 
 /// A part of a name that is a number of bytes, such as `64KiB`.
 fn bytes(word: &str) -> Option<f64> {
@@ -46,7 +46,10 @@ pub struct Plot {
 /// the names without it, of those that have several numbers.
 fn over(figures: &[Figure], number: fn(&str) -> Option<f64>, scale: fn(f64) -> f64) -> Vec<Plot> {
     let mut plots: Vec<Plot> = Vec::new();
-    for figure in figures.iter().filter(|figure| !figure.unit.is_time()) {
+    for figure in figures
+        .iter()
+        .filter(|figure| figure.unit == Unit::MebibytesPerSecond)
+    {
         let Some((title, at)) = without(&figure.name, number) else {
             continue;
         };
@@ -180,7 +183,6 @@ fn distribution(label: String, mut values: Vec<f64>) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::sample::Unit;
 
     fn figure(name: &str, reference: &str, value: f64) -> Figure {
         Figure {

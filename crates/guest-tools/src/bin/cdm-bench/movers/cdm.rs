@@ -3,7 +3,7 @@
 //! The subject: this project's driver, by its own ioctl.
 
 use anyhow::{Context, Result, ensure};
-use cdm_guest_tools::device::{Device, Direction, Migration};
+use cdm_guest_tools::device::{Device, Direction, Migration, Residency};
 use cdm_guest_tools::range::AddressRange;
 
 use super::{Mover, Task};
@@ -38,7 +38,7 @@ impl Cdm {
 }
 
 /// Fails unless each page moved, and as part of a folio of the size that is measured.
-fn judge(done: &Migration, pages: u64, size: PageSize) -> Result<()> {
+pub fn judge(done: &Migration, pages: u64, size: PageSize) -> Result<()> {
     let large = match size {
         PageSize::Small => 0,
         PageSize::Huge => pages,
@@ -61,17 +61,21 @@ impl Mover for Cdm {
 
     fn expect_there(&self) -> Result<()> {
         let found = self.device.residency(0, self.whole)?;
-        let pages = self.whole.pages();
-        let large = match self.pages {
-            PageSize::Small => 0,
-            PageSize::Huge => pages,
-        };
-        ensure!(
-            found.this_device == pages && found.large == large,
-            "{pages} pages should be in the device, {large} of them in 2 MiB folios: {found:?}"
-        );
-        Ok(())
+        expect_all_here(&found, self.whole.pages(), self.pages)
     }
+}
+
+/// Fails unless all pages are in the device that was asked, in folios of this size.
+pub fn expect_all_here(found: &Residency, pages: u64, size: PageSize) -> Result<()> {
+    let large = match size {
+        PageSize::Small => 0,
+        PageSize::Huge => pages,
+    };
+    ensure!(
+        found.this_device == pages && found.large == large,
+        "{pages} pages should be in the device, {large} of them in 2 MiB folios: {found:?}"
+    );
+    Ok(())
 }
 
 #[cfg(test)]
@@ -91,5 +95,18 @@ mod tests {
         assert!(judge(&done(511, 0), 512, PageSize::Small).is_err());
         assert!(judge(&done(512, 0), 512, PageSize::Huge).is_err());
         assert!(judge(&done(512, 512), 512, PageSize::Small).is_err());
+    }
+
+    #[test]
+    fn memory_that_is_not_all_in_the_device_is_no_measurement() {
+        let found = |this_device, large| Residency {
+            this_device,
+            large,
+            ..Residency::default()
+        };
+        assert!(expect_all_here(&found(512, 512), 512, PageSize::Huge).is_ok());
+        assert!(expect_all_here(&found(512, 0), 512, PageSize::Huge).is_err());
+        assert!(expect_all_here(&found(511, 0), 512, PageSize::Small).is_err());
+        assert!(expect_all_here(&found(512, 0), 512, PageSize::Small).is_ok());
     }
 }

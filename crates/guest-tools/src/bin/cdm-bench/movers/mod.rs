@@ -2,6 +2,7 @@
 
 //! Who moves or copies memory, each in its own way and all by the same hand.
 
+mod between;
 mod cdm;
 mod copy;
 mod nodes;
@@ -10,8 +11,9 @@ mod test_hmm;
 use anyhow::Result;
 use cdm_guest_tools::memory::Mapping;
 
-use crate::memory::PageSize;
+use crate::memory::{self, PageSize};
 
+use between::Between;
 use cdm::Cdm;
 pub use copy::Copy;
 use nodes::Nodes;
@@ -21,7 +23,7 @@ use test_hmm::{Kind, TestHmm};
 pub type Make = fn(&Task<'_>) -> Result<Box<dyn Mover>>;
 
 /// Who moves anonymous memory: the subject, and those whom it is compared with.
-pub const MOVERS: [(&str, Make); 5] = [
+pub const ANONYMOUS: [(&str, Make); 5] = [
     ("cdm", |task| Ok(Box::new(Cdm::new(task, 0)?))),
     (test_hmm::PRIVATE, |task| {
         Ok(Box::new(TestHmm::new(task, Kind::Private)?))
@@ -31,6 +33,16 @@ pub const MOVERS: [(&str, Make); 5] = [
     }),
     ("move_pages", |task| Ok(Box::new(Nodes::new(task)?))),
     ("memcpy", |task| Ok(Box::new(Copy::new(task)?))),
+];
+
+/// Who moves memory of files: nobody else does.
+pub const FILES: [(&str, Make); 2] = [ANONYMOUS[0], ANONYMOUS[4]];
+
+/// Who moves memory from one device to another, and those whom it is compared with.
+pub const BETWEEN: [(&str, Make); 3] = [
+    ("cdm", |task| Ok(Box::new(Between::new(task)?))),
+    ANONYMOUS[3],
+    ANONYMOUS[4],
 ];
 
 /// The name of a mover without what it does besides moving.
@@ -53,6 +65,11 @@ pub trait Mover: Sync {
     /// Fails unless all of the memory is there, in pages of the size that is measured. Nobody
     /// measures how long this takes.
     fn expect_there(&self) -> Result<()>;
+
+    /// Fails unless all of the memory is where it was before.
+    fn expect_back(&self, memory: &Mapping, pages: PageSize) -> Result<()> {
+        memory::expect_pages(memory, pages)
+    }
 
     /// Does by itself, for all of the memory, what else one thread's `there` does besides moving;
     /// nothing if there is no such thing.
