@@ -8,15 +8,18 @@
 //! behind costs the next one anything.
 
 mod bandwidth;
+mod breakdown;
 mod commands;
 mod contest;
 mod first_page;
 mod memory;
 mod migrate;
 mod movers;
+mod profile;
 mod sample;
 mod throughput;
 mod timing;
+mod translation;
 mod trips;
 
 use std::process::ExitCode;
@@ -108,6 +111,12 @@ const GROUPS: &[Group] = &[
         on_host: nothing,
     },
     Group {
+        name: "breakdown",
+        what: "where the time of a migration goes, in microseconds for each MiB",
+        contests: breakdown::contests,
+        on_host: nothing,
+    },
+    Group {
         name: "commands",
         what: "commands that do nothing, one by one and 64 at a time",
         contests: commands::contests,
@@ -118,6 +127,12 @@ const GROUPS: &[Group] = &[
         what: "how fast the device copies, fills and checksums its memory",
         contests: bandwidth::contests,
         on_host: bandwidth::on_host,
+    },
+    Group {
+        name: "translation",
+        what: "pages that the device asks for, forgets, and works on while they move",
+        contests: translation::contests,
+        on_host: nothing,
     },
 ];
 

@@ -2,6 +2,7 @@
 
 //! `report.html`: all figures and their plots on one page, which needs nothing besides.
 
+mod bars;
 mod plot;
 mod shape;
 
@@ -56,6 +57,7 @@ pub fn page(about: &About, samples: &[Sample], figures: &[Figure]) -> Result<Str
         &shape::distributions(samples),
         (&shape::TIME, &shape::SHARE),
     )?;
+    breakdowns(&mut html, figures)?;
     table(&mut html, figures)?;
     html += "</body></html>\n";
     Ok(html)
@@ -78,6 +80,23 @@ fn section(
     )?;
     for plot in plots {
         html.push_str(&lines(&plot.title, x, y, &plot.lines)?);
+    }
+    html.push_str("</div>\n");
+    Ok(())
+}
+
+/// What times are made of, if that was measured.
+fn breakdowns(html: &mut String, figures: &[Figure]) -> Result<()> {
+    let found = shape::breakdowns(figures);
+    if found.is_empty() {
+        return Ok(());
+    }
+    html.push_str(
+        "<h2>Where the time goes</h2><p>By samples of what the kernel is found at.</p>\n\
+         <div class=\"plots\">\n",
+    );
+    for (title, all) in found {
+        html.push_str(&bars::bars(&title, &shape::PARTS, &all)?);
     }
     html.push_str("</div>\n");
     Ok(())
@@ -134,13 +153,15 @@ mod tests {
     #[test]
     fn page_has_every_figure_and_asks_nobody_for_more() {
         let mut samples = samples();
-        samples.extend(["cdm", "one"].map(|by| Sample {
-            name: "t/b".into(),
-            by: by.into(),
-            unit: Unit::Microseconds,
-            round: 0,
-            value: 3.0,
-        }));
+        for number in 0..40 {
+            samples.extend(["cdm", "one"].map(|by| Sample {
+                name: "t/b".into(),
+                by: by.into(),
+                unit: Unit::Microseconds,
+                round: 0,
+                value: f64::from(number + 1),
+            }));
+        }
         let figures = collate(&samples).expect("figures");
         let about = About::sample();
         let html = page(&about, &samples, &figures).expect("a page");

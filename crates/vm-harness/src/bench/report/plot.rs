@@ -10,7 +10,8 @@ use plotters::prelude::*;
 
 const WIDTH: u32 = 640;
 const HEIGHT: u32 = 380;
-const FONT: &str = "sans-serif";
+/// Whatever the reader has.
+pub const FONT: &str = "sans-serif";
 
 /// What an axis shows. Where it is logarithmic, points have the logarithm, and `label` undoes it.
 pub struct Axis {
@@ -40,14 +41,16 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(60, 60, 60),
 ];
 
-fn colour(number: usize) -> RGBColor {
+/// A colour for each number.
+pub fn colour(number: usize) -> RGBColor {
     COLOURS[number % COLOURS.len()]
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+/// What is drawn on.
+pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Draws into a new picture.
-fn picture(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String> {
+pub fn picture(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String> {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
     drawn(area.fill(&WHITE))?;
@@ -58,7 +61,7 @@ fn picture(height: u32, draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<St
 }
 
 /// The library's errors hold parts of the picture, and cannot be passed on.
-fn drawn<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<T> {
+pub fn drawn<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<T> {
     result.map_err(|error| anyhow!("cannot draw: {error}"))
 }
 

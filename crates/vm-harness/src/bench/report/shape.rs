@@ -2,6 +2,7 @@
 
 //! Which plots the figures make: a size or a number of threads in a name is a place on an axis.
 
+use super::bars::Bar;
 use super::plot::{Axis, Line};
 use crate::bench::figure::Figure;
 use crate::bench::sample::{SUBJECT, Sample, Unit};
@@ -136,6 +137,45 @@ pub const SHARE: Axis = Axis {
     label: |place| format!("{place:.0}"),
 };
 
+/// The axis of parts of a time.
+pub const PARTS: Axis = Axis {
+    name: "microseconds for each MiB",
+    label: |place| format!("{place:.0}"),
+};
+
+/// The group whose figures are parts of a time.
+const BREAKDOWN: &str = "breakdown";
+
+/// What times are made of: for each name without its last part, which is that of a piece, a bar for
+/// the subject and one for each reference.
+pub fn breakdowns(figures: &[Figure]) -> Vec<(String, Vec<Bar>)> {
+    let mut titles: Listed<Listed<Vec<(String, f64)>>> = Vec::new();
+    for figure in figures.iter().filter(|figure| figure.group() == BREAKDOWN) {
+        let Some((title, piece)) = figure.name.rsplit_once('/') else {
+            continue;
+        };
+        let bars = entry(&mut titles, title);
+        let values = [
+            (SUBJECT, figure.value),
+            (&figure.reference, figure.reference_value),
+        ];
+        for (by, value) in values {
+            let pieces = entry(bars, by);
+            if pieces.iter().all(|(known, _)| known != piece) {
+                pieces.push((piece.to_owned(), value));
+            }
+        }
+    }
+    let bar = |(label, pieces)| Bar { label, pieces };
+    titles
+        .into_iter()
+        .map(|(title, bars)| (title, bars.into_iter().map(bar).collect()))
+        .collect()
+}
+
+/// Fewest samples that show a distribution.
+const SAMPLES_MIN: usize = 20;
+
 /// How times are distributed: for each name that is a time, which part of the samples of each took
 /// no longer than so long.
 pub fn distributions(samples: &[Sample]) -> Vec<Plot> {
@@ -144,6 +184,8 @@ pub fn distributions(samples: &[Sample]) -> Vec<Plot> {
         let own = entry(&mut plots, &sample.name);
         entry(own, &sample.by).push(sample.value);
     }
+    // What has one value for a round has no distribution.
+    plots.retain(|(_, by)| by.iter().any(|(_, values)| values.len() >= SAMPLES_MIN));
     let plot = |(title, by): (String, Listed<Vec<f64>>)| Plot {
         title,
         lines: by
@@ -249,11 +291,38 @@ mod tests {
             round: 0,
             value,
         };
-        let plots = distributions(&[sample(100.0), sample(1.0), sample(10.0)]);
+        let mut samples: Vec<Sample> = vec![sample(10.0); SAMPLES_MIN - 1];
+        samples.insert(0, sample(100.0));
+        samples.push(sample(1.0));
+        let plots = distributions(&samples);
         assert_eq!(plots.len(), 1);
+        let points = &plots[0].lines[0].points;
+        assert_eq!(points.first(), Some(&(0.0, 0.0)));
+        assert_eq!(points.last(), Some(&(2.0, 100.0)));
+        assert_eq!(points[SAMPLES_MIN / 2].0, 1.0);
+        assert!(distributions(&samples[..3]).is_empty());
+    }
+
+    #[test]
+    fn time_is_a_bar_of_its_parts_for_the_subject_and_each_reference() {
+        let figures = [
+            figure("breakdown/4KiB/to/copy", "test_hmm", 3.0),
+            figure("breakdown/4KiB/to/remap", "test_hmm", 4.0),
+            figure("m/4KiB/to/copy", "test_hmm", 4.0),
+        ];
+        let found = breakdowns(&figures);
+        assert_eq!(found.len(), 1);
+        let (title, bars) = &found[0];
+        assert_eq!(title, "breakdown/4KiB/to");
+        let labels: Vec<_> = bars.iter().map(|bar| &*bar.label).collect();
+        assert_eq!(labels, ["cdm", "test_hmm"]);
         assert_eq!(
-            plots[0].lines[0].points,
-            [(0.0, 0.0), (1.0, 50.0), (2.0, 100.0)]
+            bars[0].pieces,
+            [("copy".into(), 3.0), ("remap".into(), 4.0)]
+        );
+        assert_eq!(
+            bars[1].pieces,
+            [("copy".into(), 1000.0), ("remap".into(), 1000.0)]
         );
     }
 
