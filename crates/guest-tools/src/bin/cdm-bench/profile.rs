@@ -6,7 +6,6 @@
 use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
-use perf_event::data::Record;
 use perf_event::events::Software;
 use perf_event::{Builder, SampleFlag, Sampler};
 
@@ -14,6 +13,9 @@ use perf_event::{Builder, SampleFlag, Sampler};
 const FREQUENCY: u64 = 3000;
 /// Room for some seconds of them.
 const BUFFER_BYTES: usize = 4 << 20;
+/// Kinds of records (linux/perf_event.h).
+const LOST: u32 = 2;
+const SAMPLE: u32 = 9;
 /// What is above is no address but tells what those behind it are.
 const MARKS: u64 = u64::MAX - 4095;
 
@@ -96,11 +98,9 @@ impl Profiler {
     /// Hands over the samples that were taken, as names of functions.
     pub fn take(&mut self, symbols: &Symbols, mut each: impl FnMut(&[&str])) -> Result<()> {
         while let Some(record) = self.sampler.next_record() {
-            match record.parse_record().context("a sample is no such")? {
-                Record::Sample(sample) => {
-                    each(&symbols.names(sample.callchain().unwrap_or_default()));
-                }
-                Record::Lost(_) => bail!("there were more samples than there is room for"),
+            match record.ty() {
+                SAMPLE => each(&symbols.names(&chain(&record.to_vec())?)),
+                LOST => bail!("there were more samples than there is room for"),
                 _ => {}
             }
         }
@@ -108,9 +108,34 @@ impl Profiler {
     }
 }
 
+/// The addresses in a sample that is a call chain and nothing else: how many, and each.
+fn chain(sample: &[u8]) -> Result<Vec<u64>> {
+    let (words, rest) = sample.as_chunks::<8>();
+    let mut words = words.iter().map(|word| u64::from_ne_bytes(*word));
+    let count = words.next().context("an empty sample")?;
+    let addresses: Vec<u64> = words.collect();
+    ensure!(
+        rest.is_empty() && addresses.len() as u64 == count,
+        "a sample of {} bytes says that it has {count} addresses",
+        sample.len()
+    );
+    Ok(addresses)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sample_says_how_many_addresses_it_has() {
+        let sample = |words: &[u64]| -> Vec<u8> {
+            words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+        };
+        assert_eq!(chain(&sample(&[2, 7, 8])).unwrap(), [7, 8]);
+        assert!(chain(&sample(&[0])).unwrap().is_empty());
+        assert!(chain(&sample(&[3, 7, 8])).is_err());
+        assert!(chain(&[]).is_err());
+    }
 
     #[test]
     fn address_is_in_the_function_that_begins_before_it() {
