@@ -17,6 +17,21 @@ _default:
 run-vm *ARGS:
     @{{ cdm }} run-vm "$@"
 
+# Open one more shell in a guest that runs, or run a command in it
+[no-cd, no-exit-message]
+shell *ARGS:
+    @{{ cdm }} shell "$@"
+
+# Copy a file or folder into a guest that runs, or out of it
+[no-cd, no-exit-message]
+cp *ARGS:
+    @{{ cdm }} cp "$@"
+
+# Print what the console, the devices and QEMU of a run have said
+[no-cd, no-exit-message]
+logs *ARGS:
+    @{{ cdm }} logs "$@"
+
 # Measure the time to a command in a guest, against a bare QEMU boot
 [no-cd, no-exit-message]
 boot-time *ARGS:

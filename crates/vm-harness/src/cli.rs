@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, bench, bench_backend, build, clean, device, doctor, fuzz, image,
-    junit_page, litmus, mutants, series_check, stress, test, vm,
+    Context, behaviour, bench, bench_backend, build, clean, device, doctor, fuzz, guest, image,
+    junit_page, litmus, logs, mutants, series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -30,6 +30,12 @@ pub struct Cli {
 pub enum Command {
     /// Boot a guest with the device and open a shell in it
     RunVm(vm::RunVmArgs),
+    /// Open one more shell in a guest that runs, or run a command in it
+    Shell(guest::shell::ShellArgs),
+    /// Copy a file or folder into a guest that runs, or out of it
+    Cp(guest::copy::CpArgs),
+    /// Print what the console, the devices and QEMU of a run have said
+    Logs(logs::LogsArgs),
     /// Measure how long it takes to a command in a guest, against a bare QEMU boot
     BootTime(vm::BootTimeArgs),
     /// Measure what device and driver do, against what a user would pick instead
@@ -74,6 +80,9 @@ impl Command {
     pub fn run(self, ctx: &Context) -> Result<ExitCode> {
         match self {
             Self::RunVm(args) => vm::run_vm(ctx, args),
+            Self::Shell(args) => guest::shell::run(ctx, args),
+            Self::Cp(args) => guest::copy::run(ctx, &args),
+            Self::Logs(args) => logs::run(ctx, &args),
             Self::BootTime(args) => vm::boot_time(ctx, &args),
             Self::Bench(args) => bench::run(ctx, &args),
             Self::Test(args) => test::run(ctx, args),

@@ -44,6 +44,44 @@ pub fn folder(ctx: &Context, kind: &str, wanted: Option<&Path>) -> Result<PathBu
     Ok(path)
 }
 
+/// The folder of a run that was: `wanted`, by its path or its name among those of its `kind`, or
+/// the newest of them.
+pub fn find(ctx: &Context, kind: &str, wanted: Option<&Path>) -> Result<PathBuf> {
+    let runs = ctx.cache.join(kind);
+    let Some(wanted) = wanted else {
+        let names = fs::read_dir(&runs).into_iter().flatten().flatten();
+        let newest = names.map(|entry| entry.path()).max();
+        return newest.with_context(|| format!("there is no run in {} yet", runs.display()));
+    };
+    [runs.join(wanted), wanted.to_owned()]
+        .into_iter()
+        .find(|path| path.is_dir())
+        .with_context(|| {
+            format!(
+                "there is no run '{}' in {}, and no such folder",
+                wanted.display(),
+                runs.display()
+            )
+        })
+}
+
+/// Whether a process still works on the run with this folder.
+pub fn is_under_way(folder: &Path) -> bool {
+    try_lock(folder).is_err()
+}
+
+/// Ends a run of this process, as its end would.
+#[cfg(test)]
+pub fn release(folder: &Path) {
+    let inode = |file: &File| {
+        use std::os::unix::fs::MetadataExt;
+        file.metadata().map(|meta| meta.ino()).ok()
+    };
+    let wanted = File::open(folder).ok().and_then(|file| inode(&file));
+    let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    in_use.retain(|lock| inode(lock) != wanted);
+}
+
 /// A new folder, and the lock without which the next run may remove it.
 fn new_in(runs: &Path, now: SystemTime) -> Result<(PathBuf, Flock<File>)> {
     cache::create_folder(runs)?;
@@ -56,9 +94,10 @@ fn new_in(runs: &Path, now: SystemTime) -> Result<(PathBuf, Flock<File>)> {
         });
         match fs::create_dir(&path) {
             Ok(()) => {
-                // The newest folder is nobody's to remove, so there is time for this.
-                let lock =
-                    lock(&path).with_context(|| format!("cannot lock {}", path.display()))?;
+                // The newest folder is nobody's to remove, so there is time for this. Who looks
+                // whether a run is under way holds it for a moment.
+                let lock = lock(&path, FlockArg::LockExclusive)
+                    .with_context(|| format!("cannot lock {}", path.display()))?;
                 return Ok((path, lock));
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -70,9 +109,12 @@ fn new_in(runs: &Path, now: SystemTime) -> Result<(PathBuf, Flock<File>)> {
     unreachable!("numbers do not end")
 }
 
-fn lock(folder: &Path) -> std::io::Result<Flock<File>> {
-    let file = File::open(folder)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
+fn lock(folder: &Path, how: FlockArg) -> std::io::Result<Flock<File>> {
+    Flock::lock(File::open(folder)?, how).map_err(|(_, error)| error.into())
+}
+
+fn try_lock(folder: &Path) -> std::io::Result<Flock<File>> {
+    lock(folder, FlockArg::LockExclusiveNonblock)
 }
 
 /// Names sort by time, so the oldest come first. Those of runs under way stay.
@@ -85,14 +127,14 @@ fn forget_old(runs: &Path) -> Result<()> {
     names.sort();
     let surplus = (names.len() + 1).saturating_sub(KEPT_RUNS);
     for old in &names[..surplus.min(names.len())] {
-        if let Ok(_lock) = lock(old) {
+        if let Ok(_lock) = try_lock(old) {
             // Another run may have removed it first.
             let _ = fs::remove_dir_all(old);
         }
     }
     let without_dumps = (names.len() + 1).saturating_sub(KEPT_DUMPS);
     for old in &names[..without_dumps.min(names.len())] {
-        if let Ok(_lock) = lock(old) {
+        if let Ok(_lock) = try_lock(old) {
             forget_dumps(old);
         }
     }
@@ -159,6 +201,25 @@ mod tests {
         };
         assert_eq!(count(MEMORY_DUMP), KEPT_DUMPS);
         assert_eq!(count("console.log"), KEPT_DUMPS + 3);
+    }
+
+    #[test]
+    fn run_is_found_by_name_by_path_and_as_the_newest() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let ctx = Context::for_test(dir.path());
+        assert!(find(&ctx, GUESTS, None).is_err());
+        let runs = dir.path().join(GUESTS);
+        let (old, _) = new(&runs, 0);
+        let (young, lock) = new(&runs, 1);
+        assert_eq!(find(&ctx, GUESTS, None).expect("found"), young);
+        let name = Path::new(old.file_name().expect("a name"));
+        assert_eq!(find(&ctx, GUESTS, Some(name)).expect("found"), old);
+        assert_eq!(find(&ctx, GUESTS, Some(&old)).expect("found"), old);
+        let error = find(&ctx, GUESTS, Some(Path::new("none"))).expect_err("none");
+        assert!(error.to_string().contains("'none'"), "{error}");
+        assert!(is_under_way(&young));
+        drop(lock);
+        assert!(!is_under_way(&young));
     }
 
     #[test]

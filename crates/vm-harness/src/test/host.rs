@@ -3,6 +3,7 @@
 //! `cdm` itself, as a user starts it: what it prints and returns, and that
 //! nothing of it is left when something dies under it.
 
+mod daily;
 mod dump;
 mod left;
 mod subject;
@@ -64,6 +65,14 @@ pub const HOST: Table = Table {
             too_little_disk,
         ),
         ("host::selection_of_no_test_is_a_failure", empty_selection),
+        (
+            "host::running_guest_has_a_second_shell_files_and_logs",
+            daily::second_shell,
+        ),
+        (
+            "host::guest_remembers_what_was_typed_in_others",
+            daily::history,
+        ),
     ],
 };
 

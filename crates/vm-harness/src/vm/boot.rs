@@ -20,6 +20,7 @@ use super::accel::{Accel, Evidence, judge};
 use super::agent::{Agent, Event, Greeting, Lost, Notice, Running};
 use super::backend::{self, Backend};
 use super::disk::Disk;
+use super::door;
 use super::dump::{self, Dump};
 use super::end;
 use super::files;
@@ -291,6 +292,11 @@ impl Vm {
             plugged: 0,
             timeline,
         })
+    }
+
+    /// Lets other processes run commands in the guest: `just shell` and what is like it.
+    pub fn open_door(&self) -> Result<()> {
+        door::open(&self.agent, self.dir.path())
     }
 
     /// What the guest said when its agent started.

@@ -6,6 +6,8 @@
 //! comes from `qemu/machine.toml`, and waits until the agent in the guest answers.
 //! Whatever happens then, nothing of it outlives this process: children die with
 //! it, and `cleanup` puts the rest in order when a signal ends it.
+//!
+//! [`visit::Visit`] is a guest that another process booted, which `door` lets in.
 
 pub mod accel;
 pub mod agent;
@@ -16,9 +18,11 @@ mod cleanup;
 mod control;
 pub mod decode;
 mod disk;
+mod door;
 mod dump;
 mod end;
 mod files;
+mod history;
 pub mod kernel_log;
 pub mod limits;
 pub mod process;
@@ -26,12 +30,14 @@ pub mod qemu;
 pub mod qmp;
 mod run;
 pub mod rundir;
+pub mod shell;
 pub mod spec;
-mod terminal;
+pub mod terminal;
 #[cfg(test)]
 pub mod testing;
 pub mod timeline;
 mod tsc;
+pub mod visit;
 
 pub use agent::{Event, Input, Lost, Running};
 pub use backend::Backend;

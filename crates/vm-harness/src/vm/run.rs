@@ -3,36 +3,34 @@
 //! `cdm run-vm`.
 
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use cdm_agent_protocol::{Command, Ending, Exec, ExitStatus, ModuleState};
+use anyhow::{Context as _, Result, ensure};
+use cdm_agent_protocol::{Command, Ending, Exec, ModuleState};
 use cdm_control_protocol::Fault;
 use clap::Args;
 
 use super::accel::AccelChoice;
-use super::agent::{Event, Input, Lost, Running};
+use super::agent::{Event, Lost, Running};
 use super::boot::{Commands, Parts, Vm, accelerator};
 use super::disk::Disk;
-use super::limits::{Clock, Limits};
+use super::history::{self, History};
+use super::limits::Limits;
 use super::qemu;
+use super::rundir::RunDir;
+use super::shell::{LEFT, Outcome, StandardInput, exit_code, forward, login_shell, on_terminal};
 use super::spec::{
     ByteSize, CPUS_MAX, DEVICES_MAX, FileCopy, Gdb, MemoryType, SILENT_GUEST_LIMIT, VmSpec,
     parse_device_memory, parse_guest_memory,
 };
-use super::terminal::{self, RawTerminal};
+use super::terminal;
 use crate::build::{self, KernelOptions};
 use crate::context::Context;
 use crate::evidence::{self, Guest};
 use crate::runs;
-
-/// Reads of standard input; as much as one frame takes.
-const INPUT_BYTES: usize = cdm_agent_protocol::DATA_BYTES_MAX;
 
 /// Arguments of `cdm run-vm`.
 #[derive(Debug, Args)]
@@ -164,6 +162,9 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         );
     }
     let mut files = args.files;
+    if args.exec.is_none() && terminal::is_interactive() {
+        files.extend(history::shell_files(ctx));
+    }
     if args.kernel_modules {
         files.push(FileCopy::kernel_modules(ctx, &kernel)?);
     }
@@ -265,6 +266,7 @@ impl Machine<'_> {
                 self.logs.join("console.log").display()
             ));
         }
+        vm.open_door()?;
         Ok(vm)
     }
 
@@ -297,7 +299,10 @@ impl Machine<'_> {
             silence: None,
             whole: limit,
         };
-        let status = match forward(&vm, &mut running, &clock.start(), &line)? {
+        let clock = clock.start();
+        let status = match forward(&mut running, |running| {
+            vm.next_event(running, &clock, &line)
+        })? {
             Outcome::Exit(status) => status,
             Outcome::Lost(lost) => return Err(vm.broken(&lost, &format!("ran '{line}'"))),
         };
@@ -313,11 +318,11 @@ impl Machine<'_> {
         loop {
             let greetings = vm.boots();
             let outcome = match interactive {
-                true => interactive_shell(&vm, &keys)?,
+                true => interactive_shell(self.ctx, &vm, &keys)?,
                 false => {
                     let mut running = vm.start(login_shell(None))?;
                     keys.connect(running.input());
-                    forward(&vm, &mut running, &Limits::NONE.start(), SHELL)?
+                    forward(&mut running, next_of_a_shell(&vm))?
                 }
             };
             match outcome {
@@ -347,132 +352,24 @@ impl Machine<'_> {
     }
 }
 
-/// How a command went.
-enum Outcome {
-    Exit(ExitStatus),
-    Lost(Lost),
-}
-
-/// What a shell is called in messages.
-const SHELL: &str = "a shell";
-
-/// Why a shell ends when the user leaves it with [`terminal::LEAVE`].
-const LEFT: &str = "the user left";
-
-fn login_shell(tty: Option<cdm_agent_protocol::TtySize>) -> Exec {
-    let terminal = std::env::var("TERM").unwrap_or_else(|_| "linux".to_owned());
-    Exec {
-        command: Command::Argv(vec!["/bin/sh".to_owned(), "-l".to_owned()]),
-        tty,
-        env: vec![("TERM".to_owned(), terminal)],
-        cwd: Some("/root".to_owned()),
-    }
-}
-
-fn interactive_shell(vm: &Vm, keys: &StandardInput) -> Result<Outcome> {
-    let mut running = vm.start(login_shell(Some(terminal::size())))?;
+fn interactive_shell(ctx: &Context, vm: &Vm, keys: &StandardInput) -> Result<Outcome> {
+    let history = History::of(ctx).attach(vm)?;
+    let running = vm.start(login_shell(Some(terminal::size())))?;
     eprintln!(
-        "cdm: a shell in the guest. 'exit' or Ctrl-D turns it off, Ctrl-] ends it at once. \
-         Logs: {}",
+        "cdm: a shell in the guest {}. 'exit' or Ctrl-D turns it off, Ctrl-] ends it at once; \
+         'just shell' opens another one. Logs: {}",
+        RunDir::name_of(vm.run_dir()),
         vm.logs().display()
     );
-    let resizer = running.input();
-    let terminal = RawTerminal::enter(move || resizer.resize(terminal::size()))?;
-    keys.connect(running.input());
-    let outcome = forward(vm, &mut running, &Limits::NONE.start(), SHELL);
-    drop(terminal);
-    eprintln!();
-    outcome
-}
-
-/// Standard input, read by one thread that goes with the process. A guest's shell
-/// may follow another one, so who gets the bytes changes.
-struct StandardInput {
-    shared: Arc<Mutex<Reader>>,
-    interactive: bool,
-}
-
-#[derive(Default)]
-struct Reader {
-    target: Option<Input>,
-    started: bool,
-    ended: bool,
-}
-
-impl StandardInput {
-    fn new(interactive: bool) -> Self {
-        Self {
-            shared: Arc::default(),
-            interactive,
-        }
+    let outcome = on_terminal(running, keys, next_of_a_shell(vm))?;
+    if matches!(outcome, Outcome::Exit(_)) {
+        history.finish(vm)?;
     }
-
-    /// Hands on to `input` from now on. Without a shell of its own a terminal is left
-    /// alone: its keys belong to whoever started this.
-    fn connect(&self, input: Input) {
-        let mut reader = lock(&self.shared);
-        if reader.ended || (!self.interactive && io::stdin().is_terminal()) {
-            return input.end();
-        }
-        reader.target = Some(input);
-        if !std::mem::replace(&mut reader.started, true) {
-            let (shared, interactive) = (Arc::clone(&self.shared), self.interactive);
-            thread::spawn(move || read_standard_input(&shared, interactive));
-        }
-    }
+    Ok(outcome)
 }
 
-fn read_standard_input(shared: &Mutex<Reader>, interactive: bool) {
-    let mut buffer = vec![0; INPUT_BYTES];
-    loop {
-        let length = io::stdin().read(&mut buffer).unwrap_or(0);
-        let target = {
-            let mut reader = lock(shared);
-            reader.ended = length == 0;
-            reader.target.clone()
-        };
-        let Some(input) = target else {
-            return;
-        };
-        if length == 0 {
-            return input.end();
-        }
-        let bytes = &buffer[..length];
-        if interactive && bytes.contains(&terminal::LEAVE) {
-            return input.give_up(LEFT);
-        }
-        // What came for a shell that is gone is nobody's.
-        input.send(bytes);
-    }
-}
-
-fn lock(reader: &Mutex<Reader>) -> MutexGuard<'_, Reader> {
-    // Plain data: a panic elsewhere cannot have left it half changed.
-    reader.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Writes what the command writes, to where it writes it.
-fn forward(vm: &Vm, running: &mut Running, clock: &Clock, line: &str) -> Result<Outcome> {
-    loop {
-        match vm.next_event(running, clock, line)? {
-            Event::Stdout(data) => {
-                let mut stdout = io::stdout().lock();
-                stdout
-                    .write_all(&data)
-                    .and_then(|()| stdout.flush())
-                    .context("cannot write to standard output")?;
-            }
-            Event::Stderr(data) => {
-                // Nobody could be told.
-                let _ = io::stderr().write_all(&data);
-            }
-            Event::Exit(status) => return Ok(Outcome::Exit(status)),
-            Event::Failed(reason) => bail!("{reason}"),
-            Event::Lost(lost) => return Ok(Outcome::Lost(lost)),
-        }
-    }
-}
-
-fn exit_code(status: ExitStatus) -> ExitCode {
-    ExitCode::from(u8::try_from(status.shell_code()).unwrap_or(u8::MAX))
+/// What a shell is waited for with.
+fn next_of_a_shell(vm: &Vm) -> impl FnMut(&mut Running) -> Result<Event> {
+    let clock = Limits::NONE.start();
+    move |running| vm.next_event(running, &clock, "a shell")
 }

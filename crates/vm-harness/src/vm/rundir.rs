@@ -3,6 +3,7 @@
 //! The folder of one run's sockets. It is gone when the run is: removed by its
 //! destructor, by the signal thread, or, after a SIGKILL, by the next run.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -71,8 +72,18 @@ impl RunDir {
     /// The folders of all runs of this user that live.
     pub fn living() -> Vec<PathBuf> {
         let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        let parents = runtime.into_iter().chain([env::temp_dir()]);
-        parents.flat_map(|parent| living_in(&parent)).collect()
+        // Both may be one folder.
+        let parents: BTreeSet<PathBuf> = runtime.into_iter().chain([env::temp_dir()]).collect();
+        parents
+            .iter()
+            .flat_map(|parent| living_in(parent))
+            .collect()
+    }
+
+    /// What people call the run with this folder.
+    pub fn name_of(path: &Path) -> String {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.strip_prefix(PREFIX).unwrap_or(&name).to_owned()
     }
 
     /// Where it is.

@@ -19,7 +19,12 @@ const USUAL_SIZE: TtySize = TtySize {
     columns: 80,
 };
 
-nix::ioctl_read_bad!(get_window_size, libc::TIOCGWINSZ, nix::pty::Winsize);
+nix::ioctl_read_bad!(
+    /// Reads the size of a terminal.
+    get_window_size,
+    libc::TIOCGWINSZ,
+    nix::pty::Winsize
+);
 
 /// Whether the user has a terminal on both sides.
 pub fn is_interactive() -> bool {

@@ -4,14 +4,17 @@
 
 use std::ffi::CString;
 use std::fmt;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::pty::{Winsize, openpty};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getegid, geteuid};
@@ -54,6 +57,120 @@ impl fmt::Display for Ended {
             f,
             "exit code {code:?}\nstdout:\n{stdout}\nstderr:\n{stderr}"
         )
+    }
+}
+
+/// Looks for what is awaited of a terminal; the guest needs far longer to say anything.
+const TERMINAL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A running `cdm` that somebody types at. Killed on drop.
+pub struct Typist<'a> {
+    child: Child,
+    keys: File,
+    seen: Arc<Mutex<Vec<u8>>>,
+    /// How much of it was awaited.
+    awaited: usize,
+    _left: &'a Leftovers,
+}
+
+impl<'a> Typist<'a> {
+    /// Starts `cdm` on a terminal; what is typed in its guests is kept in the file `history`.
+    pub fn start(
+        run: &Run,
+        left: &'a Leftovers,
+        history: &Path,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let size = Winsize {
+            ws_row: 24,
+            ws_col: 200,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(&size, None).context("cannot make a terminal")?;
+        let mut command = command(run, left, arguments)?;
+        command
+            .env("CDM_HISTORY", history)
+            .env("TERM", "xterm")
+            .stdin(pty.slave.try_clone()?)
+            .stdout(pty.slave.try_clone()?)
+            .stderr(pty.slave);
+        let child = command.spawn().context("cannot start cdm once more")?;
+        // Holds our copies of the slave: as long as they live, the terminal has no end.
+        drop(command);
+        let seen: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let mut screen = File::from(pty.master.try_clone()?);
+        let shown = Arc::clone(&seen);
+        thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = screen.read(&mut buffer) {
+                let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+                shown.extend_from_slice(&buffer[..length]);
+            }
+        });
+        Ok(Self {
+            child,
+            keys: File::from(pty.master),
+            seen,
+            awaited: 0,
+            _left: left,
+        })
+    }
+
+    fn screen(&self) -> String {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&seen).into_owned()
+    }
+
+    /// Waits until the terminal shows this, behind what was awaited before.
+    pub fn wait_for(&mut self, text: &str) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let screen = self.screen();
+            let new = screen.get(self.awaited..).unwrap_or_default();
+            if let Some(at) = new.find(text) {
+                self.awaited += at + text.len();
+                return Ok(());
+            }
+            let ended = self.child.try_wait()?;
+            ensure!(
+                ended.is_none() && Instant::now() < deadline,
+                "the terminal does not show '{text}' ({ended:?}), but:\n{screen}"
+            );
+            thread::sleep(TERMINAL_INTERVAL);
+        }
+    }
+
+    /// Presses keys.
+    pub fn keys(&mut self, keys: &str) -> Result<()> {
+        let typed = self.keys.write_all(keys.as_bytes());
+        typed.context("cannot type")
+    }
+
+    /// Waits for its end, and gives all that the terminal has shown.
+    pub fn finish(mut self) -> Result<Ended> {
+        let deadline = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            let screen = self.screen();
+            ensure!(Instant::now() < deadline, "it still runs:\n{screen}");
+            thread::sleep(LOOK_INTERVAL);
+        };
+        Ok(Ended {
+            code: status.code(),
+            stdout: self.screen(),
+            stderr: String::new(),
+        })
+    }
+}
+
+impl Drop for Typist<'_> {
+    fn drop(&mut self) {
+        // It has ended in every test that went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A guest that somebody works in: what other processes can do in it, and what it remembers.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::super::run::Run;
+use super::left::Leftovers;
+use super::subject::{Ended, Subject, Typist};
+use super::{run_vm, told};
+
+/// Enough for several windows of the protocol, and no multiple of a frame.
+const LARGE_BYTES: usize = (3 << 20) + 17;
+
+fn done(run: &Run, left: &Leftovers, arguments: &[&str]) -> Result<Ended> {
+    let ended = Subject::start(run, left, arguments)?.finish()?;
+    ensure!(ended.code == Some(0), "{arguments:?}: {ended}");
+    Ok(ended)
+}
+
+/// A file that nobody could guess, and a folder with one in it.
+fn make_files(folder: &Path) -> Result<Vec<u8>> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut bytes = vec![0; LARGE_BYTES];
+    random.fill(&mut bytes);
+    fs::write(folder.join("large"), &bytes)?;
+    fs::set_permissions(folder.join("large"), fs::Permissions::from_mode(0o750))?;
+    fs::create_dir_all(folder.join("tree/inner"))?;
+    fs::write(folder.join("tree/inner/leaf"), "leaf\n")?;
+    Ok(bytes)
+}
+
+pub fn second_shell(run: &Run) -> Result<()> {
+    let left = Leftovers::watch()?;
+    told(
+        &Subject::start(run, &left, &["shell", "true"])?.finish()?,
+        &["no guest runs", "just run-vm"],
+    )?;
+    let logs = tempfile::tempdir_in(run.folder())?;
+    let logs = logs.path().display().to_string();
+    let line = "echo up; until [ -e /root/enough ]; do sleep 0.1; done; echo over";
+    let mut first = Subject::start(run, &left, &run_vm(&["--exec", line, "--keep-logs", &logs]))?;
+    first.wait_for_line("up")?;
+
+    let command = ["shell", "echo out; echo err >&2; cat; exit 5"];
+    let mut second = Subject::start(run, &left, &command)?;
+    second.write("in\n")?;
+    let ended = second.finish()?;
+    ensure!(
+        ended.code == Some(5),
+        "the status is not the command's: {ended}"
+    );
+    ensure!(ended.stdout == "out\nin\n", "{ended}");
+    ensure!(ended.stderr.contains("err\n"), "{ended}");
+    copies(run, &left)?;
+    // A command of a shell that is gone does not go on.
+    let mut forgotten = Subject::start(run, &left, &["shell", "echo runs; exec sleep 4321"])?;
+    forgotten.wait_for_line("runs")?;
+    drop(forgotten);
+    let script = "while ps | grep -q '[s]leep 4321'; do usleep 10000; done";
+    done(run, &left, &["shell", script])?;
+
+    done(run, &left, &["shell", "touch", "/root/enough"])?;
+    let ended = first.finish()?;
+    ensure!(
+        ended.code == Some(0) && ended.stdout.ends_with("over\n"),
+        "{ended}"
+    );
+    let ended = done(run, &left, &["logs", &logs])?;
+    for who in ["console ", "qemu ", "backend0"] {
+        // QEMU and a device that have nothing to complain of say nothing.
+        let says_nothing = fs::metadata(format!("{logs}/{}.log", who.trim_end()))?.len() == 0;
+        let said = ended.stdout.lines().any(|line| line.starts_with(who));
+        ensure!(said != says_nothing, "{who}: {ended}");
+    }
+    ensure!(ended.stdout.contains("public device memory"), "{ended}");
+    left.expect_none()
+}
+
+fn copies(run: &Run, left: &Leftovers) -> Result<()> {
+    let folder = tempfile::tempdir_in(run.folder())?;
+    let here = |name: &str| folder.path().join(name).display().to_string();
+    let bytes = make_files(folder.path())?;
+    done(run, left, &["cp", &here("large"), ":/tmp"])?;
+    done(run, left, &["cp", ":/tmp/large", &here("back")])?;
+    let back = fs::read(here("back")).context("no copy came back")?;
+    ensure!(back == bytes, "{} bytes came back as others", bytes.len());
+    let mode = fs::metadata(here("back"))?.permissions().mode() & 0o777;
+    ensure!(mode == 0o750, "the copy has the mode {mode:o}");
+    done(run, left, &["cp", &here("tree"), ":new"])?;
+    done(run, left, &["cp", &here("tree"), ":new"])?;
+    done(
+        run,
+        left,
+        &[
+            "cp",
+            ":/root/new",
+            folder.path().to_str().context("a path")?,
+        ],
+    )?;
+    for leaf in ["new/inner/leaf", "new/tree/inner/leaf"] {
+        let text = fs::read_to_string(here(leaf)).context("no copy of the folder")?;
+        ensure!(text == "leaf\n", "{leaf} has '{text}'");
+    }
+    for (arguments, words) in [
+        (["cp", ":/none", &here("x")], ["/none", "No such file"]),
+        (["cp", &here("none"), ":"], ["none", "No such file"]),
+        (
+            ["cp", &here("large"), ":/none/x"],
+            ["/none/x", "nonexistent"],
+        ),
+    ] {
+        told(&Subject::start(run, left, &arguments)?.finish()?, &words)?;
+    }
+    Ok(())
+}
+
+pub fn history(run: &Run) -> Result<()> {
+    let left = Leftovers::watch()?;
+    let folder = tempfile::tempdir_in(run.folder())?;
+    let history = folder.path().join("history");
+    fs::write(&history, "echo earlier-$((40 + 2))\n")?;
+    let mut typist = Typist::start(run, &left, &history, &run_vm(&[]))?;
+    typist.wait_for("guest:~#")?;
+    // The line before, as the key for it finds it.
+    typist.keys("\x1b[A\r")?;
+    typist.wait_for("earlier-42\r")?;
+    typist.wait_for("guest:~#")?;
+    typist.keys("echo later-$((40 + 2))\r")?;
+    typist.wait_for("later-42\r")?;
+    typist.wait_for("guest:~#")?;
+    typist.keys("exit\r")?;
+    let ended = typist.finish()?;
+    ensure!(ended.code == Some(0), "{ended}");
+    let kept = fs::read_to_string(&history)?;
+    ensure!(
+        kept.ends_with("echo later-$((40 + 2))\nexit\n") && kept.starts_with("echo earlier"),
+        "what is kept: {kept}"
+    );
+
+    // What is typed in a guest that does not end well is kept, too.
+    let mut typist = Typist::start(run, &left, &history, &run_vm(&[]))?;
+    typist.wait_for("guest:~#")?;
+    typist.keys("echo last-$((40 + 2))\r")?;
+    typist.wait_for("last-42\r")?;
+    let shown = |text: &str| Ok::<_, anyhow::Error>(fs::read_to_string(&history)?.contains(text));
+    while !shown("echo last-")? {
+        // The typist's own limit is what ends this.
+        typist.keys("\r")?;
+        typist.wait_for("guest:~#")?;
+    }
+    typist.keys("\x1d")?;
+    typist.finish()?;
+    left.expect_none()
+}
