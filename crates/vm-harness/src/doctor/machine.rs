@@ -7,6 +7,7 @@ use std::env;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use super::Check;
@@ -19,6 +20,8 @@ use crate::vm::accel::Evidence;
 pub const NEEDED_DISK_MIB: u64 = 11_000;
 /// Room that a warm machine still wants, for rebuilds and logs.
 const SPARE_DISK_MIB: u64 = 2000;
+/// Files of two guests with disks.
+const TEMPORARY_MIB: u64 = 500;
 /// One guest, its device memory and a compiler at work.
 const NEEDED_MEMORY_MIB: u64 = 3000;
 
@@ -29,8 +32,10 @@ pub fn checks(ctx: &Context) -> Vec<Check> {
         memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()),
         kvm(&Evidence::gather()),
         user(nix::unistd::geteuid().is_root()),
-        toolbox_way(Path::new("/run/.containerenv").exists() || Path::new("/.dockerenv").exists()),
+        toolbox_way(env::var("CDM_ENTERED").ok().as_deref()),
+        namespaces(user_namespaces(), Path::new("/proc/sys")),
         disk(ctx),
+        temporary_files(&env::temp_dir()),
         cache_folder(ctx),
     ]
 }
@@ -75,6 +80,9 @@ fn memory(meminfo: &str) -> Check {
     }
 }
 
+/// How the evidence about a KVM begins that opens and does not work.
+const OPENS: &str = "it opens, and ";
+
 /// Judges KVM by the same evidence as a boot does: a /dev/kvm that opens is no
 /// proof without the processor's extension.
 fn kvm(evidence: &Evidence) -> Check {
@@ -86,6 +94,12 @@ fn kvm(evidence: &Evidence) -> Check {
             "/dev/kvm opens, but the processor shows neither vmx nor svm, and a guest could hang: \
              guests run under TCG, several times slower",
             "nothing here; to try it all the same: just run-vm --accel kvm",
+        ),
+        (Err(error), true) if error.starts_with(OPENS) => Check::note(
+            name,
+            format!("/dev/kvm: {error}: guests run under TCG, several times slower"),
+            "end other hypervisors on this machine (VirtualBox, VMware), or reload the module as \
+             root: modprobe -r kvm_intel kvm_amd; modprobe kvm_intel || modprobe kvm_amd",
         ),
         (Err(error), true) => Check::note(
             name,
@@ -109,14 +123,57 @@ fn user(root: bool) -> Check {
     Check::ok("user", if root { "root" } else { "a plain user" })
 }
 
-fn toolbox_way(container: bool) -> Check {
-    Check::ok(
-        "toolbox",
-        if container {
-            "entered as a container"
-        } else {
-            "entered with bubblewrap; namespaces work"
-        },
+/// How `ci/just` entered the toolbox; it says nothing where it was in it already.
+fn toolbox_way(entered: Option<&str>) -> Check {
+    let found = match entered {
+        Some("bubblewrap") => "entered with bubblewrap; its namespaces work".to_owned(),
+        Some(engine) => format!("entered as a container of {engine}"),
+        None => "this container is one, as of 'just image'; nothing was entered".to_owned(),
+    };
+    Check::ok("toolbox", found)
+}
+
+/// Whether this user may make a user namespace with a mount namespace in it, and why not.
+fn user_namespaces() -> Result<(), String> {
+    let tried = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "true"])
+        .stdin(Stdio::null())
+        .output();
+    match tried {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(format!("cannot start unshare: {error}")),
+    }
+}
+
+/// Switches of kernels and distributions, with the values that forbid and allow user namespaces.
+const NAMESPACE_SWITCHES: [(&str, &str, &str); 3] = [
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+    ("kernel/unprivileged_userns_clone", "0", "1"),
+    ("user/max_user_namespaces", "0", "10000"),
+];
+
+fn namespaces(tried: Result<(), String>, sysctls: &Path) -> Check {
+    let name = "namespaces";
+    let Err(error) = tried else {
+        return Check::ok(name, "a plain user may make user namespaces");
+    };
+    let switch = NAMESPACE_SWITCHES.iter().find(|(path, forbids, _)| {
+        fs::read_to_string(sysctls.join(path)).is_ok_and(|value| value.trim() == *forbids)
+    });
+    let mend = match switch {
+        Some((path, _, allows)) => format!(
+            "as root, on the host: sysctl {}={allows}",
+            path.replace('/', ".")
+        ),
+        None => "the container that this runs in forbids them: docker run --security-opt \
+                 seccomp=unconfined, or use podman"
+            .to_owned(),
+    };
+    Check::note(
+        name,
+        format!("user namespaces are refused ({error}): a plain user's tests of a full disk fail"),
+        mend,
     )
 }
 
@@ -139,6 +196,26 @@ fn disk(ctx: &Context) -> Check {
             format!("{error:#}"),
             "set CDM_CACHE to another folder",
         ),
+    }
+}
+
+/// Room for the sockets, disks and first file systems of guests.
+fn temporary_files(folder: &Path) -> Check {
+    let name = "temporary files";
+    let mend = "set TMPDIR to a folder with more room, and a short path";
+    match cache::free_mib(folder) {
+        Ok(free) if free >= TEMPORARY_MIB => {
+            Check::ok(name, format!("{}, {free} MiB free", folder.display()))
+        }
+        Ok(free) => Check::lack(
+            name,
+            format!(
+                "{}, {free} MiB free, {TEMPORARY_MIB} needed",
+                folder.display()
+            ),
+            mend,
+        ),
+        Err(error) => Check::lack(name, format!("{error:#}"), mend),
     }
 }
 
@@ -206,6 +283,61 @@ mod tests {
                 "{check:?}"
             );
         }
+    }
+
+    #[test]
+    fn kvm_that_opens_and_does_not_work_is_told_from_one_that_lacks_rights() {
+        let judge = |error: &str| {
+            kvm(&Evidence {
+                extension: true,
+                device: Err(error.to_owned()),
+            })
+        };
+        let mend = judge("Permission denied").mend.expect("something to do");
+        assert!(mend.contains("usermod"), "{mend}");
+        let error = crate::vm::accel::try_device(Path::new("/dev/null")).expect_err("no KVM");
+        let mend = judge(&error).mend.expect("something to do");
+        assert!(mend.contains("hypervisors"), "{mend}");
+    }
+
+    #[test]
+    fn toolbox_that_is_a_container_is_not_called_entered_with_bubblewrap() {
+        let found = |entered| toolbox_way(entered).found;
+        assert!(found(Some("bubblewrap")).contains("bubblewrap"));
+        assert!(found(Some("podman")).contains("container of podman"));
+        assert!(!found(None).contains("bubblewrap"), "{}", found(None));
+    }
+
+    #[test]
+    fn refused_namespaces_are_told_with_the_switch_that_refuses_them() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let judge = |tried: Result<(), &str>| namespaces(tried.map_err(str::to_owned), dir.path());
+        assert_eq!(judge(Ok(())).status, Status::Ok);
+        let mend = |check: Check| check.mend.expect("something to do");
+        assert!(mend(judge(Err("no"))).contains("seccomp"));
+        for folder in ["kernel", "user"] {
+            fs::create_dir(dir.path().join(folder)).expect("made");
+        }
+        for (path, forbids, allows) in NAMESPACE_SWITCHES {
+            fs::write(dir.path().join(path), format!("{allows}\n")).expect("written");
+            assert!(mend(judge(Err("no"))).contains("seccomp"), "{path}");
+            fs::write(dir.path().join(path), format!("{forbids}\n")).expect("written");
+            let check = judge(Err("no"));
+            assert_eq!(check.status, Status::Note);
+            let line = format!("sysctl {}={allows}", path.replace('/', "."));
+            assert!(mend(check).contains(&line), "{line}");
+            fs::remove_file(dir.path().join(path)).expect("removed");
+        }
+    }
+
+    #[test]
+    fn temporary_folder_without_room_is_a_lack() {
+        let none = temporary_files(Path::new("/none/such"));
+        assert_eq!(none.status, Status::Lack);
+        // A file system without any block.
+        let full = temporary_files(Path::new("/proc"));
+        assert_eq!(full.status, Status::Lack);
+        assert!(full.mend.expect("something to do").contains("TMPDIR"));
     }
 
     #[test]

@@ -8,6 +8,8 @@
 
 use std::fmt;
 use std::fs::{self, OpenOptions};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -46,7 +48,7 @@ impl fmt::Display for Accel {
 pub struct Evidence {
     /// The processor has vmx or svm.
     pub extension: bool,
-    /// /dev/kvm opens, or why it does not.
+    /// /dev/kvm opens and makes virtual machines, or why it does not.
     pub device: Result<(), String>,
 }
 
@@ -54,17 +56,52 @@ impl Evidence {
     /// Looks at this host.
     pub fn gather() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .map(drop)
-            .map_err(|error| error.to_string());
         Self {
             extension: has_extension(&cpuinfo),
-            device,
+            device: try_device(Path::new("/dev/kvm")),
         }
     }
+}
+
+nix::ioctl_write_int_bad!(
+    /// The one version that there has been for long.
+    kvm_get_api_version,
+    nix::request_code_none!(0xae, 0x00)
+);
+nix::ioctl_write_int_bad!(
+    /// Makes a virtual machine, and gives its descriptor.
+    kvm_create_vm,
+    nix::request_code_none!(0xae, 0x01)
+);
+
+/// Does what QEMU begins with. Another hypervisor that has the processor, or a host that allows no
+/// nested virtualisation, shows only there.
+pub fn try_device(path: &Path) -> Result<(), String> {
+    let kvm = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|error| error.to_string())?;
+    // SAFETY: the descriptor is open, and the request takes no argument.
+    match unsafe { kvm_get_api_version(kvm.as_raw_fd(), 0) } {
+        Ok(12) => {}
+        Ok(other) => {
+            return Err(format!(
+                "it opens, and has the version {other} instead of 12"
+            ));
+        }
+        Err(error) => return Err(format!("it opens, and is no KVM: {}", error.desc())),
+    }
+    // SAFETY: the descriptor is open, and 0 is the usual type of machine.
+    let machine = unsafe { kvm_create_vm(kvm.as_raw_fd(), 0) }.map_err(|error| {
+        format!(
+            "it opens, and makes no virtual machine: {} (another hypervisor may have the processor)",
+            error.desc()
+        )
+    })?;
+    // SAFETY: the kernel has just given this descriptor, and nobody else has it.
+    drop(unsafe { OwnedFd::from_raw_fd(machine) });
+    Ok(())
 }
 
 /// A decision, and what the user should know about it.
@@ -180,6 +217,13 @@ mod tests {
         assert_eq!(accel(AccelChoice::Kvm, false, true), Accel::Kvm);
         let verdict = judge(AccelChoice::Tcg, &evidence(false, false)).expect("a decision");
         assert_eq!(verdict.notice, None, "the user knows");
+    }
+
+    #[test]
+    fn device_that_opens_and_is_no_kvm_is_found_out() {
+        assert!(try_device(Path::new("/none")).is_err());
+        let error = try_device(Path::new("/dev/null")).expect_err("no KVM");
+        assert!(error.contains("it opens, and is no KVM"), "{error}");
     }
 
     #[test]
