@@ -102,6 +102,11 @@ image *ARGS:
 device *ARGS:
     @{{ cdm }} device "$@"
 
+# Print what a shell needs to complete recipes and their options
+[no-cd, no-exit-message]
+completions *ARGS:
+    @{{ cdm }} completions "$@"
+
 # Tell what this machine has and lacks, and how to mend it
 [no-cd, no-exit-message]
 doctor *ARGS:

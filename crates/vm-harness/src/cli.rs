@@ -12,6 +12,8 @@ use cdm_harness::{
 };
 use clap::{Parser, Subcommand};
 
+use crate::completions;
+
 /// Build, boot and test a virtual machine with a coherent memory device.
 #[derive(Debug, Parser)]
 #[command(
@@ -64,6 +66,8 @@ pub enum Command {
     Image(image::ImageArgs),
     /// Look at a device that runs, or have it fail on request
     Device(device::DeviceArgs),
+    /// Print what a shell needs to complete recipes and their options
+    Completions(completions::CompletionsArgs),
     /// Tell what this machine has and lacks, and how to mend it
     Doctor(doctor::DoctorArgs),
     /// Build everything that a guest needs, and boot nothing
@@ -97,6 +101,7 @@ impl Command {
             Self::Results(args) => junit_page::run(&args),
             Self::Image(args) => image::run(ctx, &args),
             Self::Device(args) => device::run(args),
+            Self::Completions(args) => completions::run(&args),
             Self::Doctor(args) => doctor::run(ctx, &args),
             Self::Build(args) => build::run(ctx, &args),
             Self::Kernel(args) => build::run_kernel(ctx, &args),

@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod ci_files;
 mod cli;
+mod completions;
 
 use std::process::ExitCode;
 

@@ -7,6 +7,7 @@ mod accelerate;
 mod account;
 mod batch;
 mod buffer;
+mod completions;
 mod evict;
 mod hot;
 mod info;
@@ -15,6 +16,7 @@ mod report;
 mod residency;
 mod run;
 mod target;
+mod top;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,7 @@ Examples:
   cdmctl migrate --pid 120 --all --to device
   cdmctl residency --pid 120 --all
   cdmctl run checksum --size 64M
+  cdmctl top
 
 Exit status: 0 done, 1 a check failed or not every page moved, 2 could not run.";
 
@@ -53,6 +56,10 @@ enum Command {
     Run(run::Args),
     /// Let a device use a buffer much, and tell what moved to it for that
     Hot(hot::Args),
+    /// Show what devices and processes do, again and again
+    Top(top::Args),
+    /// Print what a shell needs to complete this tool's arguments
+    Completions(completions::Args),
     /// Fail the outstanding commands of a device; its memory stays as it is
     Reset(ResetArgs),
 }
@@ -80,6 +87,8 @@ fn main() -> ExitCode {
         Command::Evict(args) => evict::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Hot(args) => hot::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Completions(args) => completions::run(&args),
         Command::Reset(args) => reset(&args),
     };
     match result {
@@ -135,6 +144,17 @@ mod tests {
                 "{} --help has no example",
                 command.get_name()
             );
+        }
+    }
+
+    #[test]
+    fn every_subcommand_that_tells_anything_tells_it_to_programs_too() {
+        // What completions prints is for a program, and reset has nothing to tell.
+        const SILENT: [&str; 2] = ["completions", "reset"];
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            let has_json = command.get_arguments().any(|arg| arg.get_id() == "json");
+            assert_eq!(has_json, !SILENT.contains(&name), "{name}");
         }
     }
 

@@ -83,6 +83,59 @@ pub fn moves_what_is_hot(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// `cdmctl top`: what moves while it looks, and whose memory is in the device.
+pub fn top_sees_moves_and_who_has_memory_in_the_device(session: &mut Session) -> Result<()> {
+    session.text(
+        "touch /tmp/go; \
+         (x=$(head -c 1048576 /dev/zero | tr '\\0' x); while [ -e /tmp/go ]; do usleep 50000; done) \
+         > /dev/null 2>&1 & echo $! > /tmp/pid; sleep 1; \
+         (while [ -e /tmp/go ]; do for to in system device; do \
+         cdmctl migrate --pid $(cat /tmp/pid) --all --to $to > /dev/null; done; usleep 300000; done) \
+         > /dev/null 2>&1 &",
+    )?;
+    let line = "cdmctl top --json --interval 2 --count 3 --processes 100";
+    let text = session.text(line)?;
+    let table = session.text("cdmctl top --once")?;
+    let pid: u64 = session.text("cat /tmp/pid; rm /tmp/go")?.trim().parse()?;
+    ensure!(text.lines().count() == 3, "not three intervals: {text}");
+    let mut moved = [0.0; 2];
+    let mut most = 0;
+    for line in text.lines() {
+        let rates = follows_schema(session.ctx(), "cdmctl-top.schema.json", line.as_bytes())?;
+        let device = &rates["devices"][0];
+        ensure!(
+            device["commands_per_second"].is_number(),
+            "root may read all: {device}"
+        );
+        for (sum, field) in moved.iter_mut().zip(["to_device", "to_system"]) {
+            *sum += device[format!("bytes_{field}_per_second")]
+                .as_f64()
+                .unwrap_or(0.0);
+        }
+        let processes = rates["processes"].as_array().cloned().unwrap_or_default();
+        let own = processes.iter().find(|process| process["pid"] == pid);
+        most = most.max(own.map_or(0, |own| own["bytes_in_device"].as_u64().unwrap_or(0)));
+    }
+    ensure!(
+        moved.iter().all(|bytes| *bytes > 0.0),
+        "nothing moved: {text}"
+    );
+    ensure!(
+        most >= 1 << 19,
+        "of a megabyte {most} bytes are in the device: {text}"
+    );
+    ensure!(
+        table.starts_with("DEVICE") && table.contains("MiB"),
+        "{table}"
+    );
+    ensure!(table.contains("cdm-agent"), "no process is shown: {table}");
+    ensure!(
+        !table.contains('\x1b'),
+        "colours where no terminal is: {table:?}"
+    );
+    Ok(())
+}
+
 fn memory_type(session: &mut Session) -> Result<String> {
     let info = info(session)?;
     Ok(info["devices"][0]["memory_type"]

@@ -311,6 +311,10 @@ const SUITES: &[Suite] = &[
                 ("cdmctl::runs_each_operation", cdmctl::runs_each_operation),
                 ("cdmctl::moves_what_is_hot", cdmctl::moves_what_is_hot),
                 (
+                    "cdmctl::top_sees_moves_and_who_has_memory_in_the_device",
+                    cdmctl::top_sees_moves_and_who_has_memory_in_the_device,
+                ),
+                (
                     "cdmctl::failed_checks_exit_with_1",
                     cdmctl::failed_checks_exit_with_1,
                 ),

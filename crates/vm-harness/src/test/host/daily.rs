@@ -135,10 +135,15 @@ pub fn history(run: &Run) -> Result<()> {
     typist.wait_for("guest:~#")?;
     typist.keys("exit\r")?;
     let ended = typist.finish()?;
+    typist.keys("cdmctl resid\t-h | head -n 1\r")?;
+    typist.wait_for("cdmctl residency ")?;
+    typist.wait_for("Count the pages")?;
+    typist.wait_for("guest:~#")?;
     ensure!(ended.code == Some(0), "{ended}");
     let kept = fs::read_to_string(&history)?;
     ensure!(
-        kept.ends_with("echo later-$((40 + 2))\nexit\n") && kept.starts_with("echo earlier"),
+        kept.ends_with("echo later-$((40 + 2))\ncdmctl residency -h | head -n 1\nexit\n")
+            && kept.starts_with("echo earlier"),
         "what is kept: {kept}"
     );
 
