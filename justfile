@@ -92,6 +92,11 @@ behaviour-table *ARGS:
 results *ARGS:
     @{{ cdm }} results "$@"
 
+# Put the last results of tests, stress and benchmarks on one page, with plots
+[no-cd, no-exit-message]
+report *ARGS:
+    @{{ cdm }} report "$@"
+
 # Make an image for containers that runs all this without building anything
 [no-cd, no-exit-message]
 image *ARGS:

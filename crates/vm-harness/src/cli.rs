@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use cdm_harness::{
     Context, behaviour, bench, bench_backend, build, clean, device, doctor, fuzz, guest, image,
-    junit_page, litmus, logs, mutants, series_check, stress, test, vm,
+    junit_page, litmus, logs, mutants, report, series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -62,6 +62,8 @@ pub enum Command {
     BehaviourTable(behaviour::BehaviourTableArgs),
     /// Print the results of a run as Markdown, as GitHub shows them
     Results(junit_page::ResultsArgs),
+    /// Put the last results of tests, stress and benchmarks on one page, with plots
+    Report(report::ReportArgs),
     /// Make an image for containers that runs all this without building anything
     Image(image::ImageArgs),
     /// Look at a device that runs, or have it fail on request
@@ -99,6 +101,7 @@ impl Command {
             Self::BenchBackend(args) => bench_backend::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),
             Self::Results(args) => junit_page::run(&args),
+            Self::Report(args) => report::run(ctx, &args),
             Self::Image(args) => image::run(ctx, &args),
             Self::Device(args) => device::run(args),
             Self::Completions(args) => completions::run(&args),

@@ -14,11 +14,11 @@ use quick_junit::{Report, TestCase, TestCaseStatus, TestSuite};
 use crate::results::cell;
 
 /// The file, in the folder of a run.
-const FILE: &str = "junit.xml";
+pub(crate) const FILE: &str = "junit.xml";
 /// Failures with all that they say. A page of GitHub's holds 1 MiB.
-const SHOWN_FAILURES: usize = 40;
+pub(crate) const SHOWN_FAILURES: usize = 40;
 /// Characters of one.
-const SHOWN_TEXT: usize = 4000;
+pub(crate) const SHOWN_TEXT: usize = 4000;
 
 /// Arguments of `cdm results`.
 #[derive(Debug, Args)]
@@ -38,7 +38,8 @@ pub fn run(args: &ResultsArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(folder: &Path) -> Result<Report> {
+/// The results in the folder of a run.
+pub(crate) fn read(folder: &Path) -> Result<Report> {
     let path = folder.join(FILE);
     let text = std::fs::read_to_string(&path).with_context(|| {
         format!(
@@ -53,14 +54,15 @@ fn read(folder: &Path) -> Result<Report> {
 
 /// How many cases ended in each way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
+pub(crate) struct Count {
+    pub passed: usize,
+    pub failed: usize,
+    pub skipped: usize,
 }
 
 impl Count {
-    fn of<'a>(cases: impl Iterator<Item = &'a TestCase>) -> Self {
+    /// Of these cases.
+    pub fn of<'a>(cases: impl Iterator<Item = &'a TestCase>) -> Self {
         let mut count = Self::default();
         for case in cases {
             match case.status {
@@ -73,7 +75,8 @@ impl Count {
     }
 }
 
-fn cases(report: &Report) -> impl Iterator<Item = (&TestSuite, &TestCase)> {
+/// All cases, each with its suite.
+pub(crate) fn cases(report: &Report) -> impl Iterator<Item = (&TestSuite, &TestCase)> {
     let suites = report.test_suites.iter();
     suites.flat_map(|suite| suite.test_cases.iter().map(move |case| (suite, case)))
 }
@@ -120,7 +123,7 @@ fn page(report: &Report) -> String {
 }
 
 /// What a case that failed says.
-fn text_of(case: &TestCase) -> Option<&str> {
+pub(crate) fn text_of(case: &TestCase) -> Option<&str> {
     let TestCaseStatus::NonSuccess {
         message,
         description,

@@ -29,6 +29,7 @@ pub mod litmus;
 pub mod logs;
 pub mod mutants;
 pub mod progress;
+pub mod report;
 mod results;
 mod runs;
 mod schema;
