@@ -32,6 +32,16 @@ cp *ARGS:
 logs *ARGS:
     @{{ cdm }} logs "$@"
 
+# Rebuild the driver on each change, reload it in the running guest, run a scenario
+[no-cd, no-exit-message]
+dev *ARGS:
+    @{{ cdm }} dev "$@"
+
+# Have rust-analyzer understand the driver and everything else
+[no-cd, no-exit-message]
+ide *ARGS:
+    @{{ cdm }} ide "$@"
+
 # Measure the time to a command in a guest, against a bare QEMU boot
 [no-cd, no-exit-message]
 boot-time *ARGS:

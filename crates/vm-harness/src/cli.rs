@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, bench, bench_backend, build, clean, device, doctor, fuzz, guest, image,
-    junit_page, litmus, logs, mutants, report, series_check, stress, test, vm,
+    Context, behaviour, bench, bench_backend, build, clean, dev, device, doctor, fuzz, guest, ide,
+    image, junit_page, litmus, logs, mutants, report, series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -38,6 +38,10 @@ pub enum Command {
     Cp(guest::copy::CpArgs),
     /// Print what the console, the devices and QEMU of a run have said
     Logs(logs::LogsArgs),
+    /// Rebuild the driver on each change, reload it in the running guest, run a scenario
+    Dev(dev::DevArgs),
+    /// Have rust-analyzer understand the driver and everything else
+    Ide(ide::IdeArgs),
     /// Measure how long it takes to a command in a guest, against a bare QEMU boot
     BootTime(vm::BootTimeArgs),
     /// Measure what device and driver do, against what a user would pick instead
@@ -89,6 +93,8 @@ impl Command {
             Self::Shell(args) => guest::shell::run(ctx, args),
             Self::Cp(args) => guest::copy::run(ctx, &args),
             Self::Logs(args) => logs::run(ctx, &args),
+            Self::Dev(args) => dev::run(ctx, &args),
+            Self::Ide(args) => ide::run(ctx, &args),
             Self::BootTime(args) => vm::boot_time(ctx, &args),
             Self::Bench(args) => bench::run(ctx, &args),
             Self::Test(args) => test::run(ctx, args),

@@ -33,7 +33,7 @@ pub use initramfs::initramfs;
 pub use kernel::{
     Kernel, WorkingTree, kernel, modules as kernel_modules, series, source_of as kernel_source,
 };
-pub use module::{mirror, mirror_file, module};
+pub use module::{SOURCES as MODULE_SOURCES, mirror, mirror_file, module, rust_analyzer};
 pub use selftests::{HMM_TESTS_SOURCE, hmm_tests, mm_selftests};
 
 /// Which kernel source the guest runs.

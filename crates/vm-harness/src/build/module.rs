@@ -12,18 +12,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::Kernel;
 use crate::cache::{self, KeyBuilder};
 use crate::command::run_logged;
 use crate::context::Context;
+use crate::ide::Built;
 
 /// The driver's crate.
 const DRIVER: &str = "crates/guest-driver";
 /// What the module is compiled from: the driver, and the wire contract that it
 /// includes.
-const SOURCES: [&str; 2] = [DRIVER, "crates/device-protocol/src"];
+pub const SOURCES: [&str; 2] = [DRIVER, "crates/device-protocol/src"];
 /// The product's name.
 const MODULE: &str = "cdm.ko";
 
@@ -45,23 +46,7 @@ pub fn module(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
         }
         let log = ctx.logs().join("module.log");
         let task = ctx.progress.task(&what, Some(&log));
-        let mut make = Command::new("make");
-        make.arg("-C")
-            .arg(&kernel.objects)
-            .arg(format!("M={}", copy.join(DRIVER).display()))
-            .arg(format!("MO={}", objects.display()))
-            .args(["ARCH=x86_64", "LLVM=1", "modules"])
-            .env("LC_ALL", "C")
-            .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970");
-        for name in [
-            "MAKEFLAGS",
-            "MFLAGS",
-            "KBUILD_OUTPUT",
-            "KCFLAGS",
-            "RUSTFLAGS",
-        ] {
-            make.env_remove(name);
-        }
+        let mut make = make(kernel, &copy, &objects, "modules");
         run_logged(&mut make, &what, &log, |line| task.set_detail(line.trim()))?;
         let built = objects.join(MODULE);
         fs::copy(&built, folder.join(MODULE))
@@ -69,6 +54,57 @@ pub fn module(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
         Ok(())
     })?;
     Ok(folder.join(MODULE))
+}
+
+/// The command that has kbuild make something of the copy of the sources.
+fn make(kernel: &Kernel, copy: &Path, objects: &Path, target: &str) -> Command {
+    let mut make = Command::new("make");
+    make.arg("-C")
+        .arg(&kernel.objects)
+        .arg(format!("M={}", copy.join(DRIVER).display()))
+        .arg(format!("MO={}", objects.display()))
+        .args(["ARCH=x86_64", "LLVM=1", target])
+        .env("LC_ALL", "C")
+        .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970");
+    for name in [
+        "MAKEFLAGS",
+        "MFLAGS",
+        "KBUILD_OUTPUT",
+        "KCFLAGS",
+        "RUSTFLAGS",
+    ] {
+        make.env_remove(name);
+    }
+    make
+}
+
+/// Builds the driver, and gives what editors need to know of it.
+pub fn rust_analyzer(ctx: &Context, kernel: &Kernel) -> Result<Built> {
+    module(ctx, kernel)?;
+    let home = ctx.cache.join("module").join(kernel.key.as_str());
+    let bindings = home.join("objects/src/bindings_generated.rs");
+    ensure!(
+        bindings.is_file(),
+        "there is no {}, which a build of the driver leaves; 'just clean' has it built again",
+        bindings.display()
+    );
+    // Kbuild writes into the folder of objects, and the module's own are left alone.
+    let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let log = ctx.logs().join("rust-analyzer.log");
+    let mut make = make(
+        kernel,
+        &home.join("source"),
+        scratch.path(),
+        "rust-analyzer",
+    );
+    run_logged(&mut make, "describing the kernel's crates", &log, |_| {})?;
+    let path = scratch.path().join("rust-project.json");
+    let kernel_crates = fs::read_to_string(&path)
+        .with_context(|| format!("kbuild left no {}; log: {}", path.display(), log.display()))?;
+    Ok(Built {
+        kernel_crates,
+        bindings,
+    })
 }
 
 /// Makes the sources in `to` equal to those in `from`, and writes only files

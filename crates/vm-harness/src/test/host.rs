@@ -73,6 +73,14 @@ pub const HOST: Table = Table {
             "host::guest_remembers_what_was_typed_in_others",
             daily::history,
         ),
+        (
+            "host::driver_is_built_reloaded_and_tried_in_the_running_guest",
+            daily::reloaded_driver,
+        ),
+        (
+            "host::editors_are_told_of_the_driver_and_of_files_that_exist",
+            daily::editor,
+        ),
     ],
 };
 

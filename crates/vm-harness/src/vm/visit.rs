@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use cdm_agent_protocol::{Command, DATA_BYTES_MAX, Exec, ExitStatus, ModuleState};
+use cdm_agent_protocol::{Command, DATA_BYTES_MAX, Exec, ExitStatus};
 use clap::Args;
 
 use super::agent::{Agent, Event, Lost, Running};
@@ -35,7 +35,6 @@ pub struct Which {
 pub struct Visit {
     agent: Agent,
     socket: UnixStream,
-    module: ModuleState,
 }
 
 impl Visit {
@@ -49,21 +48,11 @@ impl Visit {
         let at = || format!("cannot get into the guest at {}", door.display());
         let socket = UnixStream::connect(door).with_context(at)?;
         let agent = Agent::new(socket.try_clone()?, Box::new(|_| {}))?;
-        let greeting = match agent.greeting(1, GREETING_TIMEOUT) {
-            Some(Ok(greeting)) => greeting,
+        match agent.greeting(1, GREETING_TIMEOUT) {
+            Some(Ok(_)) => Ok(Self { agent, socket }),
             Some(Err(lost)) => bail!("{}: {lost}", at()),
             None => bail!("{}: it does not start", at()),
-        };
-        Ok(Self {
-            agent,
-            socket,
-            module: greeting.module,
-        })
-    }
-
-    /// What became of the driver when the guest started.
-    pub fn module(&self) -> &ModuleState {
-        &self.module
+        }
     }
 
     /// Starts a command.
@@ -123,16 +112,6 @@ impl Visit {
                 String::from_utf8_lossy(&errors).trim_end().to_owned(),
             ))
         })
-    }
-
-    /// [`Visit::run`] for a line that must succeed: its output as text.
-    pub fn text(&self, line: &str) -> Result<String> {
-        let mut output = Vec::new();
-        let (status, errors) = self.run(line, &[], std::io::empty(), &mut output)?;
-        if !status.success() {
-            bail!("'{line}' in the guest failed with {status:?}: {errors}");
-        }
-        Ok(String::from_utf8(output)?)
     }
 
     /// Ends the connection, and with it the commands that it has.

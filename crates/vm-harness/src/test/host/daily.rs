@@ -7,11 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use super::super::run::Run;
 use super::left::Leftovers;
 use super::subject::{Ended, Subject, Typist};
 use super::{run_vm, told};
+use crate::build::MODULE_SOURCES;
 
 /// Enough for several windows of the protocol, and no multiple of a frame.
 const LARGE_BYTES: usize = (3 << 20) + 17;
@@ -133,12 +135,12 @@ pub fn history(run: &Run) -> Result<()> {
     typist.keys("echo later-$((40 + 2))\r")?;
     typist.wait_for("later-42\r")?;
     typist.wait_for("guest:~#")?;
-    typist.keys("exit\r")?;
-    let ended = typist.finish()?;
     typist.keys("cdmctl resid\t-h | head -n 1\r")?;
     typist.wait_for("cdmctl residency ")?;
     typist.wait_for("Count the pages")?;
     typist.wait_for("guest:~#")?;
+    typist.keys("exit\r")?;
+    let ended = typist.finish()?;
     ensure!(ended.code == Some(0), "{ended}");
     let kept = fs::read_to_string(&history)?;
     ensure!(
@@ -160,5 +162,83 @@ pub fn history(run: &Run) -> Result<()> {
     }
     typist.keys("\x1d")?;
     typist.finish()?;
+    left.expect_none()
+}
+
+/// The turn itself, without the build, on a machine that emulates the guest and does much else.
+const TURN_LIMIT_SECONDS: f64 = 5.0;
+
+pub fn reloaded_driver(run: &Run) -> Result<()> {
+    let left = Leftovers::watch()?;
+    let line = "cdmctl info > /dev/null && echo up; until [ -e /root/enough ]; do sleep 0.1; done; \
+                dmesg | grep -c 'device memory at'; cat /sys/module/cdm/parameters/max_order";
+    let arguments = ["--exec", line, "--module-param", "max_order=0"];
+    let mut guest = Subject::start(run, &left, &run_vm(&arguments))?;
+    guest.wait_for_line("up")?;
+    let turn = ["dev", "--once", "moves::overlapping_ranges_both_ways"];
+    let scenario = Subject::start(run, &left, &turn)?.finish()?;
+    ensure!(scenario.code == Some(0), "{scenario}");
+    ensure!(
+        scenario.stdout.contains("\nok "),
+        "no scenario ran: {scenario}"
+    );
+    let reloaded = scenario.stderr.split("reloaded in ").nth(1);
+    let seconds: f64 = reloaded
+        .and_then(|rest| rest.split(' ').next()?.parse().ok())
+        .with_context(|| format!("it does not say how long it took: {scenario}"))?;
+    ensure!(
+        seconds < TURN_LIMIT_SECONDS,
+        "{seconds} s for a reload: {scenario}"
+    );
+    let failed = Subject::start(run, &left, &["dev", "--once", "--exec", "exit 3"])?.finish()?;
+    ensure!(
+        failed.code == Some(3) && failed.stderr.contains("IT FAILED"),
+        "{failed}"
+    );
+    // As long as somebody has a device open, the driver stays.
+    let mut holder = Subject::start(run, &left, &["shell", "exec 3< /dev/cdm0; echo holds; cat"])?;
+    holder.wait_for_line("holds")?;
+    told(
+        &Subject::start(run, &left, &["dev", "--once", "--exec", "true"])?.finish()?,
+        &["cannot be taken out", "has a device open"],
+    )?;
+    holder.finish()?;
+    done(run, &left, &["shell", "touch /root/enough"])?;
+    let ended = guest.finish()?;
+    // Loaded three times, with the parameter that it had at first.
+    ensure!(ended.stdout.ends_with("3\n0\n"), "{ended}");
+    left.expect_none()
+}
+
+pub fn editor(run: &Run) -> Result<()> {
+    let left = Leftovers::watch()?;
+    let folder = tempfile::tempdir_in(run.folder())?;
+    let out = folder.path().display().to_string();
+    let ended = done(run, &left, &["ide", "--out", &out])?;
+    let project: Value = serde_json::from_str(&fs::read_to_string(ended.stdout.trim_end())?)?;
+    let crates = project["crates"].as_array().context("no crates")?;
+    for one in crates {
+        let root = one["root_module"].as_str().context("no root")?;
+        ensure!(Path::new(root).is_file(), "there is no {root}");
+    }
+    let driver = crates.iter().find(|one| one["display_name"] == "cdm");
+    let driver = driver.context("the driver is not among the crates")?;
+    let bindings = driver["env"]["CDM_BINDINGS"].as_str().unwrap_or_default();
+    ensure!(Path::new(bindings).is_file(), "there is no '{bindings}'");
+    let include = driver["source"]["include_dirs"].as_array();
+    let include: Vec<&str> = include
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    for source in MODULE_SOURCES {
+        for file in crate::cache::files_below(&run.ctx().repo.join(source))? {
+            let is_rust = file.extension().is_some_and(|ending| ending == "rs");
+            let is_named = include.iter().any(|folder| file.starts_with(folder));
+            ensure!(!is_rust || is_named, "nobody names {}", file.display());
+        }
+    }
+    let settings = fs::read_to_string(folder.path().join(".vscode/settings.json"))?;
+    ensure!(settings.contains("rust-project.json"), "{settings}");
     left.expect_none()
 }
