@@ -5,6 +5,7 @@
 
 mod project;
 mod settings;
+mod sysroot;
 
 pub use project::Built;
 
@@ -52,7 +53,7 @@ pub fn run(ctx: &Context, args: &IdeArgs) -> Result<ExitCode> {
     }
     let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
     let module = build::rust_analyzer(ctx, &kernel)?;
-    let text = project::with_driver(&module, &project::Place::of(ctx))?;
+    let text = project::with_driver(&module, &project::Place::of(ctx)?)?;
     let out = args.out.as_deref().unwrap_or(&ctx.repo);
     let project = out.join(PROJECT);
     write(&project, &text)?;

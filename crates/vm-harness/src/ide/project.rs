@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
+use super::sysroot;
 use crate::build::MODULE_SOURCES;
 use crate::context::Context;
 
@@ -30,18 +31,35 @@ pub struct Built {
 pub struct Place {
     /// The repository.
     pub repo: PathBuf,
-    /// What is `/usr` inside, if it can be seen from outside.
-    pub usr: Option<PathBuf>,
+    /// The toolbox, if it can be seen from outside.
+    pub toolbox: Option<Outside>,
+}
+
+/// The toolbox, seen from outside.
+#[derive(Clone, Debug)]
+pub struct Outside {
+    /// What is `/usr` inside.
+    pub usr: PathBuf,
+    /// A Rust that starts there.
+    pub sysroot: PathBuf,
 }
 
 impl Place {
     /// Of this run.
-    pub fn of(ctx: &Context) -> Self {
+    pub fn of(ctx: &Context) -> Result<Self> {
         let usr = ctx.cache.join("toolbox").join(&ctx.toolbox).join("usr");
-        Self {
+        let toolbox = match usr.is_dir() {
+            true => {
+                let sysroot = ctx.cache.join("ide").join(&ctx.toolbox);
+                sysroot::make(&usr, &sysroot)?;
+                Some(Outside { usr, sysroot })
+            }
+            false => None,
+        };
+        Ok(Self {
             repo: ctx.repo.clone(),
-            usr: usr.is_dir().then_some(usr),
-        }
+            toolbox,
+        })
     }
 }
 
@@ -77,8 +95,9 @@ pub fn with_driver(built: &Built, place: &Place) -> Result<String> {
     }
     driver["is_workspace_member"] = json!(true);
     crates.push(driver);
-    if let Some(usr) = &place.usr {
-        move_usr(&mut project, usr);
+    if let Some(outside) = &place.toolbox {
+        move_usr(&mut project, &outside.usr);
+        project["sysroot"] = json!(outside.sysroot);
     }
     Ok(serde_json::to_string_pretty(&project)?)
 }
@@ -122,7 +141,10 @@ mod tests {
     fn described(usr: Option<&str>) -> Value {
         let place = Place {
             repo: "/repo".into(),
-            usr: usr.map(PathBuf::from),
+            toolbox: usr.map(|usr| Outside {
+                usr: usr.into(),
+                sysroot: "/cache/ide/k".into(),
+            }),
         };
         let text = with_driver(&built(), &place).expect("described");
         serde_json::from_str(&text).expect("JSON")
@@ -156,7 +178,7 @@ mod tests {
     #[test]
     fn files_of_the_toolbox_are_named_as_the_editor_sees_them() {
         let project = described(Some("/cache/toolbox/k/usr"));
-        assert_eq!(project["sysroot"], "/cache/toolbox/k/usr");
+        assert_eq!(project["sysroot"], "/cache/ide/k");
         assert_eq!(
             project["crates"][0]["root_module"],
             "/cache/toolbox/k/usr/lib/core.rs"

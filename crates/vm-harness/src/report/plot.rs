@@ -51,8 +51,7 @@ pub fn bars(bars: &[Bar], mark: Option<f64>) -> Result<String> {
         let font = (FONT, 12).into_font();
         for (number, bar) in bars.iter().enumerate() {
             let top = ROW * number as i32 + 5;
-            let name: String = bar.name.chars().take(NAME_CHARS).collect();
-            drawn(area.draw(&Text::new(name, (4, top + 3), font.clone())))?;
+            drawn(area.draw(&Text::new(shown(&bar.name), (4, top + 3), font.clone())))?;
             let mut from = 0.0;
             for (part, colour) in &bar.parts {
                 let corners = [(at(from), top + 2), (at(from + part), top + ROW - 4)];
@@ -74,6 +73,17 @@ pub fn bars(bars: &[Bar], mark: Option<f64>) -> Result<String> {
         drawn(area.present())?;
     }
     Ok(svg)
+}
+
+/// A name that has room: of long ones the end, which tells them from their neighbours.
+fn shown(name: &str) -> String {
+    let chars = name.chars().count();
+    match chars > NAME_CHARS {
+        true => std::iter::once('…')
+            .chain(name.chars().skip(chars - NAME_CHARS + 1))
+            .collect(),
+        false => name.to_owned(),
+    }
 }
 
 /// The library's errors hold parts of the picture, and cannot be passed on.
@@ -133,6 +143,18 @@ mod tests {
         for text in ["a&amp;b", "so &lt;many&gt;", "#0072B2"] {
             assert!(svg.contains(text), "{text} is not in {svg}");
         }
+    }
+
+    #[test]
+    fn of_a_long_name_the_end_is_shown() {
+        let long = format!("{}-the-end", "é".repeat(2 * NAME_CHARS));
+        let name = shown(&long);
+        assert_eq!(name.chars().count(), NAME_CHARS);
+        assert!(
+            name.starts_with('…') && name.ends_with("-the-end"),
+            "{name}"
+        );
+        assert_eq!(shown("short"), "short");
     }
 
     #[test]
