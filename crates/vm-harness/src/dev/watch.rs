@@ -99,7 +99,7 @@ mod tests {
             let first = watch.next().expect("a change");
             (first, watch)
         });
-        for other in [".a.rs.swp", "#a.rs#", "a.o", "4913"] {
+        for other in [".a.rs.swp", ".#a.rs", "#a.rs#", "a.o", "4913"] {
             fs::write(folder.join(other), "x").expect("written");
         }
         fs::read(folder.join("a.rs")).expect("read");
