@@ -93,11 +93,12 @@ pub fn top_sees_moves_and_who_has_memory_in_the_device(session: &mut Session) ->
          cdmctl migrate --pid $(cat /tmp/pid) --all --to $to > /dev/null; done; usleep 300000; done) \
          > /dev/null 2>&1 &",
     )?;
-    let line = "cdmctl top --json --interval 2 --count 3 --processes 100";
+    let line = "cdmctl top --json --interval 0.5 --count 12 --processes 100";
     let text = session.text(line)?;
     let table = session.text("cdmctl top --once")?;
-    let pid: u64 = session.text("cat /tmp/pid; rm /tmp/go")?.trim().parse()?;
-    ensure!(text.lines().count() == 3, "not three intervals: {text}");
+    let end = "rm /tmp/go; while [ -d /proc/$(cat /tmp/pid) ]; do usleep 10000; done; cat /tmp/pid";
+    let pid: u64 = session.text(end)?.trim().parse()?;
+    ensure!(text.lines().count() == 12, "not twelve intervals: {text}");
     let mut moved = [0.0; 2];
     let mut most = 0;
     for line in text.lines() {
