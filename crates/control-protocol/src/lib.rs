@@ -2,7 +2,7 @@
 
 //! What is said at the control socket of `cdm-backend`: one JSON object a line, each way.
 //!
-//! The crate does no I/O. `docs/specs/control-socket.md` is the description; a test
+//! The crate does no I/O. `docs/reference/control-socket.md` is the description; a test
 //! reads its examples with the types of this crate.
 
 mod fault;

@@ -223,7 +223,7 @@ mod tests {
     fn examples() -> Vec<(bool, String)> {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../../docs/specs/control-socket.md"
+            "/../../docs/reference/control-socket.md"
         );
         let text = std::fs::read_to_string(path).unwrap();
         text.lines()
@@ -261,7 +261,7 @@ mod tests {
     fn the_specification_describes_every_kind_of_fault() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../../docs/specs/control-socket.md"
+            "/../../docs/reference/control-socket.md"
         );
         let text = std::fs::read_to_string(path).unwrap();
         for kind in FaultKind::ALL {

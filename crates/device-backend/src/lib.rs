@@ -13,7 +13,7 @@
 //! Beside them stand [`sandbox`] (what the process and each of its threads give up), [`fault`]
 //! (what is to go wrong) and [`telemetry`] (what is seen from outside).
 //!
-//! The device itself is specified in `docs/specs/device.md`.
+//! The device itself is specified in `docs/reference/device.md`.
 
 pub mod fault;
 pub mod model;

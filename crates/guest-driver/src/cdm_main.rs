@@ -5,7 +5,7 @@
 //! A device is a virtio function with its memory in a BAR. The driver hotplugs that
 //! memory, so that pages of processes can live in it, moves them there and back, and
 //! lets the device work on them. `device/` has the life of a device and the lock
-//! order of the driver; docs/reference-driver.md describes it from outside.
+//! order of the driver; docs/reference/driver.md describes it from outside.
 //!
 //! Each file is about one facility of the kernel, says so in its first lines, and
 //! keeps the unsafe code that the facility needs. `ages.rs`, `alloc.rs`, `answer.rs`,

@@ -5,7 +5,7 @@
 //! Facility: debugfs. C header: `linux/debugfs.h`. Contexts: counting anywhere,
 //! showing in process context. Invariant: the files are gone before the device is.
 //!
-//! docs/reference-driver.md says which figure is here and which in sysfs, and why.
+//! docs/reference/driver.md says which figure is here and which in sysfs, and why.
 
 use kernel::debugfs::{Dir, File, Scope, ScopedDir};
 use kernel::fmt;

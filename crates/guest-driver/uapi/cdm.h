@@ -12,7 +12,7 @@
  * patch. A program that gets no signals calls again all the same.
  *
  * Numbers of opcodes and statuses are those of the device specification
- * (docs/specs/device.md).
+ * (docs/reference/device.md).
  */
 #ifndef _UAPI_CDM_H
 #define _UAPI_CDM_H

@@ -371,7 +371,7 @@ impl fmt::Display for CodeError {
         write!(
             f,
             "line {line}: '{word}' is neither an operator nor a field such as d=1, a=1, b=1, imm=8, \
-             width=8 or order=acquire: see PROGRAM in docs/specs/device.md"
+             width=8 or order=acquire: see PROGRAM in docs/reference/device.md"
         )
     }
 }

@@ -22,7 +22,7 @@ Examples:
   just device fault corrupt,every=100,count=0,seed=7
   just device clear
 
-docs/specs/control-socket.md has all faults, and what a driver should make of each.")]
+docs/reference/control-socket.md has all faults, and what a driver should make of each.")]
 pub struct DeviceArgs {
     /// The backend's control socket [default: that of the one machine that runs]
     #[arg(long, value_name = "PATH", conflicts_with = "device")]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Checks documents against the JSON schemas that the project promises (docs/specs).
+//! Checks documents against the JSON schemas that the project promises (docs/reference/schemas).
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// Reads a document, which must follow the schema of this name.
 pub fn check(repo: &Path, schema: &str, document: &[u8]) -> Result<Value> {
-    let path = repo.join("docs/specs").join(schema);
+    let path = repo.join("docs/reference/schemas").join(schema);
     fs::metadata(&path).with_context(|| format!("no schema at {}", path.display()))?;
     let value: Value = serde_json::from_slice(document)
         .with_context(|| format!("no JSON: {}", String::from_utf8_lossy(document)))?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The control socket: what is asked there, line by line. `docs/specs/control-socket.md`.
+//! The control socket: what is asked there, line by line. `docs/reference/control-socket.md`.
 
 use super::clients;
 use super::observer::Observer;

@@ -11,7 +11,7 @@
 //!    a thread narrows itself down to what its [`Role`] needs ([`Sandbox::enter`]).
 //!
 //! What a host refuses is left out and told of; only seccomp's own failure at a role is
-//! the end. `docs/security.md` says what each part protects from whom.
+//! the end. `docs/explanation/security.md` says what each part protects from whom.
 
 mod capabilities;
 mod files;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT
 
-//! Compares the tables of `docs/specs/device.md` with the code, both ways: what one
+//! Compares the tables of `docs/reference/device.md` with the code, both ways: what one
 //! has and the other lacks fails too.
 
 extern crate std;
@@ -15,7 +15,10 @@ use zerocopy::FromBytes;
 type Row = Vec<String>;
 
 fn specification() -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/specs/device.md");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/reference/device.md"
+    );
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * Trace events of the coherent device memory driver, under events/cdm/ in tracefs.
- * Names and fields are described in docs/reference-driver.md.
+ * Names and fields are described in docs/reference/driver.md.
  */
 #undef TRACE_SYSTEM
 #define TRACE_SYSTEM cdm

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `cdm behaviour-table`: what memory in the device can do, type by type, as tests
-//! find it. Which test stands for which row is data (`docs/behaviour.toml`).
+//! find it. Which test stands for which row is data (`docs/reference/behaviour.toml`).
 //!
 //! A test that fails here is no failure of the run: that it fails on one type and
 //! not on another is what the table tells.
@@ -31,8 +31,8 @@ Examples:
   just behaviour-table
   just behaviour-table --record
 
-Runs the tests that docs/behaviour.toml names in a guest for each column, and prints the table.
-With --record it goes to docs/behaviour.md, and the results to docs/results/behaviour.json.
+Runs the tests that docs/reference/behaviour.toml names in a guest for each column, and prints the table.
+With --record it goes to docs/reference/behaviour.md, and the results to docs/results/behaviour.json.
 
 Exit status: 0 there is a table, 2 could not run.")]
 pub struct BehaviourTableArgs {

@@ -16,7 +16,7 @@ use crate::git::Commit;
 use crate::results::{Origin, cell};
 
 /// The table, in the repository.
-pub const PAGE: &str = "docs/behaviour.md";
+pub const PAGE: &str = "docs/reference/behaviour.md";
 /// The command that makes it.
 const COMMAND: &str = "just behaviour-table --record";
 

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::vm::MemoryType;
 
 /// Where they are, in the repository.
-pub const DATA: &str = "docs/behaviour.toml";
+pub const DATA: &str = "docs/reference/behaviour.toml";
 
 /// What the page shows.
 #[derive(Debug, Deserialize)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `cdm litmus`: what CPUs and device see of each other's accesses, millions of times a
-//! test, against the memory model of docs/specs/device.md.
+//! test, against the memory model of docs/reference/device.md.
 //!
 //! `cdm test` runs the same program with less patience.
 
@@ -40,7 +40,7 @@ Examples:
   just litmus --test SB+relaxed --instances 10000000
   just litmus --kernel vanilla --record
 
-Runs cdm-litmus in a guest: each test of docs/specs/device.md with each casting of CPUs and
+Runs cdm-litmus in a guest: each test of docs/reference/device.md with each casting of CPUs and
 device, in device memory, in system memory and with words in both. An outcome that the memory
 model forbids is a failure, and so is store buffering that is never seen. With --record the
 result goes to docs/results.

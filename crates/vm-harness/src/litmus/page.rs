@@ -101,7 +101,7 @@ impl Document {
         let _ = writeln!(
             page,
             "{}. The guest had {} CPUs, under {}. C is a thread on a CPU, D one on the device. The tests and \
-             the rules are in [the specification](../specs/device.md). Weak outcomes are those that the \
+             the rules are in [the specification](../reference/device.md). Weak outcomes are those that the \
              memory model allows and no interleaving leads to; their numbers are those in device memory, in \
              system memory, and with words in both.\n",
             self.sentence(),

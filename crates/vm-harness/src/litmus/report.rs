@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What `cdm-litmus --json` says (docs/specs/cdm-litmus.schema.json).
+//! What `cdm-litmus --json` says (docs/reference/schemas/cdm-litmus.schema.json).
 
 use anyhow::ensure;
 use serde::{Deserialize, Serialize, Serializer};

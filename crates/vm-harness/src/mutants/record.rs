@@ -337,7 +337,7 @@ impl Document {
         page += "Each mutant boots and passes `cdmctl info`. Seconds count from then to what found \
                  it, beside whatever else the machine did; what found it passes without the \
                  mistake. *With* is the commit whose tests found it. A result stays good until the \
-                 mistake, or what it is planted in, changes. [mutants.md](../mutants.md) tells \
+                 mistake, or what it is planted in, changes. [mutants.md](../how-to/mutants.md) tells \
                  more.\n\n";
         page += "| mutant | mistake | result | by | after, s | what it said | with |\n";
         page += "|---|---|---|---|---|---|---|\n";

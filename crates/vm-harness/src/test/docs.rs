@@ -164,11 +164,11 @@ mod tests {
 
     #[test]
     fn paths_in_quotes_and_links_are_found_and_patterns_are_not() {
-        let text = "See `crates/a/src/lib.rs` and [this](docs/specs/device.md#status), not \
+        let text = "See `crates/a/src/lib.rs` and [this](docs/reference/device.md#status), not \
                     `crates/*/Cargo.toml`, `mm/memory.c` or `ci/just run-vm`.";
         assert_eq!(
             paths(text),
-            ["crates/a/src/lib.rs", "ci/just", "docs/specs/device.md"]
+            ["crates/a/src/lib.rs", "ci/just", "docs/reference/device.md"]
         );
     }
 

@@ -19,7 +19,7 @@ use crate::junit::{self, Case, Ending};
 use crate::results::Origin;
 
 /// Version of the form of results.json. It grows when a field goes or changes its meaning; new
-/// fields may come without. docs/specs/cdm-test-results.schema.json describes it.
+/// fields may come without. docs/reference/schemas/cdm-test-results.schema.json describes it.
 const VERSION: u32 = 1;
 
 /// How a test ended.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A backend's control socket, from the side of who asks (docs/specs/control-socket.md).
+//! A backend's control socket, from the side of who asks (docs/reference/control-socket.md).
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

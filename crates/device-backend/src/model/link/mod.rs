@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What accesses to memory would cost on hardware: `docs/link-model.md`.
+//! What accesses to memory would cost on hardware: `docs/reference/link-model.md`.
 //!
 //! [`Traffic`] is what a command did, by side of the link: it is counted always. [`clock::Clock`]
 //! turns it into simulated time, in integers and from nothing but traffic and [`Timing`], so

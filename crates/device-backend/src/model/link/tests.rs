@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The clock by itself, and the tables of `docs/link-model.md`.
+//! The clock by itself, and the tables of `docs/reference/link-model.md`.
 
 use super::clock::Clock;
 use super::timing::{
@@ -245,9 +245,12 @@ fn a_wait_lasts_as_long_as_is_simulated_unless_somebody_is_in_a_hurry() {
     assert!(start.elapsed() < Duration::from_secs(10));
 }
 
-/// Rows of the table below a heading of `docs/link-model.md`, cell by cell.
+/// Rows of the table below a heading of `docs/reference/link-model.md`, cell by cell.
 fn table(heading: &str) -> Vec<Vec<String>> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/link-model.md");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/reference/link-model.md"
+    );
     let text = std::fs::read_to_string(path).unwrap();
     let mut lines = text.lines().skip_while(|line| *line != heading);
     assert!(lines.next().is_some(), "no {heading:?}");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What an access costs. Where the numbers come from is in `docs/link-model.md`.
+//! What an access costs. Where the numbers come from is in `docs/reference/link-model.md`.
 
 use super::clock::Picoseconds;
 use super::traffic::{Accesses, Side, Traffic};

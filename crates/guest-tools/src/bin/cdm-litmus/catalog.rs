@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The tests. The names of the shapes are those of the literature; what is behind the
-//! name says which orders the accesses have. docs/specs/device.md has the same list.
+//! name says which orders the accesses have. docs/reference/device.md has the same list.
 
 use std::sync::atomic::Ordering;
 
@@ -390,7 +390,10 @@ mod tests {
 
     /// Rows of the specification's table of shapes.
     fn specified() -> Vec<[String; 4]> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/specs/device.md");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/reference/device.md"
+        );
         let text = std::fs::read_to_string(path).expect("the specification");
         let section = text.split("\n### 10.2 Litmus tests\n").nth(1);
         let section = section.expect("a section for them");

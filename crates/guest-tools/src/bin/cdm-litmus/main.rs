@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Litmus tests between the guest's CPUs and the device: what each sees of what the
-//! others write, millions of times, against the memory model of docs/specs/device.md.
+//! others write, millions of times, against the memory model of docs/reference/device.md.
 //!
 //! A thread of a test is a loop over many instances, each with locations of its own, in
 //! a process or in a program of the device. Before each instance the threads wait for
@@ -43,7 +43,7 @@ Examples:
 
 Each test runs with each casting that --list shows: CD is a first thread on a CPU and a second
 one on the device. The names of the shapes, and what the memory model says of each, are in
-docs/specs/device.md. A run goes in batches of 4096 instances, and the number of instances is
+docs/reference/device.md. A run goes in batches of 4096 instances, and the number of instances is
 rounded up to whole ones. A run that must show a weak outcome goes on until it does, for
 20 times the instances and for a minute at least.
 
@@ -77,7 +77,7 @@ struct Cli {
     #[arg(long, value_name = "NUM", default_value_t = 0)]
     device: u32,
 
-    /// Print the result as JSON (docs/specs/cdm-litmus.schema.json)
+    /// Print the result as JSON (docs/reference/schemas/cdm-litmus.schema.json)
     #[arg(long)]
     json: bool,
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What the program prints: versioned JSON, which docs/specs/cdm-litmus.schema.json
+//! What the program prints: versioned JSON, which docs/reference/schemas/cdm-litmus.schema.json
 //! describes, or a few lines for people.
 
 use serde::Serialize;
@@ -134,7 +134,7 @@ mod tests {
         };
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../../docs/specs/cdm-litmus.schema.json"
+            "/../../docs/reference/schemas/cdm-litmus.schema.json"
         );
         let mut schemas = boon::Schemas::new();
         let schema = boon::Compiler::new().compile(path, &mut schemas).unwrap();

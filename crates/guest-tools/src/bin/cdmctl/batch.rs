@@ -102,7 +102,7 @@ impl fmt::Display for LineError {
         let Self { line, word } = self;
         write!(
             f,
-            "line {line}: '{word}' is neither an operation of docs/specs/device.md nor a field such \
+            "line {line}: '{word}' is neither an operation of docs/reference/device.md nor a field such \
              as from=0+4096,8192+64, to=4096+4160, width=8, repeat=1, arg0=0x5a, arg1=0, float or \
              unordered"
         )

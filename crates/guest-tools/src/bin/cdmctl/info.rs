@@ -17,7 +17,7 @@ Examples:
   cdmctl info
   cdmctl info --json
 
-The JSON document is described in docs/reference-cdmctl.md.";
+The JSON document is described in docs/reference/cdmctl.md.";
 
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]

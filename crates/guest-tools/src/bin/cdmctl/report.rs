@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! What cdmctl prints for programs: versioned JSON, documented in
-//! docs/reference-cdmctl.md and by schemas in docs/specs/.
+//! docs/reference/cdmctl.md and by schemas in docs/reference/schemas/.
 
 use std::fmt;
 
@@ -335,9 +335,9 @@ pub mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// Checks `value` against a schema of docs/specs/.
+    /// Checks `value` against a schema of docs/reference/schemas/.
     pub fn validate(schema: &str, value: &Value) -> Result<(), String> {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/specs");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/schemas");
         let mut schemas = boon::Schemas::new();
         let index = boon::Compiler::new()
             .compile(&format!("{folder}/{schema}"), &mut schemas)

@@ -434,7 +434,7 @@ fn answered(device: &Device, answer: std::io::Result<Answer>) -> anyhow::Result<
         Status::OK => Ok(answer),
         status => bail!(
             "device {number} refused the command with {status:?}: see the statuses in \
-             docs/specs/device.md"
+             docs/reference/device.md"
         ),
     }
 }

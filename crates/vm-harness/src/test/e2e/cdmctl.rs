@@ -422,7 +422,7 @@ pub fn errors_exit_with_2(session: &mut Session) -> Result<()> {
         ("cdmctl run checksum --input /none", &["/none"]),
         (
             "cdmctl run fill --value 1 --width 3",
-            &["BAD_WIDTH", "docs/specs/device.md"],
+            &["BAD_WIDTH", "docs/reference/device.md"],
         ),
         ("cdmctl run fetch-add --times 0", &["--times"]),
     ];

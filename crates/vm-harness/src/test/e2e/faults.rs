@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! A device that fails on request, as processes in the guest meet it: each fault ends in
-//! success or a defined error, and what comes after it works (docs/specs/control-socket.md).
+//! success or a defined error, and what comes after it works (docs/reference/control-socket.md).
 
 use std::thread;
 use std::time::{Duration, Instant};

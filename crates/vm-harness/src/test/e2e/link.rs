@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! A guest whose device is on a link that takes time: what known commands count, and how long they
-//! take there, by the arithmetic of docs/link-model.md.
+//! take there, by the arithmetic of docs/reference/link-model.md.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -910,7 +910,7 @@ pub fn guest_tests(ctx: &Context) -> Result<Vec<String>> {
         .collect())
 }
 
-/// A schema of docs/specs/, and a document that must follow it.
+/// A schema of docs/reference/schemas/, and a document that must follow it.
 fn follows_schema(ctx: &Context, schema: &str, document: &[u8]) -> Result<serde_json::Value> {
     schema::check(&ctx.repo, schema, document)
 }
@@ -938,7 +938,8 @@ mod tests {
 
     #[test]
     fn each_fault_has_tests_on_each_kernel_that_the_specification_names() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/specs/control-socket.md");
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/control-socket.md");
         let page = fs::read_to_string(path).expect("a page");
         for kind in FaultKind::ALL {
             let named: Vec<&str> = row(&page, "| kind | tests |", kind)

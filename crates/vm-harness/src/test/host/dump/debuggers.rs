@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Debuggers, used as `docs/failures.md` tells it for a kernel without types: given nothing but the
+//! Debuggers, used as `docs/how-to/failures.md` tells it for a kernel without types: given nothing but the
 //! dump and the kernel's file with symbols.
 
 use std::path::Path;
