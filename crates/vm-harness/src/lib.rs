@@ -29,6 +29,7 @@ mod junit;
 pub mod junit_page;
 pub mod litmus;
 pub mod logs;
+mod markdown;
 pub mod mutants;
 pub mod progress;
 pub mod report;

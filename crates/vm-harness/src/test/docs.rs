@@ -2,6 +2,9 @@
 
 //! What the documents name must exist.
 
+mod links;
+mod summary;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -25,6 +28,11 @@ pub const DOCS: Table = Table {
             every_test_exists,
         ),
         (
+            "docs::every_link_leads_to_a_file_and_a_heading",
+            every_link_leads_somewhere,
+        ),
+        ("docs::book_has_every_page_once", book_has_every_page),
+        (
             "docs::behaviour_table_has_its_rows_and_each_row_a_test",
             behaviour_table,
         ),
@@ -34,6 +42,14 @@ pub const DOCS: Table = Table {
 fn every_path_exists(run: &Run) -> Result<()> {
     let repo = &run.ctx().repo;
     paths_exist(repo, &documents(run)?)
+}
+
+fn every_link_leads_somewhere(run: &Run) -> Result<()> {
+    links::lead_somewhere(&run.ctx().repo, &documents(run)?)
+}
+
+fn book_has_every_page(run: &Run) -> Result<()> {
+    summary::has_every_page(&run.ctx().repo, &documents(run)?)
 }
 
 fn every_test_exists(run: &Run) -> Result<()> {
