@@ -219,7 +219,7 @@ test = "huge::in"
     #[test]
     fn committed_page_must_have_each_row_and_each_row_a_test() {
         let repo = tempfile::tempdir().expect("a folder");
-        fs::create_dir(repo.path().join("docs")).expect("made");
+        fs::create_dir_all(repo.path().join("docs/reference")).expect("made");
         fs::write(repo.path().join(DATA), TABLE).expect("written");
         let good = document([(Found::Works, ""), (Found::Works, "")]);
         let names = ["huge::out", "huge::in"].map(str::to_owned);
