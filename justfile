@@ -97,6 +97,11 @@ bench-backend *ARGS:
 behaviour-table *ARGS:
     @{{ cdm }} behaviour-table "$@"
 
+# Compare pages and header that are written from code with it, or write them anew
+[no-cd, no-exit-message]
+reference *ARGS:
+    @{{ cdm }} reference "$@"
+
 # Print the results of a run as Markdown, as GitHub shows them
 [no-cd, no-exit-message]
 results *ARGS:

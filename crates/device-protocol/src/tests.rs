@@ -2,6 +2,7 @@
 
 //! Golden bytes: what a peer written from the specification alone would send.
 
+mod header;
 mod spec;
 
 use crate::*;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use cdm_harness::{
     Context, behaviour, bench, bench_backend, build, clean, dev, device, doctor, fuzz, guest, ide,
-    image, junit_page, litmus, logs, mutants, report, series_check, stress, test, vm,
+    image, junit_page, litmus, logs, mutants, reference, report, series_check, stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -64,6 +64,8 @@ pub enum Command {
     BenchBackend(bench_backend::BenchBackendArgs),
     /// Try what each type of device memory can do, and print a table of it
     BehaviourTable(behaviour::BehaviourTableArgs),
+    /// Compare pages and header that are written from code with it, or write them anew
+    Reference(reference::ReferenceArgs),
     /// Print the results of a run as Markdown, as GitHub shows them
     Results(junit_page::ResultsArgs),
     /// Put the last results of tests, stress and benchmarks on one page, with plots
@@ -106,6 +108,7 @@ impl Command {
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
             Self::BenchBackend(args) => bench_backend::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),
+            Self::Reference(args) => reference::run(ctx, &args),
             Self::Results(args) => junit_page::run(&args),
             Self::Report(args) => report::run(ctx, &args),
             Self::Image(args) => image::run(ctx, &args),
@@ -129,6 +132,11 @@ mod tests {
     #[test]
     fn the_command_line_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn reference_pages_are_what_the_command_line_says() {
+        cdm_cli_reference::check("cdm", Cli::command()).expect("fresh");
     }
 
     /// Command lines of a document: in a line of their own, or between backquotes.

@@ -32,6 +32,7 @@ pub mod logs;
 mod markdown;
 pub mod mutants;
 pub mod progress;
+pub mod reference;
 pub mod report;
 mod results;
 mod runs;

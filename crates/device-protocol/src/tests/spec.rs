@@ -12,9 +12,9 @@ use std::vec::Vec;
 use zerocopy::FromBytes;
 
 /// One row of a table, cell by cell, without backticks.
-type Row = Vec<String>;
+pub(super) type Row = Vec<String>;
 
-fn specification() -> String {
+pub(super) fn specification() -> String {
     let path = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../docs/reference/device.md"
@@ -33,7 +33,7 @@ fn section<'t>(text: &'t str, title: &str) -> &'t str {
 }
 
 /// Rows of all tables of a section, without header and ruler.
-fn rows(section: &str) -> Vec<Row> {
+pub(super) fn rows(section: &str) -> Vec<Row> {
     let is_row = |line: &&str| line.starts_with('|');
     let lines: Vec<&str> = section.lines().collect();
     let rulers: Vec<usize> = (0..lines.len())

@@ -45,6 +45,7 @@ use self::closing::Closing;
 use self::nightly::LeftAway;
 use self::run::Run;
 use self::select::Selection;
+pub use self::unit::cargo;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -163,6 +163,11 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
+    fn reference_pages_are_what_the_command_line_says() {
+        cdm_cli_reference::check("cdm-guest-tests", Cli::command()).expect("fresh");
+    }
+
+    #[test]
     fn arguments_are_defined_consistently() {
         Cli::command().debug_assert();
     }

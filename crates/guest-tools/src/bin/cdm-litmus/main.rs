@@ -252,6 +252,11 @@ mod tests {
     }
 
     #[test]
+    fn reference_pages_are_what_the_command_line_says() {
+        cdm_cli_reference::check("cdm-litmus", Cli::command()).expect("fresh");
+    }
+
+    #[test]
     fn arguments_are_defined_consistently() {
         Cli::command().debug_assert();
     }

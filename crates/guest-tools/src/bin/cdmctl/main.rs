@@ -131,6 +131,11 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
+    fn reference_pages_are_what_the_command_line_says() {
+        cdm_cli_reference::check("cdmctl", Cli::command()).expect("fresh");
+    }
+
+    #[test]
     fn arguments_are_defined_consistently() {
         Cli::command().debug_assert();
     }
