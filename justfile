@@ -142,6 +142,11 @@ build *ARGS:
 kernel *ARGS:
     @{{ cdm }} kernel "$@"
 
+# Build a module of your own for a guest kernel and print where it is
+[no-cd, no-exit-message]
+module *ARGS:
+    @{{ cdm }} module "$@"
+
 # Remove what was built from the cache
 [no-cd, no-exit-message]
 clean *ARGS:

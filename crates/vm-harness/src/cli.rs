@@ -82,6 +82,8 @@ pub enum Command {
     Build(build::BuildArgs),
     /// Build a guest kernel and print where it is
     Kernel(build::KernelArgs),
+    /// Build a module of your own for a guest kernel and print where it is
+    Module(build::ModuleArgs),
     /// Remove what was built from the cache
     Clean(clean::CleanArgs),
 }
@@ -117,6 +119,7 @@ impl Command {
             Self::Doctor(args) => doctor::run(ctx, &args),
             Self::Build(args) => build::run(ctx, &args),
             Self::Kernel(args) => build::run_kernel(ctx, &args),
+            Self::Module(args) => build::run_module(ctx, &args),
             Self::Clean(args) => clean::run(ctx, &args),
         }
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What of Markdown the documents' checks and the book need: links with their place, and the
-//! anchors that headings get.
+//! What of Markdown the documents' checks need: links with their place, the anchors that headings
+//! get, and blocks of code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
 /// A link or an image.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,6 +98,28 @@ pub fn anchors(text: &str) -> BTreeSet<String> {
     found
 }
 
+/// Blocks of code between fences: what they are said to be, and their text.
+pub fn blocks(text: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut inside = false;
+    for event in parser(text) {
+        match event {
+            Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(kind))) => {
+                inside = true;
+                found.push((kind.into_string(), String::new()));
+            }
+            Event::End(TagEnd::CodeBlock) => inside = false,
+            Event::Text(part) if inside => {
+                if let Some((_, block)) = found.last_mut() {
+                    block.push_str(&part);
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 fn anchor(heading: &str) -> String {
     heading
         .trim()
@@ -136,6 +158,13 @@ mod tests {
         assert_eq!(target("[a](b.md#c)"), inside("b.md", Some("c")));
         assert_eq!(target("[a](#c)"), inside("", Some("c")));
         assert_eq!(target("[a](b/c)"), inside("b/c", None));
+    }
+
+    #[test]
+    fn blocks_between_fences_are_found_with_their_language() {
+        let text = "```rust\na\n\nb\n```\n\n    no fence\n\n```\nc\n```\n";
+        let expected = [("rust", "a\n\nb\n"), ("", "c\n")];
+        assert_eq!(blocks(text), expected.map(|(a, b)| (a.into(), b.into())));
     }
 
     #[test]

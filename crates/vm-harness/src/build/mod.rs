@@ -14,6 +14,7 @@ mod guest_tools;
 mod initramfs;
 pub mod kernel;
 mod module;
+mod own_module;
 mod selftests;
 
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ pub use kernel::{
     Kernel, WorkingTree, kernel, modules as kernel_modules, series, source_of as kernel_source,
 };
 pub use module::{SOURCES as MODULE_SOURCES, mirror, mirror_file, module, rust_analyzer};
+pub use own_module::{ModuleArgs, own_modules, run_module};
 pub use selftests::{HMM_TESTS_SOURCE, hmm_tests, mm_selftests};
 
 /// Which kernel source the guest runs.

@@ -44,10 +44,7 @@ pub fn module(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
         for source in SOURCES {
             mirror(&ctx.repo.join(source), &copy.join(source))?;
         }
-        let log = ctx.logs().join("module.log");
-        let task = ctx.progress.task(&what, Some(&log));
-        let mut make = make(kernel, &copy, &objects, "modules");
-        run_logged(&mut make, &what, &log, |line| task.set_detail(line.trim()))?;
+        kbuild(ctx, kernel, &copy.join(DRIVER), &objects, &what)?;
         let built = objects.join(MODULE);
         fs::copy(&built, folder.join(MODULE))
             .with_context(|| format!("kbuild left no {}", built.display()))?;
@@ -56,12 +53,26 @@ pub fn module(ctx: &Context, kernel: &Kernel) -> Result<PathBuf> {
     Ok(folder.join(MODULE))
 }
 
-/// The command that has kbuild make something of the copy of the sources.
-fn make(kernel: &Kernel, copy: &Path, objects: &Path, target: &str) -> Command {
+/// Has the kernel's build make the modules of a folder. What it writes goes to `objects`.
+pub(super) fn kbuild(
+    ctx: &Context,
+    kernel: &Kernel,
+    sources: &Path,
+    objects: &Path,
+    what: &str,
+) -> Result<()> {
+    let log = ctx.logs().join("module.log");
+    let task = ctx.progress.task(what, Some(&log));
+    let mut make = make(kernel, sources, objects, "modules");
+    run_logged(&mut make, what, &log, |line| task.set_detail(line.trim()))
+}
+
+/// The command that has kbuild make something of a folder of sources.
+fn make(kernel: &Kernel, sources: &Path, objects: &Path, target: &str) -> Command {
     let mut make = Command::new("make");
     make.arg("-C")
         .arg(&kernel.objects)
-        .arg(format!("M={}", copy.join(DRIVER).display()))
+        .arg(format!("M={}", sources.display()))
         .arg(format!("MO={}", objects.display()))
         .args(["ARCH=x86_64", "LLVM=1", target])
         .env("LC_ALL", "C")
@@ -93,7 +104,7 @@ pub fn rust_analyzer(ctx: &Context, kernel: &Kernel) -> Result<Built> {
     let log = ctx.logs().join("rust-analyzer.log");
     let mut make = make(
         kernel,
-        &home.join("source"),
+        &home.join("source").join(DRIVER),
         scratch.path(),
         "rust-analyzer",
     );

@@ -2,6 +2,8 @@
 
 //! What the documents name must exist.
 
+mod code;
+mod dependencies;
 mod links;
 mod summary;
 
@@ -33,6 +35,14 @@ pub const DOCS: Table = Table {
         ),
         ("docs::book_has_every_page_once", book_has_every_page),
         (
+            "docs::code_of_the_tutorial_is_that_of_the_examples",
+            code_is_there,
+        ),
+        (
+            "docs::dependencies_are_those_of_the_page",
+            dependencies_are_known,
+        ),
+        (
             "docs::behaviour_table_has_its_rows_and_each_row_a_test",
             behaviour_table,
         ),
@@ -50,6 +60,14 @@ fn every_link_leads_somewhere(run: &Run) -> Result<()> {
 
 fn book_has_every_page(run: &Run) -> Result<()> {
     summary::has_every_page(&run.ctx().repo, &documents(run)?)
+}
+
+fn code_is_there(run: &Run) -> Result<()> {
+    code::is_of_the_examples(&run.ctx().repo, &documents(run)?)
+}
+
+fn dependencies_are_known(run: &Run) -> Result<()> {
+    dependencies::are_those_of_the_page(&run.ctx().repo)
 }
 
 fn every_test_exists(run: &Run) -> Result<()> {
@@ -156,7 +174,15 @@ fn paths_exist(repo: &Path, documents: &[String]) -> Result<()> {
 
 /// Paths of the repository that a text names: between backquotes, or as the target of a link.
 fn paths(text: &str) -> Vec<String> {
-    const FOLDERS: &[&str] = &["crates/", "docs/", "images/", "qemu/", "ci/", ".ci/"];
+    const FOLDERS: &[&str] = &[
+        "crates/",
+        "docs/",
+        "examples/",
+        "images/",
+        "qemu/",
+        "ci/",
+        ".ci/",
+    ];
     let quoted = text.split('`').skip(1).step_by(2);
     let linked = text
         .split("](")

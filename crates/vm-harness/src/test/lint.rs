@@ -45,14 +45,18 @@ fn rustfmt(run: &Run) -> Result<()> {
     .context("'cargo fmt --all' in the toolbox lays the code out")
 }
 
-/// The driver's files that Kbuild compiles are no part of the workspace.
+/// What Kbuild compiles, the driver and an example, is no part of the workspace.
 fn rustfmt_driver(run: &Run) -> Result<()> {
-    let root = run.ctx().repo.join("crates/guest-driver/src/cdm_main.rs");
+    let repo = &run.ctx().repo;
+    let roots = [
+        "crates/guest-driver/src/cdm_main.rs",
+        "examples/first-driver/first_main.rs",
+    ];
     let mut command = Command::new("rustfmt");
     // The edition that the kernel compiles modules with.
     command
         .args(["--check", "--color=never", "--edition", "2021"])
-        .arg(root);
+        .args(roots.map(|root| repo.join(root)));
     run_logged(
         &mut command,
         "rustfmt --check",

@@ -9,6 +9,7 @@
 //! guest's kernel log is judged, which is a result of its own.
 
 mod cdmctl;
+mod examples;
 pub mod faults;
 mod forget;
 mod group;
@@ -242,6 +243,18 @@ const POISON: &[Check] = &[
     (
         "poison::errors_beyond_the_buffers_are_all_heard",
         poison::errors_beyond_the_buffers_are_heard,
+    ),
+];
+
+/// The drivers in `examples/`, in the place of ours.
+const EXAMPLES: &[Check] = &[
+    (
+        "examples::first_driver_moves_a_page_of_the_shell_that_writes_its_address",
+        examples::first_page_moves,
+    ),
+    (
+        "examples::minimal_driver_moves_a_process_for_cdmctl",
+        examples::minimal_driver_serves_cdmctl,
     ),
 ];
 
@@ -589,9 +602,29 @@ const SUITES: &[Suite] = &[
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
+        shape: plan::one_device,
+        groups: Groups::None,
+        checks: &[
+            EXAMPLES,
+            &[(
+                "examples::tutorial_works_as_it_is_written",
+                examples::tutorial_works_as_written,
+            )],
+        ],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
         shape: plan::one_timed_device,
         groups: Groups::None,
         checks: &[LINK],
+    },
+    Suite {
+        prefix: "e2e::vanilla",
+        kernel: KernelChoice::Vanilla,
+        shape: plan::one_device,
+        groups: Groups::None,
+        checks: &[EXAMPLES],
     },
     Suite {
         prefix: "e2e::vanilla",

@@ -14,7 +14,7 @@ use crate::cache;
 use crate::context::Context;
 use crate::evidence::Guest;
 use crate::vm::boot::Parts;
-use crate::vm::{Backend, Line, Output, RunDir, Vm, VmSpec, breaches};
+use crate::vm::{Backend, FileCopy, Line, Output, RunDir, Vm, VmSpec, breaches};
 
 /// How long a line of the kernel's may take from the guest to the log's file: the serial port
 /// passes it on byte by byte, behind the results on the other channel.
@@ -144,6 +144,15 @@ impl<'a> Session<'a> {
     pub fn plug(&mut self, index: u8) -> Result<()> {
         let vm = self.vm.as_mut().context("no guest runs")?;
         vm.plug(self.ctx, &self.spec, index)
+    }
+
+    /// Has a file in the guest, which is a new one from here on.
+    pub fn bring(&mut self, file: FileCopy) -> Result<()> {
+        if self.is_up() {
+            self.power_off()?;
+        }
+        self.spec.files.push(file);
+        Ok(())
     }
 
     /// Runs a line of shell; whatever its status is, it ran.
