@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Figures: what all samples of a name come to, against one reference each
-//! (docs/specs/cdm-bench-results.schema.json).
+//! (docs/reference/schemas/cdm-bench-results.schema.json).
 
 use std::collections::BTreeMap;
 

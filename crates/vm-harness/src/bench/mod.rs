@@ -58,7 +58,7 @@ Examples:
   just bench --compare ../before/results.json
 
 Boots one guest, has cdm-bench measure there, round after round, the device and what it is
-compared with, and writes results.json (docs/specs/cdm-bench-results.schema.json), report.html
+compared with, and writes results.json (docs/reference/schemas/cdm-bench-results.schema.json), report.html
 with plots, run.json, which says on what machine that was, and samples.jsonl into target/bench. --compare fails if a
 ratio is worse than in FILE by more than both runs vary from round to round.
 
