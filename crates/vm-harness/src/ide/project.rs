@@ -17,6 +17,12 @@ use crate::context::Context;
 /// Its root, in the repository.
 const ROOT: &str = "crates/guest-driver/src/cdm_main.rs";
 
+/// Crates of Rust itself. Editors know their methods of built-in types only where they find these
+/// crates by themselves, below the sysroot; as crates beside others they are taken for others.
+const STANDARD: [&str; 4] = ["core", "alloc", "std", "proc_macro"];
+/// Where they are, below `/usr`.
+const STANDARD_SOURCE: &str = "lib/rustlib/src/rust/library";
+
 /// What a build of the driver leaves that its description needs.
 #[derive(Clone, Debug)]
 pub struct Built {
@@ -95,6 +101,12 @@ pub fn with_driver(built: &Built, place: &Place) -> Result<String> {
     }
     driver["is_workspace_member"] = json!(true);
     crates.push(driver);
+    for one in crates.iter_mut() {
+        if let Some(deps) = one["deps"].as_array_mut() {
+            deps.retain(|dep| !STANDARD.iter().any(|name| dep["name"] == *name));
+        }
+    }
+    project["sysroot_src"] = json!(Path::new("/usr").join(STANDARD_SOURCE));
     if let Some(outside) = &place.toolbox {
         move_usr(&mut project, &outside.usr);
         project["sysroot"] = json!(outside.sysroot);
@@ -159,7 +171,9 @@ mod tests {
             "/repo/crates/guest-driver/src/cdm_main.rs"
         );
         assert_eq!(driver["cfg"], json!(["CONFIG_X"]));
-        assert_eq!(driver["deps"][1], json!({ "crate": 1, "name": "kernel" }));
+        // Rust itself is found by the editor.
+        assert_eq!(driver["deps"], json!([{ "crate": 1, "name": "kernel" }]));
+        assert_eq!(project["crates"][1]["deps"], json!([]));
         let bindings = "/cache/objects/src/bindings_generated.rs";
         assert_eq!(driver["env"]["CDM_BINDINGS"], bindings);
         let include = driver["source"]["include_dirs"].as_array().expect("a list");
@@ -179,6 +193,10 @@ mod tests {
     fn files_of_the_toolbox_are_named_as_the_editor_sees_them() {
         let project = described(Some("/cache/toolbox/k/usr"));
         assert_eq!(project["sysroot"], "/cache/ide/k");
+        assert_eq!(
+            project["sysroot_src"],
+            "/cache/toolbox/k/usr/lib/rustlib/src/rust/library"
+        );
         assert_eq!(
             project["crates"][0]["root_module"],
             "/cache/toolbox/k/usr/lib/core.rs"
