@@ -127,6 +127,13 @@ fn guest_stages() -> [Stages; 2] {
     ]
 }
 
+/// Every stage, for who asks what tests there are.
+fn all_stages() -> impl Iterator<Item = Box<dyn Stage>> {
+    stages()
+        .into_iter()
+        .chain(guest_stages().into_iter().flatten())
+}
+
 /// `cdm test`.
 pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
     let mut command = "just test".to_owned();
@@ -181,10 +188,7 @@ pub fn run(ctx: &Context, args: TestArgs) -> Result<ExitCode> {
 fn list(ctx: &Context, selection: &Selection, mut left_away: Option<LeftAway>) -> Result<ExitCode> {
     let run = Run::new(ctx, runs::folder(ctx, runs::TESTS, None)?);
     let mut names = Vec::new();
-    for mut stage in stages()
-        .into_iter()
-        .chain(guest_stages().into_iter().flatten())
-    {
+    for mut stage in all_stages() {
         if selection.may_be_in(stage.name()) {
             names.extend(
                 stage
