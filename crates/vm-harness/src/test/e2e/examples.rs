@@ -98,9 +98,18 @@ fn unload(session: &mut Session, module: &str) -> Result<()> {
     Ok(())
 }
 
-/// Pages of one's own that the guest's shell has in the device, by their frames: page map entries
-/// of its heap that lie in the BAR.
-const HEAP: &str = "$(sed -n '/\\[heap\\]/s/-.*//p' /proc/$$/maps)";
+/// A shell that writes the address of its heap to the driver, and then waits for a line from
+/// /tmp/hold without starting anything: a child would share the page, and who writes to it first gets
+/// a copy in ordinary memory. Its number, the address and the driver's answer are in files.
+const SHELL: &str = "rm -f /tmp/hold /tmp/shell /tmp/status; mkfifo /tmp/hold; \
+    sh -c 'word=unchanged; heap=$(sed -n \"/heap/s/-.*//p\" /proc/$$/maps); \
+    echo $$ $heap > /tmp/shell; read go < /tmp/hold; echo $heap > /dev/first; \
+    echo $? > /tmp/status; read go < /tmp/hold; echo $word > /tmp/status' \
+    > /dev/null 2>&1 & while ! test -s /tmp/shell; do sleep 0.1; done";
+
+/// The entry of the page map for the beginning of that heap.
+const ENTRY: &str = "read pid heap < /tmp/shell; \
+    dd if=/proc/$pid/pagemap bs=8 count=1 skip=$((0x$heap / 4096)) 2> /dev/null | od -An -t u8";
 
 /// A shell of its own writes the address of its heap; the page goes to the device and its contents
 /// with it.
@@ -111,32 +120,34 @@ pub fn first_page_moves(session: &mut Session) -> Result<()> {
         "the driver does not say what it found:\n{log}"
     );
     let base = log
-        .split("device memory at ")
+        .split("device memory at 0x")
         .nth(1)
         .and_then(|rest| rest.split_whitespace().next())
         .context("no address")?;
-    let base = u64::from_str_radix(base.trim_start_matches("0x"), 16)?;
-    let page_map = "dd if=/proc/$$/pagemap bs=8 count=1 skip=$((0x$heap / 4096)) 2> /dev/null | \
-                    od -An -t u8";
-    let said = session.text(&format!(
-        "sh -c 'word=unchanged; heap={HEAP}; {page_map}; echo $heap > /dev/first && {page_map}; \
-         echo $word'",
-        HEAP = HEAP.replace('\'', "\""),
-    ))?;
-    let said: Vec<&str> = said.split_whitespace().collect();
-    let [before, after, word] = said[..] else {
-        bail!("the shell says {said:?}")
-    };
-    let in_device = |entry: &str| -> Result<bool> {
+    let base = u64::from_str_radix(base, 16)?;
+    session.text(SHELL)?;
+    let is_in_device = |session: &mut Session| -> Result<bool> {
+        let entry = session.text(ENTRY)?;
+        let entry: u64 = entry
+            .trim()
+            .parse()
+            .with_context(|| format!("entry {entry}"))?;
         // Bit 63: present. The lowest 55: the frame.
-        let entry: u64 = entry.parse().with_context(|| format!("entry {entry}"))?;
         let address = (entry & ((1 << 55) - 1)) << 12;
         Ok(entry >> 63 == 1 && (base..base + (256 << 20)).contains(&address))
     };
-    ensure!(!in_device(before)?, "the page was in the device before");
-    ensure!(in_device(after)?, "the page is not in the device: {after}");
-    ensure!(word == "unchanged", "the shell's memory changed: {word}");
-    let nothing = session.exec("echo 1000 > /dev/first")?;
+    ensure!(!is_in_device(session)?, "the page was in the device before");
+    let status = session.text(
+        "echo go > /tmp/hold; while ! test -s /tmp/status; do sleep 0.1; done; cat /tmp/status",
+    )?;
+    ensure!(status == "0\n", "the driver refuses: {status}");
+    ensure!(is_in_device(session)?, "the page is not in the device");
+    let word = session.text(
+        "echo go > /tmp/hold; while ! grep -q '[a-z]' /tmp/status; do sleep 0.1; done; \
+         cat /tmp/status",
+    )?;
+    ensure!(word == "unchanged\n", "the shell's memory changed: {word}");
+    let nothing = session.exec("echo 0 > /dev/first")?;
     ensure!(
         !nothing.status.success(),
         "an address without a page is taken"
