@@ -105,7 +105,17 @@ const SHELL: &str = "rm -f /tmp/hold /tmp/shell /tmp/status; mkfifo /tmp/hold; \
     sh -c 'word=unchanged; heap=$(sed -n \"/heap/s/-.*//p\" /proc/$$/maps); \
     echo $$ $heap > /tmp/shell; read go < /tmp/hold; echo $heap > /dev/first; \
     echo $? > /tmp/status; read go < /tmp/hold; echo $word > /tmp/status' \
-    > /dev/null 2>&1 & while ! test -s /tmp/shell; do sleep 0.1; done";
+    > /dev/null 2>&1 &";
+
+/// Waits until the shell has said something in a file, which one that is gone never does.
+fn said(session: &mut Session, file: &str, what: &str) -> Result<String> {
+    session
+        .text(&format!(
+            "for again in $(seq 100); do grep -q '{what}' {file} 2> /dev/null && break; sleep 0.2; \
+             done; cat {file}"
+        ))
+        .context("the shell whose page moves says nothing")
+}
 
 /// The entry of the page map for the beginning of that heap.
 const ENTRY: &str = "read pid heap < /tmp/shell; \
@@ -126,6 +136,7 @@ pub fn first_page_moves(session: &mut Session) -> Result<()> {
         .context("no address")?;
     let base = u64::from_str_radix(base, 16)?;
     session.text(SHELL)?;
+    said(session, "/tmp/shell", ".")?;
     let is_in_device = |session: &mut Session| -> Result<bool> {
         let entry = session.text(ENTRY)?;
         let entry: u64 = entry
@@ -137,15 +148,13 @@ pub fn first_page_moves(session: &mut Session) -> Result<()> {
         Ok(entry >> 63 == 1 && (base..base + (256 << 20)).contains(&address))
     };
     ensure!(!is_in_device(session)?, "the page was in the device before");
-    let status = session.text(
-        "echo go > /tmp/hold; while ! test -s /tmp/status; do sleep 0.1; done; cat /tmp/status",
-    )?;
+    session.text("echo go > /tmp/hold")?;
+    let status = said(session, "/tmp/status", "[0-9]")?;
     ensure!(status == "0\n", "the driver refuses: {status}");
     ensure!(is_in_device(session)?, "the page is not in the device");
-    let word = session.text(
-        "echo go > /tmp/hold; while ! grep -q '[a-z]' /tmp/status; do sleep 0.1; done; \
-         cat /tmp/status",
-    )?;
+    // Nobody may be there to read it any more.
+    session.text("timeout 20 sh -c 'echo go > /tmp/hold' || true")?;
+    let word = said(session, "/tmp/status", "[a-z]")?;
     ensure!(word == "unchanged\n", "the shell's memory changed: {word}");
     let nothing = session.exec("echo 0 > /dev/first")?;
     ensure!(
@@ -160,7 +169,10 @@ pub fn minimal_driver_serves_cdmctl(session: &mut Session) -> Result<()> {
     load(session, "minimal-driver", "minimal")?;
     let kernel = session.text("cdmctl info --json")?;
     ensure!(kernel.contains("\"bytes_total\": 268435456"), "{kernel}");
-    session.text("sleep 1000 > /dev/null 2>&1 & echo $! > /tmp/pid")?;
+    session.text(
+        "rm -f /tmp/hold /tmp/word; mkfifo /tmp/hold; sh -c 'word=unchanged; read go < /tmp/hold; \
+         echo $word > /tmp/word' > /dev/null 2>&1 & echo $! > /tmp/pid",
+    )?;
     let there = session.text("cdmctl migrate --pid $(cat /tmp/pid) --all --to device")?;
     let residency = |session: &mut Session| -> Result<u64> {
         let text = session.text("cdmctl residency --pid $(cat /tmp/pid) --all --json")?;
@@ -180,7 +192,9 @@ pub fn minimal_driver_serves_cdmctl(session: &mut Session) -> Result<()> {
     ensure!(residency(session)? == in_device, "the second time differs");
     unload(session, "minimal")?;
     ensure!(residency(session)? == 0, "ours finds pages in the device");
-    session.text("kill $(cat /tmp/pid)")?;
+    session.text("timeout 20 sh -c 'echo go > /tmp/hold' || true")?;
+    let word = said(session, "/tmp/word", ".")?;
+    ensure!(word == "unchanged\n", "its memory changed: {word}");
     Ok(())
 }
 
