@@ -126,6 +126,10 @@ impl Message {
         if message.reason != "compiler-artifact" || !message.profile.test {
             return None;
         }
+        // Built, so that it goes on to compile, but no program of tests.
+        if message.target.kind.iter().any(|kind| kind == "bench") {
+            return None;
+        }
         let folder = message.manifest_path.parent()?.to_owned();
         let crate_name = folder.file_name()?.to_str()?.to_owned();
         let prefix = match message.target.kind.iter().any(|kind| kind == "lib") {
@@ -310,6 +314,9 @@ mod tests {
         let line = r#"{"reason":"compiler-artifact","manifest_path":"/r/crates/a/Cargo.toml",
             "target":{"name":"a","kind":["bin"]},"profile":{"test":false},"executable":"/t/a"}"#;
         assert!(Message::program(line).is_none());
+        let bench = r#"{"reason":"compiler-artifact","manifest_path":"/r/crates/a/Cargo.toml",
+            "target":{"name":"a","kind":["bench"]},"profile":{"test":true},"executable":"/t/a"}"#;
+        assert!(Message::program(bench).is_none());
         assert!(Message::program(r#"{"reason":"build-finished","success":true}"#).is_none());
         assert!(Message::program("   Compiling a v0.1.0").is_none());
     }
