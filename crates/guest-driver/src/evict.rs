@@ -55,11 +55,6 @@ impl Evictor {
         Ok(())
     }
 
-    /// Frames of system memory that pages came to at the last try.
-    pub(crate) fn frames_filled(&self) -> &[usize] {
-        &self.filled
-    }
-
     /// Tries the folios in use among `pages` once, as far as a batch goes; the page to go
     /// on from, or `None` at the end.
     pub(crate) fn try_pages(
@@ -70,7 +65,7 @@ impl Evictor {
     ) -> (Tally, Option<u32>) {
         self.frames.clear();
         let next = region.used_frames(pages.start, pages.end, NEVER, &mut self.frames);
-        (self.try_frames(bad), next)
+        (self.try_frames(bad, |_| ()), next)
     }
 
     /// Takes the folios in use among `pages` from those who map them, with their contents, as
@@ -92,24 +87,26 @@ impl Evictor {
     }
 
     /// Tries the folios in use in `parts` that were migrated before `before`, together a
-    /// batch at most, once.
+    /// batch at most, once; `filled` as for [`try_frames`](Self::try_frames).
     fn try_parts(
         &mut self,
         region: &Region,
         parts: &[Candidate],
         before: Stamp,
         bad: BadMemory,
+        filled: impl FnOnce(&[usize]),
     ) -> Tally {
         self.frames.clear();
         for part in parts {
             let end = part.page + (1 << part.order);
             region.used_frames(part.page, end, before, &mut self.frames);
         }
-        self.try_frames(bad)
+        self.try_frames(bad, filled)
     }
 
-    /// Tries `frames` once.
-    fn try_frames(&mut self, bad: BadMemory) -> Tally {
+    /// Tries `frames` once. `filled` hears which frames of system memory have the contents now,
+    /// before anybody can touch them there; it may not sleep on a folio of the batch.
+    fn try_frames(&mut self, bad: BadMemory, filled: impl FnOnce(&[usize])) -> Tally {
         let mut tally = Tally::default();
         self.filled.clear();
         if self.frames.is_empty() {
@@ -165,6 +162,8 @@ impl Evictor {
             };
             tally.add_pages(outcome, pages);
         }
+        filled(&self.filled);
+        // Until here whoever touches a page waits.
         drop(committed);
         for frame in &self.homeless {
             // The next try finds single pages, for which there may be memory.
@@ -179,7 +178,7 @@ impl Evictor {
         let mut sum = Tally::default();
         for attempt in 0..TRIES {
             pause(attempt);
-            sum.try_again(&self.try_parts(region, parts, before, BadMemory::Stays));
+            sum.try_again(&self.try_parts(region, parts, before, BadMemory::Stays, |_| ()));
             // Time may help, or a split did.
             if !sum.is_transient() && self.homeless.is_empty() {
                 break;
@@ -229,9 +228,9 @@ impl Relief {
             let due = ages::count_due(&self.folios, limit - sum.moved());
             let parts = &self.folios[..due];
             let evictor = &mut self.evictor;
-            let mut tally = evictor.try_parts(region, parts, NEVER, BadMemory::Stays);
+            let mut tally = evictor.try_parts(region, parts, NEVER, BadMemory::Stays, |_| ());
             if !evictor.homeless.is_empty() {
-                tally.try_again(&evictor.try_parts(region, parts, NEVER, BadMemory::Stays));
+                tally.try_again(&evictor.try_parts(region, parts, NEVER, BadMemory::Stays, |_| ()));
             }
             sum.merge(&tally);
         }
@@ -329,8 +328,15 @@ pub(crate) fn make_room(device: &Device, limit: u64, before: Stamp) -> Result<u6
 
 /// Brings folios back that the CPUs use, as many as a batch has room for. Each is tried once:
 /// what is busy is tried again when it was used again.
-pub(crate) fn for_cpus(device: &Device, evictor: &mut Evictor, folios: &[Candidate]) -> Tally {
-    let tally = evictor.try_parts(device.region(), folios, NEVER, BadMemory::Stays);
+///
+/// `filled` hears which frames of system memory have them now, before anybody can use them there.
+pub(crate) fn for_cpus(
+    device: &Device,
+    evictor: &mut Evictor,
+    folios: &[Candidate],
+    filled: impl FnOnce(&[usize]),
+) -> Tally {
+    let tally = evictor.try_parts(device.region(), folios, NEVER, BadMemory::Stays, filled);
     count(device, sys::cdm_evict_why_CDM_EVICT_FOR_CPUS, &tally);
     tally
 }

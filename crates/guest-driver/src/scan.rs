@@ -5,10 +5,10 @@
 //!
 //! Facility: none of its own; policy over [`crate::pagemap`] and [`crate::evict`]. Contexts: a
 //! work item of the device, which runs for as long as it is switched on; sysfs in process
-//! context. Lock order: `Scan::state`, then nothing; `Scan::recent`, innermost. Invariant: there
-//! is at most one such work item, it is in the device's gate while it looks at pages, and ends at
-//! the next period once the gate is shut or it is switched off. Nobody waits for it but who
-//! switches it off, for nothing.
+//! context. Lock order: `Scan::state`, then nothing; `Scan::recent`, innermost, also under the locks
+//! of the folios of a batch. Invariant: there is at most one such work item, it is in the device's
+//! gate while it looks at pages, and ends at the next period once the gate is shut or it is switched
+//! off. Nobody waits for it but who switches it off, for nothing.
 //!
 //! A device cannot see what the CPUs do to its memory, but the kernel can: the page tables have
 //! accessed bits, which the series lets a driver read and clear. So once a period so many folios
@@ -348,15 +348,18 @@ impl Scanner {
             let (now_due, later) = rest.split_at(due);
             rest = later;
             let wanted: u64 = now_due.iter().map(|folio| 1 << folio.order).sum();
-            let tally = evict::for_cpus(device, &mut self.evictor, now_due);
+            // Before the device can hear of them again and find them hot.
+            let note = |frames: &[usize]| {
+                let mut recent = scan.recent.lock();
+                if let Some(recent) = &mut *recent {
+                    for frame in frames {
+                        recent.note(*frame, now);
+                    }
+                }
+            };
+            let tally = evict::for_cpus(device, &mut self.evictor, now_due, note);
             self.bucket.put_back(wanted - tally.moved().min(wanted));
             scan.returned.add(tally.moved(), Relaxed);
-            let mut recent = scan.recent.lock();
-            if let Some(recent) = &mut *recent {
-                for frame in self.evictor.frames_filled() {
-                    recent.note(*frame, now);
-                }
-            }
         }
         let left: u64 = rest.iter().map(|folio| 1 << folio.order).sum();
         self.bucket.put_back(left);
