@@ -97,6 +97,11 @@ bench-backend *ARGS:
 behaviour-table *ARGS:
     @{{ cdm }} behaviour-table "$@"
 
+# Make a book of the documents
+[no-cd, no-exit-message]
+book *ARGS:
+    @{{ cdm }} book "$@"
+
 # Compare pages and header that are written from code with it, or write them anew
 [no-cd, no-exit-message]
 reference *ARGS:

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, bench, bench_backend, build, clean, dev, device, doctor, fuzz, guest, ide,
-    image, junit_page, litmus, logs, mutants, reference, report, series_check, stress, test, vm,
+    Context, behaviour, bench, bench_backend, book, build, clean, dev, device, doctor, fuzz, guest,
+    ide, image, junit_page, litmus, logs, mutants, reference, report, series_check, stress, test,
+    vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -64,6 +65,8 @@ pub enum Command {
     BenchBackend(bench_backend::BenchBackendArgs),
     /// Try what each type of device memory can do, and print a table of it
     BehaviourTable(behaviour::BehaviourTableArgs),
+    /// Make a book of the documents
+    Book(book::BookArgs),
     /// Compare pages and header that are written from code with it, or write them anew
     Reference(reference::ReferenceArgs),
     /// Print the results of a run as Markdown, as GitHub shows them
@@ -110,6 +113,7 @@ impl Command {
             Self::SeriesCheck(args) => series_check::run(ctx, &args),
             Self::BenchBackend(args) => bench_backend::run(ctx, &args),
             Self::BehaviourTable(args) => behaviour::run(ctx, &args),
+            Self::Book(args) => book::run(ctx, &args),
             Self::Reference(args) => reference::run(ctx, &args),
             Self::Results(args) => junit_page::run(&args),
             Self::Report(args) => report::run(ctx, &args),

@@ -10,6 +10,7 @@
 pub mod behaviour;
 pub mod bench;
 pub mod bench_backend;
+pub mod book;
 pub mod build;
 pub mod cache;
 mod calendar;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What of Markdown the documents' checks need: links with their place, the anchors that headings
+//! What of Markdown the book and the documents' checks need: links with their place, the anchors that headings
 //! get, and blocks of code.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -16,7 +16,7 @@ pub const MINIMUM_QEMU: u32 = 11;
 const REMAKE: &str = "just clean --all, then run this again: the toolbox is made anew";
 
 /// Programs of the toolbox, and what each is for.
-const TOOLS: [(&str, &str); 17] = [
+const TOOLS: [(&str, &str); 18] = [
     ("make", "builds the kernel"),
     ("clang", "compiles the kernel"),
     ("llvm-cov", "tells what the fuzzers reach"),
@@ -34,6 +34,7 @@ const TOOLS: [(&str, &str); 17] = [
     ("node", "runs the check of the workflow for GitHub Actions"),
     ("npm", "fetches that check"),
     ("umoci", "makes the image for container engines"),
+    ("mdbook", "makes the book of the documents"),
 ];
 
 /// Programs of the host that the project can use, and what each is good for.

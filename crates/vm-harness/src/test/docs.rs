@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::run::Run;
 use super::select::STAGES;
 use super::table::Table;
+use crate::book;
 
 /// The stage `docs`.
 pub const DOCS: Table = Table {
@@ -34,6 +35,10 @@ pub const DOCS: Table = Table {
             every_link_leads_somewhere,
         ),
         ("docs::book_has_every_page_once", book_has_every_page),
+        (
+            "docs::book_is_made_and_its_links_lead_to_its_pages",
+            book_is_made,
+        ),
         (
             "docs::code_of_the_tutorial_is_that_of_the_examples",
             code_is_there,
@@ -64,6 +69,10 @@ fn book_has_every_page(run: &Run) -> Result<()> {
 
 fn code_is_there(run: &Run) -> Result<()> {
     code::is_of_the_examples(&run.ctx().repo, &documents(run)?)
+}
+
+fn book_is_made(run: &Run) -> Result<()> {
+    book::make(run.ctx(), &run.folder().join("book"), &run.log("docs-book"))
 }
 
 fn dependencies_are_known(run: &Run) -> Result<()> {
