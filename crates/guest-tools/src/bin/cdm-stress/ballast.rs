@@ -2,7 +2,6 @@
 
 //! Processes that keep the devices full, so that whoever wants room has to fight for it.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread;
@@ -26,8 +25,9 @@ const ROOM_BYTES: usize = HUGE_PAGE_BYTES;
 const PIECE_PAGES: usize = 4096;
 /// Pages that it compares after each.
 const SAMPLES: usize = 16;
-/// It is there to be in the way, not to take the processors.
-const PAUSE: Duration = Duration::from_millis(50);
+/// How long it rests after a piece that lies in the device as a whole: it is there to be in the way,
+/// not to take the processors.
+const PAUSE: Duration = Duration::from_millis(10);
 /// How long filling the devices may take before the others start all the same.
 const FILL_LIMIT: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(20);
@@ -114,11 +114,14 @@ fn keep_full(stage: &Stage, number: u32) -> Result<()> {
     let contents = Contents::new(&device, total - ROOM_BYTES, seed)?;
     let memory = &contents.memory;
     let mut is_first = true;
+    let mut next = 0;
     while !ballast.is_done() {
         let pages = match device.query()?.bytes_free as usize > ROOM_BYTES {
             true => 0..memory.pages(),
-            false => some_pages(&mut random, memory.pages()),
+            // What was driven out lies together, so pieces are taken in turn.
+            false => next..memory.pages().min(next + PIECE_PAGES),
         };
+        next = pages.end % memory.pages();
         let range = memory.page_range(pages.start, pages.len());
         let options = Options {
             make_room: random.one_in(2),
@@ -139,7 +142,9 @@ fn keep_full(stage: &Stage, number: u32) -> Result<()> {
             let page = pages.start + random.below(pages.len());
             contents.check(page, stage)?;
         }
-        thread::sleep(PAUSE);
+        if migration.moved == 0 {
+            thread::sleep(PAUSE);
+        }
     }
     contents.check_all(stage)
 }
@@ -217,12 +222,6 @@ impl Contents {
             .step_by(PAGES_APART)
             .try_for_each(|page| self.check(page, stage))
     }
-}
-
-/// Not too many of `total` pages.
-fn some_pages(random: &mut Random, total: usize) -> Range<usize> {
-    let piece = random.piece(total);
-    piece.start..piece.end.min(piece.start + PIECE_PAGES)
 }
 
 #[cfg(test)]

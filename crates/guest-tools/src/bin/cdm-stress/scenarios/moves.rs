@@ -3,8 +3,13 @@
 //! Move storms: many move the same memory at once, both ways and between devices, while it is
 //! written and while devices work on it.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
-use cdm_guest_tools::device::{Bound, Comparison, Device, Direction, Evicted, Options, Span};
+use cdm_guest_tools::device::{
+    Bound, Comparison, Device, Direction, Evicted, Migration, Options, Span,
+};
 use cdm_guest_tools::memory::{HUGE_PAGE_BYTES, Mapping, PAGE_BYTES};
 use cdm_guest_tools::random::Random;
 use cdm_guest_tools::uapi::{CDM_CAN_BIND, CDM_CAN_MOVE_FILES};
@@ -165,14 +170,24 @@ impl Mover<'_> {
     }
 
     /// Moves some piece of the memory, which may be anybody's.
-    fn move_some(&mut self, direction: Direction) -> Result<()> {
+    fn move_some(&mut self, direction: Direction) -> Result<Migration> {
         let piece = self.random.piece(self.memory.pages());
         let range = self.memory.page_range(piece.start, piece.len());
         let options = any_options(&mut self.random, direction);
         let device = self.any_device();
         let device = &self.devices[device];
-        let moved = self.stage.migrate(device, 0, range, direction, options);
-        moved.map(drop)
+        self.stage.migrate(device, 0, range, direction, options)
+    }
+
+    /// Moves some piece into a device; whoever has his memory there waits to be driven out.
+    fn move_in_or_wait(&mut self) -> Result<()> {
+        /// What drives him out gets on meanwhile.
+        const PAUSE: Duration = Duration::from_millis(100);
+        let migration = self.move_some(Direction::ToDevice)?;
+        if migration.moved == 0 && migration.no_memory == 0 {
+            thread::sleep(PAUSE);
+        }
+        Ok(())
     }
 
     fn move_either_way(&mut self) -> Result<()> {
@@ -180,7 +195,7 @@ impl Mover<'_> {
             true => Direction::ToDevice,
             false => Direction::ToSystem,
         };
-        self.move_some(direction)
+        self.move_some(direction).map(drop)
     }
 
     /// Brings pages out of a device by age or by frame, whoever they belong to.
@@ -252,15 +267,13 @@ fn overlapping_ranges_both_ways(stage: &Stage) -> Result<()> {
 
 fn against_evictions(stage: &Stage) -> Result<()> {
     storm_of_writers(stage, |mover| match mover.random.one_in(2) {
-        true => mover.move_some(Direction::ToDevice),
+        true => mover.move_some(Direction::ToDevice).map(drop),
         false => mover.evict_some(),
     })
 }
 
 fn into_full_devices(stage: &Stage) -> Result<()> {
-    ballast::beside(stage, || {
-        storm_of_writers(stage, |mover| mover.move_some(Direction::ToDevice))
-    })
+    ballast::beside(stage, || storm_of_writers(stage, |mover| mover.move_in_or_wait()))
 }
 
 /// Pages that a device works on at once.
