@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * The virtio bus and a device node, for a driver in Rust, whose kernel crate has no abstraction
  * of the former: the methods are Rust's.

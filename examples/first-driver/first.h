@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* What bus.c gives to glue.rs; @owner is a struct module. */
 #ifndef _FIRST_H
 #define _FIRST_H

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! first.ko: a first driver for coherent device memory. It binds to the device, hotplugs its
 //! memory, and moves the page there whose address a process writes to `/dev/first`.

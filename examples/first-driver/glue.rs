@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! The C side of the example as Rust: `device.c`, `memory.c` and `bus.c`, each behind a type that calls
 //! it in the right order.

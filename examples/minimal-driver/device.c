@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* The device: its control queue, and where its memory is. */
 
 #include <linux/scatterlist.h>

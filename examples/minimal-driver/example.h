@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What the two example drivers share: talking to the device (device.c), and its memory as
  * memory of the kernel (memory.c). minimal_main.c makes a driver of them in C, first-driver one in Rust.

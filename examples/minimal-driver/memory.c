@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* The device memory as memory of the kernel, and pages that move there and back. */
 
 #include <linux/bitmap.h>

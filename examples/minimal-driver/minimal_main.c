@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * A driver of the cdm device that is as small as one can be and still serve cdmctl: it knows
  * the device from its specification and cdm_device.h, and programs from uapi/cdm.h. It moves

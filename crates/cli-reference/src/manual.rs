@@ -5,7 +5,9 @@
 use clap::Command;
 use clap_mangen::Man;
 
+// REUSE-IgnoreStart: this is what pages get.
 const LICENCE: &str = ".\\\" SPDX-License-Identifier: Apache-2.0 OR MIT\n";
+// REUSE-IgnoreEnd
 
 /// Names of files and what is in them.
 pub fn of(program: &str, command: &Command) -> Vec<(String, String)> {

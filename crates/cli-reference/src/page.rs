@@ -8,11 +8,15 @@ use std::fmt::Write as _;
 use clap::builder::StyledStr;
 use clap::{Arg, Command};
 
+// REUSE-IgnoreStart: this is what pages get.
+const LICENCE: &str = "<!-- SPDX-License-Identifier: Apache-2.0 OR MIT -->";
+// REUSE-IgnoreEnd
+
 /// The page of a program whose definition has been built.
 pub fn of(command: &Command) -> String {
     let name = command.get_name();
     let mut page = format!(
-        "<!-- SPDX-License-Identifier: Apache-2.0 OR MIT -->\n# Command line: {name}\n\n\
+        "{LICENCE}\n# Command line: {name}\n\n\
          Written from the program's own definition by the command below; not by hand.\n\n    \
          just reference --record\n"
     );

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT */
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR MIT */
 /*
  * Wire contract of the coherent device memory (cdm) device: what its specification,
  * docs/reference/device.md, has in tables. Written from there by 'just reference --record';

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR MIT
 
 //! The wire contract of the coherent device memory device.
 //!

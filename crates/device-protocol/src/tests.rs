@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR MIT
 
 //! Golden bytes: what a peer written from the specification alone would send.
 

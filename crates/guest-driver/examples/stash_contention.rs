@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! What the free pages of each CPU bring: threads take and free pages through one allocator
 //! behind a lock, as the driver does, once with a stash for each and once without.

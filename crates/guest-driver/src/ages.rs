@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! Which pages were migrated longest ago. Pure logic: no kernel facility, no unsafe.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! Buddy allocator over page numbers. Pure logic: no kernel facility, no unsafe.
 //!

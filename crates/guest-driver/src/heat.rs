@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! What is used much, how much of it may be moved, and what waits to be. Pure logic: no kernel
 //! facility, no unsafe.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! Brings back to system memory what the CPUs use in the device, where the administrator asks
 //! for that in sysfs.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! Single pages in front of the allocator. Pure logic: no kernel facility, no unsafe.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! Raw kernel interface: `kernel::bindings`, what Kbuild's bindgen run adds to it, and
 //! the C functions of `c/`.

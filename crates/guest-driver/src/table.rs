@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! A leaf of a device's page table: what the device may access in 2 MiB of an address
 //! space. Pure logic: no kernel facility, no unsafe.

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR MIT
 
 //! `include/cdm_device.h`, the contract for drivers in C: every table of the specification as
 //! definitions. The tables are what `spec` compares with the code, so the header agrees with
@@ -15,7 +15,7 @@ use super::spec::{Row, rows, specification};
 const HEADER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/include/cdm_device.h");
 
 const HEAD: &str = "\
-/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT */
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR MIT */
 /*
  * Wire contract of the coherent device memory (cdm) device: what its specification,
  * docs/reference/device.md, has in tables. Written from there by 'just reference --record';

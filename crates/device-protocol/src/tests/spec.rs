@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 OR MIT
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR MIT
 
 //! Compares the tables of `docs/reference/device.md` with the code, both ways: what one
 //! has and the other lacks fails too.

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* What bindgen reads; see Kbuild for the names that it takes from here. */
 #include <linux/hmm.h>
 #include <linux/migrate.h>

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* Pages and folios, wherever they are: what can be seen of them, and references. */
 
 #include <linux/hugetlb.h>

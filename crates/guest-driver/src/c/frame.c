@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* Frames of device memory, which are found without a mapping or a reference. */
 
 #include <linux/memremap.h>

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * C side of cdm.ko: what Rust cannot reach because it is a macro, an inline
  * function or a table of macros; a file for each subject. Nothing here decides

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* What moving pages takes besides the calls of linux/migrate.h: new pages, and copies. */
 
 #include <linux/gfp.h>

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* Module parameters. */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* Work, time, CPUs, and the current process. */
 
 #include <linux/capability.h>

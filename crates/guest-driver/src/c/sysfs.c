@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* Attributes of /dev/cdmN's class device. */
 
 #include <linux/device.h>

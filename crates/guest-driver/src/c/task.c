@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /* Processes, and whose memory may be moved by whom. */
 
 #include <linux/capability.h>

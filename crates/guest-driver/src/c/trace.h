@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Trace events of the coherent device memory driver, under events/cdm/ in tracefs.
  * Names and fields are described in docs/reference/driver.md.

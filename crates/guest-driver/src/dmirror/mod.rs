@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 
 //! `/dev/hmm_dmirrorN`: the nodes of the kernel's own HMM test suite, on a real device.
 //!
