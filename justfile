@@ -117,6 +117,16 @@ results *ARGS:
 report *ARGS:
     @{{ cdm }} report "$@"
 
+# Make packages for Debian, of the device's process and of the driver's source
+[no-cd, no-exit-message]
+package *ARGS:
+    @{{ cdm }} package "$@"
+
+# Look at licences, origin and known faults of the crates that are built in
+[no-cd, no-exit-message]
+deny *ARGS:
+    @{{ cdm }} deny "$@"
+
 # Make an image for containers that runs all this without building anything
 [no-cd, no-exit-message]
 image *ARGS:

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use cdm_harness::{
-    Context, behaviour, bench, bench_backend, book, build, clean, dev, device, doctor, fuzz, guest,
-    ide, image, junit_page, litmus, logs, mutants, reference, report, series_check, stress, test,
-    vm,
+    Context, behaviour, bench, bench_backend, book, build, clean, deny, dev, device, doctor, fuzz,
+    guest, ide, image, junit_page, litmus, logs, mutants, package, reference, report, series_check,
+    stress, test, vm,
 };
 use clap::{Parser, Subcommand};
 
@@ -73,6 +73,10 @@ pub enum Command {
     Results(junit_page::ResultsArgs),
     /// Put the last results of tests, stress and benchmarks on one page, with plots
     Report(report::ReportArgs),
+    /// Make packages for Debian, of the device's process and of the driver's source
+    Package(package::PackageArgs),
+    /// Look at licences, origin and known faults of the crates that are built in
+    Deny(deny::DenyArgs),
     /// Make an image for containers that runs all this without building anything
     Image(image::ImageArgs),
     /// Look at a device that runs, or have it fail on request
@@ -117,6 +121,8 @@ impl Command {
             Self::Reference(args) => reference::run(ctx, &args),
             Self::Results(args) => junit_page::run(&args),
             Self::Report(args) => report::run(ctx, &args),
+            Self::Package(args) => package::run(ctx, &args),
+            Self::Deny(args) => deny::run(ctx, &args),
             Self::Image(args) => image::run(ctx, &args),
             Self::Device(args) => device::run(args),
             Self::Completions(args) => completions::run(&args),

@@ -46,6 +46,12 @@ impl Commit {
     }
 }
 
+/// When the commit that is checked out was made, as RFC 2822 writes it.
+pub fn date_of_commit(ctx: &Context) -> Result<String> {
+    let date = git(ctx, &["show", "--no-patch", "--format=%cD", "HEAD"])?;
+    Ok(date.trim().to_owned())
+}
+
 /// What `--record` asks of the clone.
 const NO_COMMIT: &str = "--record writes down what a commit did, and the clone has changes that \
                          are in none; commit them, or leave --record away";

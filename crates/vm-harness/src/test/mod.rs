@@ -18,6 +18,7 @@ mod kernel;
 pub(crate) mod ktap;
 mod lint;
 mod nightly;
+mod packages;
 pub(crate) mod report;
 mod run;
 mod select;
@@ -123,7 +124,11 @@ fn stages() -> Stages {
 fn guest_stages() -> [Stages; 2] {
     [
         vec![Box::<e2e::EndToEnd>::default()],
-        vec![Box::new(host::HOST), Box::new(hmm::Hmm)],
+        vec![
+            Box::new(packages::PACKAGES),
+            Box::new(host::HOST),
+            Box::new(hmm::Hmm),
+        ],
     ]
 }
 

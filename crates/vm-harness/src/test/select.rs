@@ -35,7 +35,7 @@ impl Selection {
 
 /// Every stage.
 pub const STAGES: &[&str] = &[
-    "lint", "docs", "unit", "doctest", "fuzz", "kernel", "e2e", "hmm", "host",
+    "lint", "docs", "unit", "doctest", "fuzz", "packages", "kernel", "e2e", "hmm", "host",
 ];
 
 fn begins_with_stage(text: &str, stage: &str) -> bool {

@@ -273,7 +273,9 @@ fn against_evictions(stage: &Stage) -> Result<()> {
 }
 
 fn into_full_devices(stage: &Stage) -> Result<()> {
-    ballast::beside(stage, || storm_of_writers(stage, |mover| mover.move_in_or_wait()))
+    ballast::beside(stage, || {
+        storm_of_writers(stage, |mover| mover.move_in_or_wait())
+    })
 }
 
 /// Pages that a device works on at once.
