@@ -163,6 +163,45 @@ fn reference_header_is_what_the_specification_says() {
     );
 }
 
+/// The headers of versions before this one, as drivers were built with them.
+const RELEASED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/include/released");
+
+/// The first line of a released header that is not in the present one, behind those before it. What
+/// numbers the version is the one thing that changes.
+fn first_change<'a>(released: &'a str, present: &str) -> Option<&'a str> {
+    let mut rest = present.lines();
+    released
+        .lines()
+        .filter(|line| !line.starts_with("#define CDM_DEV_VERSION_MINOR"))
+        .find(|line| !rest.any(|other| other == *line))
+}
+
+#[test]
+fn driver_of_an_earlier_version_means_by_everything_what_the_device_of_today_does() {
+    let present = header(&specification());
+    let mut seen = 0;
+    for entry in std::fs::read_dir(RELEASED).expect("headers of earlier versions") {
+        let path = entry.expect("an entry").path();
+        let released = std::fs::read_to_string(&path).expect("a header");
+        let change = first_change(&released, &present);
+        assert_eq!(change, None, "{} has it otherwise", path.display());
+        seen += 1;
+    }
+    assert!(seen > 0, "{RELEASED} has no header");
+}
+
+#[test]
+fn changed_number_and_missing_field_of_a_released_header_show() {
+    let present = header(&specification());
+    let renumbered = present.replace("POOL_KIND_GENERAL\t1", "POOL_KIND_GENERAL\t2");
+    let grown = present.replace("__le64 address;", "__le32 address;");
+    for other in [renumbered, grown] {
+        assert_ne!(other, present);
+        assert!(first_change(&present, &other).is_some());
+    }
+    assert_eq!(first_change(&present, &present), None);
+}
+
 #[test]
 fn tables_become_definitions_of_their_kind() {
     let text = "# A\n### 1 `PoolKind`\n\n| number | name | meaning |\n|---|---|---|\n| 1 | general \

@@ -4,6 +4,7 @@
 //! work as it is shown.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -15,7 +16,11 @@ use crate::vm::FileCopy;
 /// Has an example's module in the guest; where.
 fn bring(session: &mut Session, folder: &str, module: &str) -> Result<String> {
     let sources = session.ctx().repo.join("examples").join(folder);
-    let built = build::own_modules(session.ctx(), &session.spec().kernel, &sources)?;
+    bring_from(session, &sources, module)
+}
+
+fn bring_from(session: &mut Session, sources: &Path, module: &str) -> Result<String> {
+    let built = build::own_modules(session.ctx(), &session.spec().kernel, sources)?;
     let host = built.into_iter().next().context("no module was built")?;
     let guest = format!("/root/{module}.ko");
     session.bring(FileCopy {
@@ -28,6 +33,10 @@ fn bring(session: &mut Session, folder: &str, module: &str) -> Result<String> {
 /// Loads an example where ours was; what the kernel said.
 fn load(session: &mut Session, folder: &str, module: &str) -> Result<String> {
     let guest = bring(session, folder, module)?;
+    insert(session, &guest)
+}
+
+fn insert(session: &mut Session, guest: &str) -> Result<String> {
     session.text("rmmod cdm")?;
     session.new_log()?;
     session.text(&format!("insmod {guest}"))?;
@@ -167,6 +176,27 @@ pub fn first_page_moves(session: &mut Session) -> Result<()> {
 /// `cdmctl` of ours moves a process there and back through the minimal driver.
 pub fn minimal_driver_serves_cdmctl(session: &mut Session) -> Result<()> {
     load(session, "minimal-driver", "minimal")?;
+    serves_cdmctl(session)
+}
+
+/// So does the one that is built with the contract of version 1.2, as a driver is that nobody has
+/// touched since.
+pub fn earlier_driver_serves_cdmctl(session: &mut Session) -> Result<()> {
+    let ctx = session.ctx();
+    let copy = ctx.cache.join("test/driver-of-1.2");
+    let driver = copy.join("examples/minimal-driver");
+    build::mirror(&ctx.repo.join("examples/minimal-driver"), &driver)?;
+    let uapi = "crates/guest-driver/uapi";
+    build::mirror(&ctx.repo.join(uapi), &copy.join(uapi))?;
+    let include = "crates/device-protocol/include";
+    let released = ctx.repo.join(include).join("released/cdm_device-1.2.h");
+    build::mirror_file(&released, &copy.join(include).join("cdm_device.h"))?;
+    let guest = bring_from(session, &driver, "minimal")?;
+    insert(session, &guest)?;
+    serves_cdmctl(session)
+}
+
+fn serves_cdmctl(session: &mut Session) -> Result<()> {
     let kernel = session.text("cdmctl info --json")?;
     ensure!(kernel.contains("\"bytes_total\": 268435456"), "{kernel}");
     session.text(

@@ -256,6 +256,10 @@ const EXAMPLES: &[Check] = &[
         "examples::minimal_driver_moves_a_process_for_cdmctl",
         examples::minimal_driver_serves_cdmctl,
     ),
+    (
+        "examples::driver_built_for_version_1_2_moves_a_process_for_cdmctl",
+        examples::earlier_driver_serves_cdmctl,
+    ),
 ];
 
 /// What CPUs and device see of each other's accesses.
