@@ -27,10 +27,15 @@
 //! send more than the other side has promised to hold: data goes out only within
 //! a [`Window`], and a receiver returns credit after it handed the data on. Slow
 //! consumers therefore stall their own channel and nothing else.
+//!
+//! # What programs print
+//!
+//! [`Sample`] is no frame, but a line that a benchmark in the guest prints for the host tool.
 
 mod flow;
 mod frame;
 mod message;
+mod sample;
 
 pub use flow::{Grants, WINDOW_BYTES, Window};
 pub use frame::{Decoder, EncodeError, FRAME_BYTES_MAX, FrameError, encode};
@@ -38,6 +43,7 @@ pub use message::{
     ChannelId, Command, DATA_BYTES_MAX, Ending, Exec, ExitStatus, GuestMessage, HostMessage,
     ModuleState, TtySize, VERSION,
 };
+pub use sample::{SUBJECT, Sample, SampleError, Unit};
 
 /// Name of the virtio-serial port that carries the frames.
 pub const PORT_NAME: &str = "org.cdm.agent";

@@ -135,7 +135,7 @@ fn change(old: &Figure, new: &Figure) -> Change {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::sample::Unit;
+    use cdm_agent_protocol::Unit;
 
     fn figure(name: &str, unit: Unit, ratios: [f64; 3]) -> Figure {
         let [ratio_min, ratio, ratio_max] = ratios;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::sample::{SUBJECT, Sample, Unit};
+use cdm_agent_protocol::{SUBJECT, Sample, Unit};
 
 /// A figure against a reference: an element of `results.json`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

@@ -11,7 +11,6 @@ mod compare;
 mod figure;
 mod machine;
 mod report;
-mod sample;
 mod table;
 
 use std::fs;
@@ -25,7 +24,6 @@ use clap::Args;
 use self::about::About;
 use self::compare::{Change, compare};
 use self::figure::{Figure, collate};
-use self::sample::Sample;
 use crate::build::{self, KernelOptions};
 use crate::cache;
 use crate::context::Context;
@@ -35,6 +33,7 @@ use crate::results;
 use crate::runs;
 use crate::test::Session;
 use crate::vm::boot::{Stream, accelerator};
+use cdm_agent_protocol::Sample;
 
 /// The program that measures, in the guest and on the host.
 const PROGRAM: &str = "cdm-bench";
@@ -208,7 +207,10 @@ fn in_guest(
     if !status.success() {
         bail!("'{line}' ended with {status:?}: {}", said.join("\n"));
     }
-    samples.into_iter().collect()
+    samples
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .map_err(Into::into)
 }
 
 /// Has the same program measure on the host.
@@ -226,7 +228,7 @@ fn on_host(program: &Path, arguments: &[String]) -> Result<Vec<Sample>> {
     );
     String::from_utf8(output.stdout)?
         .lines()
-        .map(Sample::parse)
+        .map(|line| Ok(Sample::parse(line)?))
         .collect()
 }
 

@@ -68,7 +68,7 @@ pub fn ratio(ratio: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::sample::Unit;
+    use cdm_agent_protocol::Unit;
 
     fn figure(name: &str, reference: &str) -> Figure {
         Figure {

@@ -10,7 +10,7 @@ use cdm_guest_tools::device::{Device, Direction, Span};
 use cdm_guest_tools::memory::{Mapping, PAGE_BYTES};
 
 use crate::contest::{Contest, Setting, Turn};
-use crate::sample::{Measured, Unit};
+use crate::sample::{Measured, SUBJECT, Unit};
 use crate::timing::{mebibytes_per_second, timed};
 
 const SIZES: [usize; 5] = [4 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20];
@@ -63,7 +63,7 @@ fn all(setting: &Setting, turns: impl Fn(Work, usize) -> Vec<Turn>) -> Vec<Conte
 pub fn contests(setting: &Setting) -> Vec<Contest> {
     all(setting, |work, bytes| {
         vec![Turn {
-            by: "cdm",
+            by: SUBJECT,
             measure: Box::new(move || device(work, bytes)),
         }]
     })
@@ -115,7 +115,7 @@ fn device(work: Work, bytes: usize) -> Result<Vec<Measured>> {
     let (source, destination) = (source?, destination?);
     let whole = Span { offset: 0, bytes };
     let crc = source.crc32c(bytes);
-    let values = measure(work, bytes, 1, "cdm", |_| {
+    let values = measure(work, bytes, 1, SUBJECT, |_| {
         match work {
             Work::Copy => device.copy((&source, whole), (&destination, whole))?.ok()?,
             Work::Fill => device.fill(&destination, whole, 8, 3)?.ok()?,

@@ -20,7 +20,7 @@ use io_uring::{IoUring, opcode, types};
 use nix::sys::eventfd::EventFd;
 
 use crate::contest::{Contest, Setting, Turn};
-use crate::sample::{Measured, Unit};
+use crate::sample::{Measured, SUBJECT, Unit};
 
 /// Commands at a time.
 const DEPTH: usize = 64;
@@ -56,7 +56,7 @@ pub fn contests(setting: &Setting) -> Vec<Contest> {
         name: "commands".to_owned(),
         turns: vec![
             Turn {
-                by: "cdm",
+                by: SUBJECT,
                 measure: Box::new(move || device(times)),
             },
             Turn {
@@ -113,7 +113,7 @@ fn rate(by: &'static str, took: &[Duration]) -> Measured {
 }
 
 fn device(times: Times) -> Result<Vec<Measured>> {
-    const BY: &str = "cdm";
+    const BY: &str = SUBJECT;
     let device = Device::open(0).context("cannot open /dev/cdm0: is the driver loaded?")?;
     let took = each(times.one_by_one, || {
         device.nop()?.ok()?;

@@ -44,7 +44,7 @@ pub fn run(group: &str, contests: &[Contest], rounds: Range<u32>) -> Result<()> 
                 eprintln!("progress {group}: round {}: {name}: {}", round + 1, turn.by);
                 let child = Child::spawn(|_| {
                     for measured in (turn.measure)()? {
-                        println!("{}", measured.line(round)?);
+                        println!("{}", measured.in_round(round).line()?);
                     }
                     Ok(())
                 });

@@ -15,7 +15,7 @@ use nix::sys::mman::MmapAdvise;
 
 use crate::contest::{Contest, Setting, Turn};
 use crate::memory::{self, PageSize};
-use crate::sample::{Measured, Unit};
+use crate::sample::{Measured, SUBJECT, Unit};
 use crate::timing::mebibytes_per_second;
 
 /// Pages that are asked for or forgotten in a turn, one after the other.
@@ -47,7 +47,7 @@ pub fn contests(setting: &Setting) -> Vec<Contest> {
         contest(
             "page-request",
             vec![
-                turn("cdm", Box::new(move || page_requests(pages))),
+                turn(SUBJECT, Box::new(move || page_requests(pages))),
                 turn("known-page", Box::new(move || known_pages(pages))),
                 turn("cpu-fault", Box::new(move || cpu_faults(pages))),
             ],
@@ -55,14 +55,14 @@ pub fn contests(setting: &Setting) -> Vec<Contest> {
         contest(
             "invalidation",
             vec![
-                turn("cdm", Box::new(move || invalidations(pages, true))),
+                turn(SUBJECT, Box::new(move || invalidations(pages, true))),
                 turn("not-bound", Box::new(move || invalidations(pages, false))),
             ],
         ),
         contest(
             "moved-at-work",
             vec![
-                turn("cdm", Box::new(move || moves(trips, true))),
+                turn(SUBJECT, Box::new(move || moves(trips, true))),
                 turn("not-at-work", Box::new(move || moves(trips, false))),
             ],
         ),
@@ -116,7 +116,7 @@ fn time<T>(work: impl FnOnce() -> std::io::Result<T>) -> Result<Duration> {
 /// The device works on a page that it does not know.
 fn page_requests(pages: usize) -> Result<Vec<Measured>> {
     let (memory, bound) = (small_pages(pages)?, bind()?);
-    each("page-request", "cdm", pages, |page| {
+    each("page-request", SUBJECT, pages, |page| {
         time(|| bound.checksum(&memory, head_of(page), 0))
     })
 }
@@ -153,7 +153,7 @@ fn invalidations(pages: usize, is_bound: bool) -> Result<Vec<Measured>> {
             bound.checksum(&memory, head_of(page), 0)?;
         }
     }
-    let by = if is_bound { "cdm" } else { "not-bound" };
+    let by = if is_bound { SUBJECT } else { "not-bound" };
     each("invalidation", by, pages, |page| {
         time(|| memory.advise_pages(page, 1, MmapAdvise::MADV_DONTNEED))
     })
@@ -186,7 +186,7 @@ fn moves(trips: usize, is_at_work: bool) -> Result<Vec<Measured>> {
         times
     })?;
     memory.check_pattern(1)?;
-    let by = if is_at_work { "cdm" } else { "not-at-work" };
+    let by = if is_at_work { SUBJECT } else { "not-at-work" };
     let value = |(place, way): (usize, &str)| Measured {
         name: format!("translation/moved-at-work/{way}"),
         by,

@@ -14,8 +14,8 @@ use self::plot::{Axis, lines};
 use self::shape::Plot;
 use super::about::About;
 use super::figure::Figure;
-use super::sample::Sample;
 use super::table::{number, ratio};
+use cdm_agent_protocol::Sample;
 
 const HEAD: &str = "\
 <!DOCTYPE html>
@@ -148,7 +148,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::bench::figure::{collate, tests::samples};
-    use crate::bench::sample::Unit;
+    use cdm_agent_protocol::Unit;
 
     #[test]
     fn page_has_every_figure_and_asks_nobody_for_more() {

@@ -5,7 +5,7 @@
 use super::bars::Bar;
 use super::plot::{Axis, Line};
 use crate::bench::figure::Figure;
-use crate::bench::sample::{SUBJECT, Sample, Unit};
+use cdm_agent_protocol::{SUBJECT, Sample, Unit};
 
 /// A part of a name that is a number of bytes, such as `64KiB`.
 fn bytes(word: &str) -> Option<f64> {

@@ -12,6 +12,7 @@ use anyhow::Result;
 use cdm_guest_tools::memory::Mapping;
 
 use crate::memory::{self, PageSize};
+use crate::sample::SUBJECT;
 
 use between::Between;
 use cdm::Cdm;
@@ -24,7 +25,7 @@ pub type Make = fn(&Task<'_>) -> Result<Box<dyn Mover>>;
 
 /// Who moves anonymous memory: the subject, and those whom it is compared with.
 pub const ANONYMOUS: [(&str, Make); 5] = [
-    ("cdm", |task| Ok(Box::new(Cdm::new(task, 0)?))),
+    (SUBJECT, |task| Ok(Box::new(Cdm::new(task, 0)?))),
     (test_hmm::PRIVATE, |task| {
         Ok(Box::new(TestHmm::new(task, Kind::Private)?))
     }),
@@ -40,7 +41,7 @@ pub const FILES: [(&str, Make); 2] = [ANONYMOUS[0], ANONYMOUS[4]];
 
 /// Who moves memory from one device to another, and those whom it is compared with.
 pub const BETWEEN: [(&str, Make); 3] = [
-    ("cdm", |task| Ok(Box::new(Between::new(task)?))),
+    (SUBJECT, |task| Ok(Box::new(Between::new(task)?))),
     ANONYMOUS[3],
     ANONYMOUS[4],
 ];
