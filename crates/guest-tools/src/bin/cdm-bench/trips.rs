@@ -73,12 +73,24 @@ pub fn round_trips(case: Case, make: Make) -> Result<Vec<Trip>> {
     (1..=case.trips).map(trip).collect()
 }
 
-/// How long it takes to do what a mover does besides moving.
+/// How often what a mover does besides moving is timed behind each way there: a busy host lets
+/// some of these times pass for longer than the whole way was.
+const BESIDES_TIMES: usize = 5;
+
+/// How long it takes to do what a mover does besides moving: the least of some times.
 fn besides(mover: &dyn Mover) -> Result<Option<Duration>> {
-    let start = Instant::now();
-    let done = mover.besides();
-    let time = start.elapsed();
-    done.transpose().map(|done| done.map(|()| time))
+    let mut least = None;
+    for _ in 0..BESIDES_TIMES {
+        let start = Instant::now();
+        let done = mover.besides();
+        let time = start.elapsed();
+        match done {
+            None => return Ok(None),
+            Some(done) => done?,
+        }
+        least = Some(least.map_or(time, |least: Duration| least.min(time)));
+    }
+    Ok(least)
 }
 
 #[cfg(test)]
