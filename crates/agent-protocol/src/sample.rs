@@ -21,32 +21,50 @@ pub enum Unit {
     /// Microseconds of wall time.
     #[serde(rename = "us")]
     Microseconds,
+    /// Milliseconds of wall time.
+    #[serde(rename = "ms")]
+    Milliseconds,
     /// Times in a second of wall time.
     #[serde(rename = "1/s")]
     PerSecond,
+    /// Mebibytes (2^20 bytes) that something takes.
+    #[serde(rename = "MiB")]
+    Mebibytes,
 }
 
 impl Unit {
     /// All of them.
-    pub const ALL: [Self; 3] = [
+    pub const ALL: [Self; 5] = [
         Self::MebibytesPerSecond,
         Self::Microseconds,
+        Self::Milliseconds,
         Self::PerSecond,
+        Self::Mebibytes,
     ];
 
-    /// Whether it is a time, of which less is better; of rates more is.
-    pub fn is_time(self) -> bool {
+    /// As it is written in a line, and in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MebibytesPerSecond => "MiB/s",
+            Self::Microseconds => "us",
+            Self::Milliseconds => "ms",
+            Self::PerSecond => "1/s",
+            Self::Mebibytes => "MiB",
+        }
+    }
+
+    /// Whether less of it is better: of times and of what something takes. Of rates more is.
+    pub fn less_is_better(self) -> bool {
         match self {
             Self::MebibytesPerSecond | Self::PerSecond => false,
-            Self::Microseconds => true,
+            Self::Microseconds | Self::Milliseconds | Self::Mebibytes => true,
         }
     }
 }
 
-/// As it is written in a line, and in results.
 impl fmt::Display for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(f)
+        f.write_str(self.name())
     }
 }
 
@@ -154,9 +172,11 @@ mod tests {
     }
 
     #[test]
-    fn less_is_better_of_times_alone() {
-        let times = Unit::ALL.into_iter().filter(|unit| unit.is_time());
-        assert_eq!(times.collect::<Vec<_>>(), [Unit::Microseconds]);
+    fn more_is_better_of_what_counts_by_the_second_alone() {
+        for unit in Unit::ALL {
+            let is_rate = unit.to_string().ends_with("/s");
+            assert_eq!(unit.less_is_better(), !is_rate, "{unit}");
+        }
     }
 
     #[test]

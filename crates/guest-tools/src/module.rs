@@ -2,7 +2,7 @@
 
 //! The driver's module: taken out and put in again.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,19 +44,31 @@ pub fn load_of_kernel(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Puts the module in with these parameters, where it is not.
+pub fn load(parameters: &CStr) -> Result<()> {
+    let file = File::open(FILE).with_context(|| format!("cannot open {FILE}"))?;
+    finit_module(&file, parameters, ModuleInitFlags::empty())
+        .with_context(|| format!("cannot load {FILE} with {parameters:?}"))
+}
+
 /// Takes the module out as soon as nobody has a node of it open.
 pub fn unload_between_users(limit: Duration) -> Result<Unloaded> {
     let parameters = CString::new(parameters()?).context("a parameter holds a zero byte")?;
+    unload_for_good(limit)?;
+    Ok(Unloaded {
+        parameters,
+        reloaded: false,
+    })
+}
+
+/// Takes the module out as soon as nobody has a node of it open, and leaves it out.
+pub fn unload_for_good(limit: Duration) -> Result<()> {
     wait_until(limit, "somebody always has a node open", || {
         match remove() {
             Ok(()) => Ok(true),
             Err(Errno::EWOULDBLOCK) => Ok(false),
             Err(error) => Err(error).context("cannot unload the module"),
         }
-    })?;
-    Ok(Unloaded {
-        parameters,
-        reloaded: false,
     })
 }
 
@@ -152,9 +164,7 @@ impl Unloaded {
 
     fn load(&mut self) -> Result<()> {
         self.reloaded = true;
-        let file = File::open(FILE).with_context(|| format!("cannot open {FILE}"))?;
-        finit_module(&file, &self.parameters, ModuleInitFlags::empty())
-            .with_context(|| format!("cannot load {FILE} with {:?}", self.parameters))?;
+        load(&self.parameters)?;
         wait_until(
             NODE_LIMIT,
             "no /dev/cdm0 after the module was loaded",

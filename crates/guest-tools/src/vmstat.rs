@@ -100,6 +100,22 @@ impl Snapshot {
     }
 }
 
+/// Free pages of all zones, and those that each CPU keeps for itself, which MemFree does not count.
+/// Unlike it, the sum does not change when a CPU takes pages for later or gives some back.
+pub fn free_pages() -> Result<u64> {
+    let zones = fs::read_to_string("/proc/zoneinfo").context("cannot read /proc/zoneinfo")?;
+    free_pages_in(&zones).context("/proc/zoneinfo tells no free pages")
+}
+
+fn free_pages_in(zones: &str) -> Option<u64> {
+    let counts = zones.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let is_wanted = matches!(words.next()?, "nr_free_pages" | "count:");
+        is_wanted.then(|| words.next()?.parse::<u64>().ok())?
+    });
+    Some(counts.sum()).filter(|pages| *pages > 0)
+}
+
 /// Free pages of all zones called Device in /proc/zoneinfo. The kernel's own allocator must never
 /// get a page of device memory.
 fn device_zone_free(text: &str) -> i64 {
@@ -152,6 +168,16 @@ mod tests {
         let before = snapshot("device_zone_free 0\n");
         let complaint = before.difference(&snapshot("device_zone_free 1\n"));
         assert!(complaint.is_some_and(|text| text.contains("device_zone_free")));
+    }
+
+    #[test]
+    fn free_pages_are_those_of_zones_and_of_cpus() {
+        let text = "Node 0, zone    DMA32\n  pages free     7\n        high     9\n      nr_free_pages 7\n  \
+                    pagesets\n    cpu: 0\n              count:    3\n              high:     5\n    \
+                    cpu: 1\n              count:    2\nNode 0, zone   Normal\n      nr_free_pages 100\n";
+        assert_eq!(free_pages_in(text), Some(112));
+        assert_eq!(free_pages_in("Node 0, zone    DMA32\n"), None);
+        assert!(free_pages().unwrap() > 0);
     }
 
     #[test]

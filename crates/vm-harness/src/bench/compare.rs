@@ -119,7 +119,7 @@ fn change(old: &Figure, new: &Figure) -> Change {
         new: new.ratio,
         noise: spread(old) * spread(new),
     };
-    let gain = match old.unit.is_time() {
+    let gain = match old.unit.less_is_better() {
         true => old.ratio / new.ratio,
         false => new.ratio / old.ratio,
     };

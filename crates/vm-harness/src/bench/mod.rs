@@ -1,30 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `cdm bench`: what device and driver do, measured in one guest in turn with what a user
-//! would pick instead.
+//! would pick instead, and how their costs grow with memory, devices and processes.
 //!
 //! `cdm-bench` in the guest measures; this collates, writes results, and compares them with those
 //! of an earlier run.
 
 mod about;
+mod boot;
 mod compare;
 mod figure;
+mod growth;
+mod guest;
 mod machine;
 mod report;
 mod table;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use self::about::About;
 use self::compare::{Change, compare};
 use self::figure::{Figure, collate};
-use crate::build::{self, KernelOptions};
+use self::growth::Growth;
+use crate::build::{self, Kernel, KernelOptions};
 use crate::cache;
 use crate::context::Context;
 use crate::git::Commit;
@@ -32,14 +35,9 @@ use crate::progress::Task;
 use crate::results;
 use crate::runs;
 use crate::test::Session;
-use crate::vm::boot::{Stream, accelerator};
+use crate::vm::boot::accelerator;
+use crate::vm::{BootTime, VmSpec};
 use cdm_agent_protocol::Sample;
-
-/// The program that measures, in the guest and on the host.
-const PROGRAM: &str = "cdm-bench";
-
-/// Longest silence of the program: a turn of the largest size, on a slow host.
-const SILENCE: Duration = Duration::from_secs(300);
 
 /// Rounds, unless told otherwise.
 const ROUNDS: u32 = 5;
@@ -57,7 +55,8 @@ Examples:
   just bench --compare ../before/results.json
 
 Boots one guest, has cdm-bench measure there, round after round, the device and what it is
-compared with, and writes results.json (docs/reference/schemas/cdm-bench-results.schema.json), report.html
+compared with; then a guest for each size of device memory (growth), and guests that do nothing else
+(boot). Writes results.json (docs/reference/schemas/cdm-bench-results.schema.json), report.html
 with plots, run.json, which says on what machine that was, and samples.jsonl into target/bench. --compare fails if a
 ratio is worse than in FILE by more than both runs vary from round to round.
 
@@ -122,17 +121,15 @@ pub fn run(ctx: &Context, args: &BenchArgs) -> Result<ExitCode> {
     let old = args.compare.as_deref().map(read).transpose()?;
     let commit = Commit::current(ctx)?;
     let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
+    let program = build::guest_tools(ctx)?.join(guest::PROGRAM);
+    let groups = Groups::choose(guest::groups(&program)?, &args.groups)?;
     let spec = machine::spec(kernel)?;
     let accel = accelerator(ctx, &spec)?;
     let mut about = About::new(args, &commit, &spec, accel);
+    about.groups = groups.names();
+    about.guest.release = release(&spec.kernel)?;
     let logs = runs::folder(ctx, runs::GUESTS, args.keep_logs.as_deref())?;
-    let mut session = Session::new(ctx, spec, logs);
-    about.groups = groups(&mut session, &args.groups)?;
-    about.guest.release = session.text("uname -r")?.trim().to_owned();
-    machine::prepare(&mut session)?;
-    let samples = measure(ctx, &mut session, args, &about.groups)?;
-    session.judge_log()?;
-    session.end()?;
+    let samples = measure(ctx, args, &groups, &program, spec, &logs)?;
     let figures = collate(&samples)?;
     let folder = ctx.repo.join(FOLDER);
     write(&folder, &about, &samples, &figures)?;
@@ -144,92 +141,116 @@ pub fn run(ctx: &Context, args: &BenchArgs) -> Result<ExitCode> {
     }
 }
 
-/// The groups that are wanted: those that the program in the guest lists, or some of them.
-fn groups(session: &mut Session<'_>, wanted: &[String]) -> Result<Vec<String>> {
-    let list = session.text("cdm-bench --list")?;
-    let all: Vec<String> = list
-        .lines()
-        .filter(|line| !line.starts_with(' '))
-        .map(str::to_owned)
-        .collect();
-    for name in wanted {
-        ensure!(
-            all.contains(name),
-            "there is no group '{name}'; there are {}",
-            all.join(", ")
-        );
-    }
-    Ok(match wanted {
-        [] => all,
-        wanted => wanted.to_vec(),
-    })
+/// What is measured.
+#[derive(Debug, PartialEq)]
+struct Groups {
+    /// In the guest that all share.
+    shared: Vec<String>,
+    /// In machines of their own.
+    growth: bool,
+    /// With machines that do nothing but boot.
+    boot: bool,
 }
 
-/// Has the guest measure, and the host what is compared there, by turns.
+impl Groups {
+    /// All groups, or those that are wanted; `program` are those that the program has.
+    fn choose(program: Vec<String>, wanted: &[String]) -> Result<Self> {
+        let mut all = program;
+        all.retain(|name| !growth::PARTS.contains(&&**name));
+        all.extend([growth::NAME, boot::NAME].map(str::to_owned));
+        for name in wanted {
+            ensure!(
+                all.contains(name),
+                "there is no group '{name}'; there are {}",
+                all.join(", ")
+            );
+        }
+        all.retain(|name| wanted.is_empty() || wanted.contains(name));
+        let mut take = |own: &str| {
+            let before = all.len();
+            all.retain(|name| name != own);
+            all.len() < before
+        };
+        let (growth, boot) = (take(growth::NAME), take(boot::NAME));
+        Ok(Self {
+            shared: all,
+            growth,
+            boot,
+        })
+    }
+
+    fn names(&self) -> Vec<String> {
+        let own = [(self.growth, growth::NAME), (self.boot, boot::NAME)];
+        let own = own.into_iter().filter(|(is_wanted, _)| *is_wanted);
+        let own = own.map(|(_, name)| name.to_owned());
+        self.shared.iter().cloned().chain(own).collect()
+    }
+}
+
+/// The release of a kernel, as `uname -r` tells it in the guest.
+fn release(kernel: &Kernel) -> Result<String> {
+    let path = kernel.objects.join("include/config/kernel.release");
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Has all groups measured: those that share a guest round by round, and then the others, each round
+/// by round, so that no guest runs beside the one that is measured.
 fn measure(
     ctx: &Context,
-    session: &mut Session<'_>,
     args: &BenchArgs,
-    groups: &[String],
+    groups: &Groups,
+    program: &Path,
+    spec: VmSpec,
+    logs: &Path,
 ) -> Result<Vec<Sample>> {
-    let program = build::guest_tools(ctx)?.join(PROGRAM);
-    let progress = ctx.progress.task("measuring", None);
-    progress.set_total(args.rounds().into());
+    let rounds = args.rounds();
     let mut samples = Vec::new();
-    for round in 0..args.rounds() {
-        let arguments = args.arguments(groups, round);
-        samples.extend(in_guest(session, &arguments, &progress)?);
-        progress.set_detail("on the host");
-        samples.extend(on_host(&program, &arguments)?);
-        progress.advance();
+    let growth = Growth {
+        ctx,
+        kernel: spec.kernel.clone(),
+        logs: logs.to_owned(),
+        quick: args.quick,
+    };
+    if !groups.shared.is_empty() {
+        let mut session = Session::new(ctx, spec, logs.to_owned());
+        session.vm()?;
+        machine::prepare(&mut session)?;
+        let progress = task(ctx, "measuring", rounds.into());
+        for round in 0..rounds {
+            let arguments = args.arguments(&groups.shared, round);
+            samples.extend(guest::measure(&mut session, &arguments, &progress)?);
+            progress.set_detail("on the host");
+            samples.extend(guest::measure_on_host(program, &arguments)?);
+            progress.advance();
+        }
+        session.judge_log()?;
+        session.end()?;
+    }
+    if groups.growth {
+        let machines = growth.machines() as u64;
+        let progress = task(ctx, "measuring growth", u64::from(rounds) * machines);
+        for round in 0..rounds {
+            let arguments = |group: &str| args.arguments(&[group.to_owned()], round);
+            samples.extend(growth.round(round, arguments, &progress)?);
+        }
+    }
+    if groups.boot {
+        let progress = task(ctx, "measuring boots", rounds.into());
+        let both = BootTime::prepare(ctx, &args.kernel)?;
+        for round in 0..rounds {
+            samples.extend(boot::round(&both, round)?);
+            progress.advance();
+        }
     }
     Ok(samples)
 }
 
-/// Has the guest measure; it says on its standard error how far it is.
-fn in_guest(
-    session: &mut Session<'_>,
-    arguments: &[String],
-    progress: &Task,
-) -> Result<Vec<Sample>> {
-    let line = format!("{PROGRAM} {}", arguments.join(" "));
-    let (mut samples, mut said) = (Vec::new(), Vec::new());
-    let status =
-        session
-            .vm()?
-            .exec_streaming_within(SILENCE, &line, |stream, text| match stream {
-                Stream::Stdout => samples.push(Sample::parse(text)),
-                Stream::Stderr => match text.strip_prefix("progress ") {
-                    Some(detail) => progress.set_detail(detail),
-                    None => said.push(text.to_owned()),
-                },
-            })?;
-    if !status.success() {
-        bail!("'{line}' ended with {status:?}: {}", said.join("\n"));
-    }
-    samples
-        .into_iter()
-        .collect::<Result<_, _>>()
-        .map_err(Into::into)
-}
-
-/// Has the same program measure on the host.
-fn on_host(program: &Path, arguments: &[String]) -> Result<Vec<Sample>> {
-    let output = Command::new(program)
-        .arg("--host")
-        .args(arguments)
-        .output()
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    ensure!(
-        output.status.success(),
-        "{PROGRAM} --host {} failed: {}",
-        arguments.join(" "),
-        String::from_utf8_lossy(&output.stderr).trim_end()
-    );
-    String::from_utf8(output.stdout)?
-        .lines()
-        .map(|line| Ok(Sample::parse(line)?))
-        .collect()
+fn task(ctx: &Context, what: &str, total: u64) -> Task {
+    let progress = ctx.progress.task(what, None);
+    progress.set_total(total);
+    progress
 }
 
 /// Reads the results of an earlier run.
@@ -311,17 +332,26 @@ mod tests {
     }
 
     #[test]
-    fn program_that_fails_on_the_host_gives_no_samples() {
-        let say = |script: &str| on_host(Path::new("/bin/sh"), &["-c".into(), script.into()]);
-        // The shell takes --host for an option that it does not know.
-        let error = say("true").expect_err("failed").to_string();
-        assert!(error.contains("cdm-bench --host -c true failed"), "{error}");
-        assert!(on_host(Path::new("/nonexistent"), &[]).is_err());
-        assert!(
-            on_host(Path::new("/bin/true"), &[])
-                .expect("ran")
-                .is_empty()
-        );
+    fn groups_with_machines_of_their_own_are_told_from_the_others() {
+        let program = || {
+            ["migrate", "probe", "files", "scaling"]
+                .map(str::to_owned)
+                .to_vec()
+        };
+        let all = Groups::choose(program(), &[]).expect("all");
+        assert_eq!(all.names(), ["migrate", "files", "growth", "boot"]);
+        assert_eq!(all.shared, ["migrate", "files"]);
+        let some = Groups::choose(program(), &["boot".into(), "files".into()]).expect("two");
+        assert_eq!(some.names(), ["files", "boot"]);
+        assert!(some.boot && !some.growth);
+        for name in ["migrat", "probe"] {
+            let error = Groups::choose(program(), &[name.into()]).expect_err("none");
+            let text = error.to_string();
+            assert!(
+                text.contains(name) && text.contains("growth, boot"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub fn table(figures: &[Figure]) -> String {
             all - names.len()
         );
     }
-    text + "The factors are the value by that of each reference, measured in turn; of MiB/s and 1/s more is better, of us less.\n"
+    text + "The factors are the value by that of each reference, measured in turn; of MiB/s and 1/s more is better, of us, ms and MiB less.\n"
 }
 
 /// A value with three digits that tell something.

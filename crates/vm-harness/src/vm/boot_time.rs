@@ -4,6 +4,7 @@
 //! QEMU that boots the same kernel and turns itself off.
 
 use std::env;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,40 +30,69 @@ pub struct BootTimeArgs {
     runs: u32,
 }
 
+/// Both ways to boot.
+pub struct BootTime {
+    bare_arguments: Vec<String>,
+    ours_arguments: Vec<String>,
+    this: PathBuf,
+    accel: Accel,
+}
+
+/// Wall time from the command to its end, both ways.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair {
+    /// A bare QEMU that boots the kernel and turns itself off.
+    pub bare: Duration,
+    /// `run-vm --exec true`.
+    pub ours: Duration,
+}
+
+impl BootTime {
+    /// Builds what is missing, and boots once each way, so that files are in the page cache.
+    pub fn prepare(ctx: &Context, options: &KernelOptions) -> Result<Self> {
+        let kernel = build::kernel(ctx, &options.kernel, options.build)?;
+        let spec = VmSpec::new(kernel);
+        let parts = Parts::build(ctx, &spec.kernel)?;
+        let accel = accelerator(ctx, &spec)?;
+        let ours_arguments = [
+            "run-vm",
+            "--exec",
+            "true",
+            "--kernel",
+            &options.kernel.to_string(),
+            "--build",
+            &options.build.to_string(),
+            "--accel",
+            &accel.to_string(),
+        ];
+        let both = Self {
+            bare_arguments: bare_arguments(&spec, &parts, accel),
+            ours_arguments: ours_arguments.map(str::to_owned).to_vec(),
+            this: env::current_exe().context("cannot tell where this program is")?,
+            accel,
+        };
+        both.measure()?;
+        Ok(both)
+    }
+
+    /// Boots once each way, in turn.
+    pub fn measure(&self) -> Result<Pair> {
+        Ok(Pair {
+            bare: time(Command::new(qemu::PROGRAM).args(&self.bare_arguments))?,
+            ours: time(Command::new(&self.this).args(&self.ours_arguments))?,
+        })
+    }
+}
+
 /// `cdm boot-time`: prints both times and their ratio.
 pub fn boot_time(ctx: &Context, args: &BootTimeArgs) -> Result<ExitCode> {
-    let kernel = build::kernel(ctx, &args.kernel.kernel, args.kernel.build)?;
-    let spec = VmSpec::new(kernel);
-    let parts = Parts::build(ctx, &spec.kernel)?;
-    let accel = accelerator(ctx, &spec)?;
-    let bare_arguments = bare_arguments(&spec, &parts, accel);
-    let kernel_name = args.kernel.kernel.to_string();
-    let ours_arguments = [
-        "run-vm",
-        "--exec",
-        "true",
-        "--kernel",
-        &kernel_name,
-        "--build",
-        &args.kernel.build.to_string(),
-        "--accel",
-        &accel.to_string(),
-    ]
-    .map(str::to_owned);
-    let this = env::current_exe().context("cannot tell where this program is")?;
-
-    let (mut bare, mut ours) = (Vec::new(), Vec::new());
-    // Once each way unmeasured: files come into the page cache.
-    for run in 0..=args.runs {
-        let bare_time = time(Command::new(qemu::PROGRAM).args(&bare_arguments))?;
-        let ours_time = time(Command::new(&this).args(&ours_arguments))?;
-        if run > 0 {
-            bare.push(bare_time);
-            ours.push(ours_time);
-        }
-    }
-    let (bare, ours) = (median(bare), median(ours));
-    println!("accelerator          {accel}");
+    let both = BootTime::prepare(ctx, &args.kernel)?;
+    let pairs = (0..args.runs)
+        .map(|_| both.measure())
+        .collect::<Result<Vec<_>>>()?;
+    let bare = median(pairs.iter().map(|pair| pair.bare).collect());
+    let ours = median(pairs.iter().map(|pair| pair.ours).collect());
+    println!("accelerator          {}", both.accel);
     println!("bare QEMU            {:.2} s", bare.as_secs_f64());
     println!("run-vm --exec true   {:.2} s", ours.as_secs_f64());
     println!(

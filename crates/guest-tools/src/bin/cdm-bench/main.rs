@@ -15,10 +15,13 @@ mod first_page;
 mod memory;
 mod migrate;
 mod movers;
+mod probe;
 mod profile;
 mod sample;
+mod scaling;
 mod throughput;
 mod timing;
+mod together;
 mod translation;
 mod trips;
 
@@ -132,6 +135,18 @@ const GROUPS: &[Group] = &[
         name: "translation",
         what: "pages that the device asks for, forgets, and works on while they move",
         contests: translation::contests,
+        on_host: nothing,
+    },
+    Group {
+        name: "probe",
+        what: "the driver comes to a device; in a guest that has one device and no driver yet",
+        contests: probe::contests,
+        on_host: nothing,
+    },
+    Group {
+        name: "scaling",
+        what: "devices and processes at once; in a guest that has four devices",
+        contests: scaling::contests,
         on_host: nothing,
     },
 ];

@@ -46,9 +46,26 @@ pub fn page(about: &About, samples: &[Sample], figures: &[Figure]) -> Result<Str
     section(
         &mut html,
         "Scaling",
-        "Throughput by threads that do the same work together, each a part of it.",
-        &shape::by_threads(figures),
-        (&shape::THREADS, &shape::THROUGHPUT),
+        "Throughput by threads that do the same work together, each a part of it; by devices, each of \
+         which takes as much as the next; and by processes that share the same memory in all. Both \
+         axes are logarithmic.",
+        &shape::by_count(figures),
+        (&shape::COUNT, &shape::THROUGHPUT),
+    )?;
+    section(
+        &mut html,
+        "Growth: time",
+        "How long it takes until the driver has the device, by the memory of the device. Both axes are \
+         logarithmic: 'linear' is as many times what 1 GiB took in the same round.",
+        &shape::times_by_size(figures),
+        (&shape::SIZE, &shape::LONG_TIME),
+    )?;
+    section(
+        &mut html,
+        "Growth: memory",
+        "What the guest and the backend spend, by the memory of the device; on the same axes.",
+        &shape::memory_by_size(figures),
+        (&shape::SIZE, &shape::MEMORY),
     )?;
     section(
         &mut html,
@@ -106,7 +123,7 @@ fn breakdowns(html: &mut String, figures: &[Figure]) -> Result<()> {
 fn table(html: &mut String, figures: &[Figure]) -> Result<()> {
     html.push_str(
         "<h2>All figures</h2><p>The ratio is the value by the reference's of the same round. Of MiB/s \
-         and 1/s more is better, of us less.</p>\n<table><tr><th>figure</th><th>median</th><th>min</th><th>max\
+         and 1/s more is better, of us, ms and MiB less.</p>\n<table><tr><th>figure</th><th>median</th><th>min</th><th>max\
          </th><th>unit</th><th>reference</th><th>its median</th><th>ratio</th><th>from</th><th>to</th>\
          <th>runs</th></tr>\n",
     );

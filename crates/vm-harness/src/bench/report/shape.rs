@@ -1,24 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Which plots the figures make: a size or a number of threads in a name is a place on an axis.
+//! Which plots the figures make: a size or a number of threads, devices or processes in a name is a
+//! place on an axis.
 
 use super::bars::Bar;
 use super::plot::{Axis, Line};
 use crate::bench::figure::Figure;
 use cdm_agent_protocol::{SUBJECT, Sample, Unit};
 
+/// Suffixes of sizes, with the binary logarithms of what they stand for.
+const SIZES: [(&str, u32); 3] = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+
 /// A part of a name that is a number of bytes, such as `64KiB`.
 fn bytes(word: &str) -> Option<f64> {
-    let (number, shift) = match word.strip_suffix("MiB") {
-        Some(number) => (number, 20),
-        None => (word.strip_suffix("KiB")?, 10),
-    };
-    Some(number.parse::<f64>().ok()? * f64::from(1 << shift))
+    SIZES.into_iter().find_map(|(suffix, shift)| {
+        let number: f64 = word.strip_suffix(suffix)?.parse().ok()?;
+        Some(number * f64::from(shift).exp2())
+    })
 }
 
-/// A part of a name that is a number of threads, such as `2-thread`.
-fn threads(word: &str) -> Option<f64> {
-    word.strip_suffix("-thread")?.parse().ok()
+/// A part of a name that is a number of what there is several of, such as `2-thread`.
+fn count(word: &str) -> Option<f64> {
+    let (number, what) = word.split_once('-')?;
+    ["thread", "device", "process"]
+        .contains(&what)
+        .then(|| number.parse().ok())?
 }
 
 /// A name whose last part that is a number was taken out, and the number.
@@ -43,14 +49,11 @@ pub struct Plot {
     pub lines: Vec<Line>,
 }
 
-/// Values of all figures whose names differ by a number alone, over that number: a plot for each of
-/// the names without it, of those that have several numbers.
-fn over(figures: &[Figure], number: fn(&str) -> Option<f64>, scale: fn(f64) -> f64) -> Vec<Plot> {
+/// Values of all figures of a unit whose names differ by a number alone, over that number: a plot for
+/// each of the names without it, of those that have several numbers. Both axes are logarithmic.
+fn over(figures: &[Figure], unit: Unit, number: fn(&str) -> Option<f64>) -> Vec<Plot> {
     let mut plots: Vec<Plot> = Vec::new();
-    for figure in figures
-        .iter()
-        .filter(|figure| figure.unit == Unit::MebibytesPerSecond)
-    {
+    for figure in figures.iter().filter(|figure| figure.unit == unit) {
         let Some((title, at)) = without(&figure.name, number) else {
             continue;
         };
@@ -69,7 +72,7 @@ fn over(figures: &[Figure], number: fn(&str) -> Option<f64>, scale: fn(f64) -> f
             (&figure.reference, figure.reference_value),
         ];
         for (by, value) in values {
-            put(&mut plots[place].lines, by, (scale(at), value.log10()));
+            put(&mut plots[place].lines, by, (at.log2(), value.log10()));
         }
     }
     plots.retain(|plot| plot.lines.iter().any(|line| line.points.len() > 1));
@@ -90,31 +93,40 @@ fn put(lines: &mut Vec<Line>, by: &str, point: (f64, f64)) {
 
 /// Throughput by size.
 pub fn by_size(figures: &[Figure]) -> Vec<Plot> {
-    over(figures, bytes, f64::log2)
+    over(figures, Unit::MebibytesPerSecond, bytes)
 }
 
-/// Throughput by threads.
-pub fn by_threads(figures: &[Figure]) -> Vec<Plot> {
-    over(figures, threads, |threads| threads)
+/// Throughput by threads, devices and processes.
+pub fn by_count(figures: &[Figure]) -> Vec<Plot> {
+    over(figures, Unit::MebibytesPerSecond, count)
+}
+
+/// Times by the size of the device memory.
+pub fn times_by_size(figures: &[Figure]) -> Vec<Plot> {
+    over(figures, Unit::Milliseconds, bytes)
+}
+
+/// Memory that something takes by the size of the device memory.
+pub fn memory_by_size(figures: &[Figure]) -> Vec<Plot> {
+    over(figures, Unit::Mebibytes, bytes)
 }
 
 /// The axis of sizes.
 pub const SIZE: Axis = Axis {
     name: "size",
     label: |place| {
-        let bytes = place.exp2();
-        match bytes >= f64::from(1 << 20) {
-            true => format!("{:.0} MiB", bytes / f64::from(1 << 20)),
-            false => format!("{:.0} KiB", bytes / f64::from(1 << 10)),
-        }
+        // The greatest of which there is one or more.
+        let is_one = |(_, shift): &&(&str, u32)| place >= f64::from(*shift);
+        let (suffix, shift) = SIZES.iter().rev().find(is_one).unwrap_or(&SIZES[0]);
+        format!("{:.0} {suffix}", (place - f64::from(*shift)).exp2())
     },
 };
 
-/// The axis of threads.
-pub const THREADS: Axis = Axis {
-    name: "threads",
-    label: |place| match (place - place.round()).abs() < 1e-6 {
-        true => format!("{place:.0}"),
+/// The axis of threads, devices and processes.
+pub const COUNT: Axis = Axis {
+    name: "threads, devices or processes",
+    label: |place| match (place.exp2() - place.exp2().round()).abs() < 1e-6 {
+        true => format!("{:.0}", place.exp2()),
         false => String::new(),
     },
 };
@@ -122,6 +134,18 @@ pub const THREADS: Axis = Axis {
 /// The axis of throughput.
 pub const THROUGHPUT: Axis = Axis {
     name: "MiB/s",
+    label: |place| crate::bench::table::number(10f64.powf(place)),
+};
+
+/// The axis of times that somebody notices.
+pub const LONG_TIME: Axis = Axis {
+    name: "milliseconds",
+    label: |place| crate::bench::table::number(10f64.powf(place)),
+};
+
+/// The axis of memory.
+pub const MEMORY: Axis = Axis {
+    name: "MiB",
     label: |place| crate::bench::table::number(10f64.powf(place)),
 };
 
@@ -176,11 +200,14 @@ pub fn breakdowns(figures: &[Figure]) -> Vec<(String, Vec<Bar>)> {
 /// Fewest samples that show a distribution.
 const SAMPLES_MIN: usize = 20;
 
-/// How times are distributed: for each name that is a time, which part of the samples of each took
+/// How times are distributed: for each name that is one in microseconds, which part of the samples of each took
 /// no longer than so long.
 pub fn distributions(samples: &[Sample]) -> Vec<Plot> {
     let mut plots: Listed<Listed<Vec<f64>>> = Vec::new();
-    for sample in samples.iter().filter(|sample| sample.unit.is_time()) {
+    for sample in samples
+        .iter()
+        .filter(|sample| sample.unit == Unit::Microseconds)
+    {
         let own = entry(&mut plots, &sample.name);
         entry(own, &sample.by).push(sample.value);
     }
@@ -271,15 +298,39 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_differ_by_threads_are_one_plot() {
+    fn figures_that_differ_by_threads_devices_or_processes_are_one_plot() {
+        for what in ["thread", "device", "process"] {
+            let figures = [
+                figure(&format!("m/16MiB/to/1-{what}"), "a", 10.0),
+                figure(&format!("m/16MiB/to/2-{what}"), "a", 100.0),
+            ];
+            let plots = by_count(&figures);
+            assert_eq!(plots.len(), 1);
+            assert_eq!(plots[0].lines[0].points, [(0.0, 1.0), (1.0, 2.0)]);
+            assert!(by_count(&figures[..1]).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_a_device_costs_is_plotted_by_its_size_and_apart_by_unit() {
+        let of = |unit, what: &str| {
+            ["256MiB", "1GiB"].map(|size| Figure {
+                unit,
+                ..figure(&format!("growth/{what}/{size}"), "a", 10.0)
+            })
+        };
         let figures = [
-            figure("m/16MiB/to/1-thread", "a", 10.0),
-            figure("m/16MiB/to/2-thread", "a", 100.0),
-        ];
-        let plots = by_threads(&figures);
-        assert_eq!(plots.len(), 1);
-        assert_eq!(plots[0].lines[0].points, [(1.0, 1.0), (2.0, 2.0)]);
-        assert!(by_threads(&figures[..1]).is_empty());
+            of(Unit::Milliseconds, "probe"),
+            of(Unit::Mebibytes, "memory"),
+        ]
+        .concat();
+        let titles =
+            |plots: Vec<Plot>| plots.into_iter().map(|plot| plot.title).collect::<Vec<_>>();
+        assert_eq!(titles(times_by_size(&figures)), ["growth/probe"]);
+        assert_eq!(titles(memory_by_size(&figures)), ["growth/memory"]);
+        assert!(by_size(&figures).is_empty());
+        let plot = times_by_size(&figures).remove(0);
+        assert_eq!(plot.lines[0].points, [(28.0, 1.0), (30.0, 1.0)]);
     }
 
     #[test]
@@ -331,6 +382,8 @@ mod tests {
         assert_eq!((SIZE.label)(16.0), "64 KiB");
         assert_eq!((SIZE.label)(24.0), "16 MiB");
         assert_eq!((THROUGHPUT.label)(2.0), "100");
-        assert_eq!((THREADS.label)(1.5), "");
+        assert_eq!((SIZE.label)(36.0), "64 GiB");
+        assert_eq!((COUNT.label)(8.0), "256");
+        assert_eq!((COUNT.label)(1.5), "");
     }
 }

@@ -25,7 +25,7 @@ pub type Make = fn(&Task<'_>) -> Result<Box<dyn Mover>>;
 
 /// Who moves anonymous memory: the subject, and those whom it is compared with.
 pub const ANONYMOUS: [(&str, Make); 5] = [
-    (SUBJECT, |task| Ok(Box::new(Cdm::new(task, 0)?))),
+    (SUBJECT, |task| on_device(task, 0)),
     (test_hmm::PRIVATE, |task| {
         Ok(Box::new(TestHmm::new(task, Kind::Private)?))
     }),
@@ -35,6 +35,11 @@ pub const ANONYMOUS: [(&str, Make); 5] = [
     ("move_pages", |task| Ok(Box::new(Nodes::new(task)?))),
     ("memcpy", |task| Ok(Box::new(Copy::new(task)?))),
 ];
+
+/// The subject, with the device of that number.
+pub fn on_device(task: &Task<'_>, number: u32) -> Result<Box<dyn Mover>> {
+    Ok(Box::new(Cdm::new(task, number)?))
+}
 
 /// Who moves memory of files: nobody else does.
 pub const FILES: [(&str, Make); 2] = [ANONYMOUS[0], ANONYMOUS[4]];
