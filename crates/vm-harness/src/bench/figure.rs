@@ -38,6 +38,8 @@ pub struct Figure {
     pub ratio_min: f64,
     /// and the greatest one.
     pub ratio_max: f64,
+    /// The ratios of all rounds, in their order.
+    pub ratios: Vec<f64>,
 }
 
 impl Figure {
@@ -184,6 +186,7 @@ fn against(
         reference_value: middle(&references)?,
         ratio_min: least(&ratios),
         ratio_max: greatest(&ratios),
+        ratios,
     })
 }
 
@@ -236,6 +239,7 @@ pub(crate) mod tests {
             (24.0, 20.0, 24.0, 30.0)
         );
         assert_eq!((one.ratio_min, one.ratio, one.ratio_max), (2.0, 3.0, 3.0));
+        assert_eq!(one.ratios, [3.0, 2.0, 3.0]);
         assert_eq!((one.reference_value, one.runs), (10.0, 3));
         // 0.5, 1.0 and 0.25; the medians would give 24 by 60.
         assert_eq!(

@@ -84,6 +84,7 @@ mod tests {
             reference_value: 1.0,
             ratio_min: 1.0,
             ratio_max: 1.0,
+            ratios: vec![1.0; 3],
         }
     }
 
