@@ -284,6 +284,19 @@ mod tests {
         }
     }
 
+    /// What a device takes of memory, three rounds of 'just bench growth --quick', which hardly depends on
+    /// other work.
+    const QUIET: &str = include_str!("golden/quiet.json");
+
+    #[test]
+    fn a_fifth_more_is_found_where_it_was_quiet_enough_and_nothing_without_it() {
+        let [first, same] = recorded(QUIET, 1.0);
+        assert_eq!(bad(&compare(&first, &same).expect("comparable")), [""; 0]);
+        let [first, slower] = recorded(QUIET, 1.2);
+        let found = bad(&compare(&first, &slower).expect("comparable"));
+        assert_eq!(found.len(), first.len(), "{found:?}");
+    }
+
     #[test]
     fn rounds_that_agree_by_chance_are_no_quieter_than_their_group() {
         let loud = |name: &str| figure(name, "x", Unit::MebibytesPerSecond, &[0.6, 1.0, 1.7]);
@@ -346,7 +359,7 @@ mod tests {
     #[test]
     fn single_rounds_of_a_busy_host_do_not_hide_a_change_from_many_rounds() {
         let rounds = |ratio: f64| {
-            let mut rounds = vec![0.98 * ratio, 1.02 * ratio].repeat(5);
+            let mut rounds = [0.98 * ratio, 1.02 * ratio].repeat(5);
             rounds[..2].copy_from_slice(&[3.0, 0.2]);
             rate(&rounds)
         };

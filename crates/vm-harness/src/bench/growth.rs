@@ -81,7 +81,7 @@ impl Growth<'_> {
     ) -> Result<Vec<Sample>> {
         let mut samples = Vec::new();
         for size in self.sizes() {
-            progress.set_detail(&format!("{NAME}: round {}: a device of {size}", round + 1));
+            progress.set_detail(format!("{NAME}: round {}: a device of {size}", round + 1));
             let mut spec = self.spec();
             spec.memory = MEMORY;
             spec.device_memory = *size;
@@ -129,7 +129,7 @@ fn resident(session: &mut Session<'_>, size: ByteSize, round: u32) -> Result<Vec
     let pid = backends.first().context("there is no backend")?.pid();
     let resident = footprint::touched_bytes(pid)? + footprint::own_bytes(pid)?;
     let sample = |by: &str, bytes: u64| Sample {
-        name: format!("{NAME}/resident/{}iB", size),
+        name: format!("{NAME}/resident/{size}iB"),
         by: by.to_owned(),
         unit: Unit::Mebibytes,
         round,
