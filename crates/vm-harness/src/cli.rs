@@ -96,6 +96,15 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it boots guests with a userland that `ci/just` makes.
+    pub fn wants_rootfs(&self) -> bool {
+        match self {
+            Self::RunVm(args) => args.wants_rootfs(),
+            Self::Test(args) => args.wants_rootfs(),
+            _ => false,
+        }
+    }
+
     /// Runs the subcommand. The exit code is 0 for done and 1 for a check that
     /// failed; an error means that it could not run.
     pub fn run(self, ctx: &Context) -> Result<ExitCode> {

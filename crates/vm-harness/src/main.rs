@@ -9,7 +9,7 @@ mod completions;
 
 use std::process::ExitCode;
 
-use cdm_harness::Context;
+use cdm_harness::{Context, build};
 use clap::Parser;
 
 /// Exit code for "could not run": something is missing or was refused. A check
@@ -18,6 +18,12 @@ const COULD_NOT_RUN: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
+    if build::rootfs::is_asked() {
+        return match cli.command.wants_rootfs() {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        };
+    }
     let run = Context::from_environment().and_then(|ctx| cli.command.run(&ctx));
     match run {
         Ok(code) => code,

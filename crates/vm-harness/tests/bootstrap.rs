@@ -337,6 +337,59 @@ fn just_that_cannot_be_fetched_is_told_with_the_next_step() {
     assert_refused(&output, &["cannot fetch 'just'", "just.log"]);
 }
 
+/// Stands for the toolbox's entrance and for cargo in it: builds a `cdm` that wants a userland
+/// for `--rootfs`, and says what it was told of it.
+const ENTER: &str = r#"for word; do case $word in
+    true) exit 0 ;;
+    cargo)
+        out=$(echo "$CDM_CACHE"/toolbox/*); out=$CDM_CACHE/cargo/${out##*/}/cdm/debug
+        mkdir -p "$out"
+        printf '#!/bin/sh\n[ -z "$CDM_ROOTFS_ASK" ] || case $* in *--rootfs*) exit 0 ;; *) exit 1 ;; esac
+            echo "disk $CDM_ROOTFS, but $CDM_ROOTFS_WHY"\n' > "$out/cdm"
+        chmod +x "$out/cdm"
+        exit 0 ;;
+    */bin/cdm-*)
+        while [ "$1" != "$word" ]; do shift; done
+        exec "$@" ;;
+esac; done"#;
+
+#[test]
+fn userland_that_cannot_be_made_is_told_to_who_wants_it_and_leaves_nothing() {
+    let machine = Machine::new();
+    machine.program("bwrap", ENTER);
+    machine.program("df", "printf 'head\\nfs 1 1 99999999 1%% /\\n'");
+    machine.program(
+        "mmdebstrap",
+        &format!(
+            "case $* in *--format=tar*)
+                echo half; echo 'E: Failed to fetch InRelease' >&2; exit 100 ;;
+            esac
+            {MAKE_TOOLBOX}"
+        ),
+    );
+    let run = |args: &[&str]| {
+        let output = machine.command(args).output().expect("starts");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (said, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (said, _) = run(&["--cdm", "run-vm"]);
+    assert!(said.ends_with("/disk.img, but \n"), "{said}");
+    assert!(!machine.cache().join("rootfs").exists(), "made unasked");
+
+    let (said, told) = run(&["--cdm", "run-vm", "--rootfs", "debian"]);
+    for text in [said, told] {
+        for part in [
+            "archive cannot be reached",
+            "CDM_DEBIAN_MIRROR",
+            "rootfs-debian.log",
+        ] {
+            assert!(text.contains(part), "'{part}' is not in: {text}");
+        }
+    }
+    let left = fs::read_dir(machine.cache().join("rootfs")).expect("tried");
+    assert_eq!(left.count(), 0);
+}
+
 #[test]
 fn the_bootstrap_passes_shellcheck() {
     let output = Command::new("shellcheck")

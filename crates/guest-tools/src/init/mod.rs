@@ -13,6 +13,7 @@ pub mod cmdline;
 mod kmsg;
 mod module;
 mod mounts;
+mod root;
 mod shutdown;
 mod system;
 
@@ -73,6 +74,11 @@ pub fn run() -> ! {
 
     mounts::mount_all();
     system::prepare();
+    if let Err(error) = root::hand_over() {
+        // A guest with other programs than asked for would mislead whoever asked.
+        log(&format!("{error}; turning the machine off"));
+        shutdown::end_now(Ending::PowerOff);
+    }
     let module = module::load();
     let mut agent = Agent::start(&module);
 

@@ -52,6 +52,7 @@ pub fn end(ending: Ending, reap: &mut dyn FnMut() -> bool) -> ! {
 /// Ends the machine at once; only dirty data is saved.
 pub fn end_now(ending: Ending) -> ! {
     nix::unistd::sync();
+    super::root::settle();
     let mode = match ending {
         Ending::PowerOff => RebootMode::RB_POWER_OFF,
         Ending::Reboot => RebootMode::RB_AUTOBOOT,

@@ -15,6 +15,7 @@ mod initramfs;
 pub mod kernel;
 mod module;
 mod own_module;
+pub mod rootfs;
 mod selftests;
 
 use std::path::PathBuf;

@@ -36,7 +36,7 @@ tries=0
 until [ -e /dev/cdm0 ]; do
     tries=$((tries + 1))
     [ $tries -lt 400 ] || { echo 'no device came:' >&2; dmesg | tail -n 5 >&2; exit 1; }
-    usleep 50000
+    sleep 0.05
 done
 "#;
 

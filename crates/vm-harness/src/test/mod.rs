@@ -89,6 +89,14 @@ pub struct TestArgs {
     time_limit: u64,
 }
 
+impl TestArgs {
+    /// Whether a chosen test boots a guest with a userland that `ci/just` makes.
+    pub fn wants_rootfs(&self) -> bool {
+        let selection = Selection::new(self.filter.clone());
+        !self.list && selection.may_be_in("e2e") && e2e::wants_rootfs(&selection)
+    }
+}
+
 /// Minutes that a run may take: five times as long as with nothing in the cache.
 const TIME_LIMIT_MIN: u64 = 150;
 /// A week, beyond which a limit is none.

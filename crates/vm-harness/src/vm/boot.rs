@@ -120,15 +120,17 @@ fn qemu_arguments(
     sockets: &[PathBuf],
 ) -> Result<Vec<String>> {
     let with_files = run.join(INITRAMFS_WITH_FILES);
-    let initramfs = match spec.files.is_empty() {
-        true => &parts.initramfs,
-        false => &with_files,
+    let initramfs = match spec.has_files() {
+        true => &with_files,
+        false => &parts.initramfs,
     };
+    let rootfs = spec.rootfs.disk()?;
     MachineData::read(&ctx.repo)?.arguments(&Run {
         spec,
         accel,
         tsc_khz: (accel == Accel::Tcg).then(tsc::khz),
         initramfs,
+        rootfs: rootfs.as_deref(),
         run,
         logs,
         backend_sockets: sockets,
@@ -222,9 +224,10 @@ impl Vm {
         spec.check()?;
         let accel = accelerator(ctx, spec)?;
         let dir = Arc::new(RunDir::create()?);
-        if !spec.files.is_empty() {
+        if spec.has_files() {
             let path = dir.path().join(INITRAMFS_WITH_FILES);
-            files::append(&parts.initramfs, &spec.files, &path)?;
+            let files = files::of_machine(ctx, spec)?;
+            files::append(&parts.initramfs, &files, &path)?;
         }
         for (index, disk) in spec.disks.iter().enumerate() {
             disk.create(&Disk::path(dir.path(), index))?;
@@ -246,7 +249,9 @@ impl Vm {
             .progress
             .task("booting the guest", Some(&logs.join("console.log")));
         let mut command = Command::new(qemu::PROGRAM);
-        command.args(&arguments);
+        // What the guest writes to its userland goes to a file there that has no name: the default
+        // is memory in the toolbox.
+        command.args(&arguments).env("TMPDIR", logs);
         let qemu = Process::start(qemu::PROGRAM, command, &logs.join("qemu.log"), |_| {})
             .context("QEMU is part of the toolbox; 'ci/just doctor' tells what is missing")?;
         let patience = match spec.gdb {
@@ -385,6 +390,7 @@ impl Vm {
                 accel: accelerator(ctx, spec)?,
                 tsc_khz: None,
                 initramfs: &parts.initramfs,
+                rootfs: None,
                 run: self.dir.path(),
                 logs: &logs,
                 backend_sockets: &sockets,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `--file HOST:GUEST`: a small archive behind the cached initramfs. The kernel
-//! unpacks one after the other.
+//! unpacks one after the other. For a userland on a disk the files lie in a folder
+//! of their own there, from which process 1 takes them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -11,8 +12,36 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::spec::FileCopy;
+use super::spec::{FileCopy, Rootfs, VmSpec};
 use crate::build::cpio::{self, Entry, Node};
+use crate::context::Context;
+
+/// Where the initramfs has files for a userland on a disk; `init/root.rs` of the guest's programs
+/// says so, too.
+const FOR_ROOTFS: &str = "/rootfs";
+/// What both have: the userland gets links to it.
+const SHARED: &str = "/lib/modules/";
+
+/// Files behind the initramfs of a machine.
+pub fn of_machine(ctx: &Context, spec: &VmSpec) -> Result<Vec<FileCopy>> {
+    let mut files = spec.files.clone();
+    if spec.rootfs == Rootfs::Small {
+        return Ok(files);
+    }
+    // Its file system is a module.
+    let modules = FileCopy::kernel_modules(ctx, &spec.kernel)?;
+    if !files.contains(&modules) {
+        files.push(modules);
+    }
+    files.iter_mut().for_each(put_aside);
+    Ok(files)
+}
+
+fn put_aside(file: &mut FileCopy) {
+    if !file.guest.starts_with(SHARED) {
+        file.guest.insert_str(0, FOR_ROOTFS);
+    }
+}
 
 /// Writes `base` and the files behind it into `out`.
 pub fn append(base: &Path, files: &[FileCopy], out: &Path) -> Result<()> {
@@ -202,6 +231,16 @@ mod tests {
             .expect("cpio is part of the toolbox");
         // It stops at the first trailer: the base is whole.
         assert_eq!(listed.stdout, b"bin\nsbin\n");
+    }
+
+    #[test]
+    fn files_for_a_userland_are_put_aside_and_modules_are_not() {
+        let mut files = ["/root/x", "/lib/modules/7.3.4"].map(|guest| copy(Path::new("x"), guest));
+        files.iter_mut().for_each(put_aside);
+        assert_eq!(
+            files.map(|file| file.guest),
+            ["/rootfs/root/x", "/lib/modules/7.3.4"]
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use cdm_agent_protocol::{Command, Exec};
 
 use super::agent::{Event, Input};
 use super::boot::Vm;
-use super::spec::FileCopy;
+use super::spec::{FileCopy, Rootfs};
 use super::visit::next;
 use crate::context::Context;
 
@@ -48,12 +48,17 @@ const BASH: [(&str, &str); 5] = [
 const PROFILE: (&str, &str) = ("images/initramfs/bash_profile", "/root/.bash_profile");
 
 /// What a guest needs for people to type in.
-pub fn shell_files(ctx: &Context) -> Vec<FileCopy> {
+pub fn shell_files(ctx: &Context, rootfs: Rootfs) -> Vec<FileCopy> {
     let copy = |host: PathBuf, guest: &str| FileCopy {
         host,
         guest: guest.to_owned(),
     };
-    let mut files: Vec<FileCopy> = BASH
+    // Debian has its own.
+    let bash: &[_] = match rootfs {
+        Rootfs::Small => &BASH,
+        Rootfs::Debian => &[],
+    };
+    let mut files: Vec<FileCopy> = bash
         .iter()
         .map(|(host, guest)| copy(host.into(), guest))
         .collect();
@@ -232,7 +237,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let mut ctx = Context::for_test(dir.path());
         ctx.repo = crate::vm::testing::repo();
-        for file in shell_files(&ctx) {
+        for file in shell_files(&ctx, Rootfs::Small) {
             assert!(file.host.exists(), "there is no {}", file.host.display());
         }
         let profile = fs::read_to_string(ctx.repo.join(PROFILE.0)).expect("there");

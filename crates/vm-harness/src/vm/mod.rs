@@ -52,4 +52,4 @@ pub use kernel_log::{Line, breaches, reports};
 pub use limits::Limits;
 pub use run::{RunVmArgs, run_vm};
 pub use rundir::RunDir;
-pub use spec::{ByteSize, FileCopy, Gdb, MemoryType, VmSpec};
+pub use spec::{ByteSize, FileCopy, Gdb, MemoryType, Rootfs, VmSpec};

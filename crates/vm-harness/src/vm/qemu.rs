@@ -72,6 +72,8 @@ pub struct Run<'a> {
     pub tsc_khz: Option<u64>,
     /// The first file system.
     pub initramfs: &'a Path,
+    /// A disk with a userland, if the guest is to go on from the first one.
+    pub rootfs: Option<&'a Path>,
     /// Folder of the sockets.
     pub run: &'a Path,
     /// Folder of the logs.
@@ -181,6 +183,9 @@ impl MachineData {
         ]);
         if let Some(share) = &spec.share {
             values.insert("share", text(share));
+        }
+        if let Some(rootfs) = run.rootfs {
+            values.insert("rootfs", text(rootfs));
         }
         if let Some(size) = spec.plain_memory {
             values.insert("plain-memory", size.to_string());
@@ -374,7 +379,7 @@ pub fn shell_line(program: &str, arguments: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::spec::MemoryType;
+    use crate::vm::spec::{MemoryType, Rootfs};
     use crate::vm::testing;
 
     fn arguments(spec: &VmSpec) -> Vec<String> {
@@ -386,6 +391,7 @@ mod tests {
             accel: Accel::Tcg,
             tsc_khz: None,
             initramfs: Path::new("/cache/initramfs.cpio"),
+            rootfs: (spec.rootfs == Rootfs::Debian).then_some(Path::new("/cache/debian/disk.img")),
             run: Path::new("/run/cdm"),
             logs: Path::new("/logs"),
             backend_sockets: &sockets,
@@ -446,6 +452,7 @@ mod tests {
         spec.kernel_words = vec!["nokaslr".into()];
         spec.share = Some("/home/a,b".into());
         spec.disks = vec![Disk::Xfs];
+        spec.rootfs = Rootfs::Debian;
         spec.gdb = Some(Gdb::Wait);
         assert_golden("everything.txt", &by_option(&arguments(&spec)));
     }
@@ -458,6 +465,7 @@ mod tests {
             accel: Accel::Tcg,
             tsc_khz: None,
             initramfs: Path::new("/cache/initramfs.cpio"),
+            rootfs: None,
             run: Path::new("/run/cdm"),
             logs: Path::new("/logs"),
             backend_sockets: &[PathBuf::from("/run/a,b.sock")],

@@ -23,7 +23,7 @@ use super::qemu;
 use super::rundir::RunDir;
 use super::shell::{LEFT, Outcome, StandardInput, exit_code, forward, login_shell, on_terminal};
 use super::spec::{
-    ByteSize, CPUS_MAX, DEVICES_MAX, FileCopy, Gdb, MemoryType, SILENT_GUEST_LIMIT, VmSpec,
+    ByteSize, CPUS_MAX, DEVICES_MAX, FileCopy, Gdb, MemoryType, Rootfs, SILENT_GUEST_LIMIT, VmSpec,
     parse_device_memory, parse_guest_memory,
 };
 use super::terminal;
@@ -39,6 +39,7 @@ Examples:
   just run-vm
   just run-vm --devices 2 --device-memory 4G --share .
   just run-vm --exec 'cdmctl info --json'
+  just run-vm --rootfs debian
   just run-vm --kernel ~/src/linux --gdb=wait")]
 pub struct RunVmArgs {
     #[command(flatten)]
@@ -84,6 +85,10 @@ pub struct RunVmArgs {
     /// Show the host's folder DIR at /host in the guest
     #[arg(long, value_name = "DIR")]
     share: Option<PathBuf>,
+
+    /// Programs of the guest beside the project's own
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = Rootfs::Small)]
+    rootfs: Rootfs,
 
     /// Copy a file or folder into the guest before it starts; repeatable
     #[arg(long = "file", value_name = "HOST:GUEST")]
@@ -140,9 +145,18 @@ pub struct RunVmArgs {
     dry_run: bool,
 }
 
+impl RunVmArgs {
+    /// Whether its guest has a userland that `ci/just` makes.
+    pub fn wants_rootfs(&self) -> bool {
+        self.rootfs != Rootfs::Small
+    }
+}
+
 /// `cdm run-vm`: boots a machine and gives a shell in it, or runs one command.
 pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
     let share = args.share.as_deref().map(shared_folder).transpose()?;
+    // Before anything is built.
+    args.rootfs.disk()?;
     for file in &args.files {
         ensure!(
             file.host.exists(),
@@ -163,7 +177,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
     }
     let mut files = args.files;
     if args.exec.is_none() && terminal::is_interactive() {
-        files.extend(history::shell_files(ctx));
+        files.extend(history::shell_files(ctx, args.rootfs));
     }
     if args.kernel_modules {
         files.push(FileCopy::kernel_modules(ctx, &kernel)?);
@@ -178,6 +192,7 @@ pub fn run_vm(ctx: &Context, args: RunVmArgs) -> Result<ExitCode> {
         module_params: args.module_params,
         disks: args.disks,
         share,
+        rootfs: args.rootfs,
         files,
         gdb: args.gdb,
         faults: args.faults,
@@ -230,9 +245,9 @@ fn dry_run(ctx: &Context, spec: &VmSpec) -> Result<ExitCode> {
         "mkdir",
         &["-p".to_owned(), run.display().to_string()],
     )];
-    if !spec.files.is_empty() {
+    if spec.has_files() {
         lines.push(format!(
-            "# --file: {}/initramfs.cpio is {} with an archive of these files behind it",
+            "# {}/initramfs.cpio is {} with an archive behind it: files of --file, modules",
             run.display(),
             parts.initramfs.display()
         ));

@@ -146,6 +146,26 @@ impl fmt::Display for MemoryType {
     }
 }
 
+/// What a guest's programs are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Rootfs {
+    /// busybox and the project's own programs, in memory
+    #[default]
+    Small,
+    /// Debian on a disk that forgets what the guest writes, with the project's own programs
+    Debian,
+}
+
+impl Rootfs {
+    /// The disk that the guest finds it on, if it is not the initramfs itself.
+    pub fn disk(self) -> Result<Option<PathBuf>> {
+        match self {
+            Self::Small => Ok(None),
+            Self::Debian => build::rootfs::debian().map(Some),
+        }
+    }
+}
+
 /// A debugger's stub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Gdb {
@@ -232,6 +252,8 @@ pub struct VmSpec {
     pub kernel_words: Vec<String>,
     /// A folder of the host at /host in the guest.
     pub share: Option<PathBuf>,
+    /// What its programs are.
+    pub rootfs: Rootfs,
     /// Files that the guest finds.
     pub files: Vec<FileCopy>,
     /// Disks, /dev/vda and on.
@@ -273,6 +295,7 @@ impl VmSpec {
             load_module: true,
             kernel_words: Vec::new(),
             share: None,
+            rootfs: Rootfs::Small,
             files: Vec::new(),
             disks: Vec::new(),
             null_disk: false,
@@ -314,6 +337,11 @@ impl VmSpec {
             self.memory
         );
         Ok(())
+    }
+
+    /// Whether anything goes behind the initramfs.
+    pub fn has_files(&self) -> bool {
+        !self.files.is_empty() || self.rootfs != Rootfs::Small
     }
 
     /// Memory of the first node.

@@ -9,6 +9,7 @@
 //! guest's kernel log is judged, which is a result of its own.
 
 mod cdmctl;
+mod debian;
 mod examples;
 pub mod faults;
 mod forget;
@@ -41,6 +42,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::Stage;
 use super::run::Run;
+use super::select::Selection;
 use crate::build::{self, BuildKind, KernelChoice};
 use crate::context::Context;
 use crate::schema;
@@ -291,6 +293,39 @@ const LINK: &[Check] = &[
     (
         "link::host_that_stands_still_changes_no_account",
         link::host_that_stands_still_changes_no_account,
+    ),
+];
+
+/// A guest whose programs are Debian's. The first one wants it quiet, the last one changes its machine.
+const DEBIAN: &[Check] = &[
+    ("debian::guest_test_passes", debian::guest_test_passes),
+    (
+        "debian::programs_are_debians_and_work",
+        debian::programs_work,
+    ),
+    (
+        "debian::apt_installs_packages_that_are_there",
+        debian::apt_installs,
+    ),
+    (
+        "debian::cdmctl_info_is_what_its_schema_says",
+        cdmctl::info_matches_schema,
+    ),
+    (
+        "debian::cdmctl_migrates_a_process_and_tells_where_it_is",
+        cdmctl::migrates_a_process,
+    ),
+    (
+        "debian::statuses_files_and_shared_folder_are_as_in_the_small_guest",
+        debian::host_is_reached,
+    ),
+    (
+        "debian::modules_load_with_its_own_programs",
+        debian::modules_load,
+    ),
+    (
+        "debian::writes_last_as_long_as_the_machine",
+        debian::writes_last_as_long_as_the_machine,
     ),
 ];
 
@@ -640,6 +675,13 @@ const SUITES: &[Suite] = &[
     Suite {
         prefix: "e2e::public",
         kernel: KernelChoice::Public,
+        shape: plan::one_device_for_debian,
+        groups: Groups::None,
+        checks: &[DEBIAN],
+    },
+    Suite {
+        prefix: "e2e::public",
+        kernel: KernelChoice::Public,
         shape: plan::one_traced_device,
         groups: Groups::None,
         checks: &[TRACE],
@@ -732,6 +774,14 @@ const SUITES: &[Suite] = &[
         ],
     },
 ];
+
+/// Whether a test is chosen whose guest has a userland that `ci/just` makes.
+pub fn wants_rootfs(selection: &Selection) -> bool {
+    let names = DEBIAN
+        .iter()
+        .map(|(name, _)| format!("e2e::public::{name}"));
+    names.into_iter().any(|name| selection.takes(&name))
+}
 
 /// A test that drives a machine from outside, with the machine that it wants.
 #[derive(Clone, Copy)]

@@ -4,8 +4,9 @@
 
 use anyhow::{Result, bail};
 
+use super::debian;
 use crate::build::KernelChoice;
-use crate::vm::{ByteSize, Disk, MemoryType, VmSpec};
+use crate::vm::{ByteSize, Disk, MemoryType, Rootfs, VmSpec};
 
 /// Tests that a kernel cannot run, each with the reason. Any other skip is a failure: a test that
 /// is not run proves nothing.
@@ -174,6 +175,14 @@ pub fn one_timed_device(spec: &mut VmSpec) {
 pub fn one_traced_device(spec: &mut VmSpec) {
     one_device(spec);
     spec.trace = true;
+}
+
+/// One small device, in a guest with a userland of its own.
+pub fn one_device_for_debian(spec: &mut VmSpec) {
+    one_device_with_huge_pages(spec);
+    spec.rootfs = Rootfs::Debian;
+    spec.share = Some(debian::shared());
+    spec.files = vec![debian::brought()];
 }
 
 /// Three small devices.
