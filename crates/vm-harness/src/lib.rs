@@ -25,6 +25,7 @@ mod evidence;
 pub mod fuzz;
 mod git;
 pub mod guest;
+mod html;
 pub mod ide;
 pub mod image;
 mod junit;

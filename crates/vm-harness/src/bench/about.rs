@@ -135,9 +135,8 @@ fn load(loadavg: &str) -> f64 {
     first.and_then(|number| number.parse().ok()).unwrap_or(0.0)
 }
 
-#[cfg(test)]
 impl About {
-    /// A run of somebody's.
+    /// A run of nobody's, for tests of what is made of results.
     pub fn sample() -> Self {
         Self {
             origin: Origin::new("just bench", "0123456789abcdef"),

@@ -25,7 +25,8 @@ use clap::Args;
 
 use self::about::About;
 use self::compare::{Change, compare};
-use self::figure::{Figure, collate};
+pub(crate) use self::figure::Figure;
+use self::figure::collate;
 use self::growth::Growth;
 use crate::build::{self, Kernel, KernelOptions};
 use crate::cache;
@@ -254,7 +255,7 @@ fn task(ctx: &Context, what: &str, total: u64) -> Task {
 }
 
 /// Reads the results of an earlier run.
-fn read(path: &Path) -> Result<Vec<Figure>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<Figure>> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| {
@@ -263,6 +264,16 @@ fn read(path: &Path) -> Result<Vec<Figure>> {
             path.display()
         )
     })
+}
+
+/// Writes into `folder` what a run leaves that gets these lines of the program and is nobody's:
+/// for who looks at its page.
+pub(crate) fn write_example(folder: &Path, lines: &str) -> Result<()> {
+    let samples: Vec<Sample> = lines
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    write(folder, &About::sample(), &samples, &collate(&samples)?)
 }
 
 fn write(folder: &Path, about: &About, samples: &[Sample], figures: &[Figure]) -> Result<()> {

@@ -4,40 +4,29 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Result;
 use quick_junit::TestCase;
 
 use super::Run;
-use super::bench::Figure;
-use super::plot::{self, BAD, Bar, GOOD, NEITHER, PLAIN};
+use crate::bench::Figure;
+use crate::html::{BAD, Bar, GOOD, NEITHER, PLAIN, Piece, bars, escaped};
 use crate::junit_page::{Count, SHOWN_FAILURES, SHOWN_TEXT, cases, text_of};
 
 /// Cases of a run whose time is shown: those that one would make faster first.
 const SLOWEST: usize = 12;
 
-const STYLE: &str = "body { font: 15px/1.4 sans-serif; max-width: 940px; margin: 2em auto; \
-                     padding: 0 1em; color: #222; background: #fff } svg { max-width: 100%; \
-                     height: auto } pre { background: #f4f4f4; padding: .6em; overflow-x: auto } \
-                     .bad { color: #a33c00 } code { overflow-wrap: anywhere }";
-
 /// The whole page.
-pub fn page(runs: &[Run], figures: &[Figure]) -> Result<String> {
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>cdm: results</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>cdm: results</h1>\n"
-    );
+pub fn page(runs: &[Run], figures: &[Figure]) -> String {
+    let mut body = String::new();
     for run in runs {
-        one_run(&mut page, run)?;
+        one_run(&mut body, run);
     }
     if !figures.is_empty() {
-        benchmarks(&mut page, figures)?;
+        benchmarks(&mut body, figures);
     }
-    page.push_str("</body>\n</html>\n");
-    Ok(page)
+    crate::html::page("cdm: results", &body)
 }
 
-fn one_run(page: &mut String, run: &Run) -> Result<()> {
+fn one_run(page: &mut String, run: &Run) {
     let all = Count::of(cases(&run.report).map(|(_, case)| case));
     let class = if all.failed > 0 { " class=\"bad\"" } else { "" };
     let _ = write!(
@@ -63,16 +52,16 @@ fn one_run(page: &mut String, run: &Run) -> Result<()> {
             Bar {
                 name: suite.name.as_str().to_owned(),
                 text: format!("{} / {} / {}", count.passed, count.failed, count.skipped),
-                parts: vec![
+                pieces: Piece::stacked([
                     (count.passed as f64, GOOD),
                     (count.failed as f64, BAD),
                     (count.skipped as f64, NEITHER),
-                ],
+                ]),
                 spread: None,
             }
         })
         .collect();
-    section(page, "Passed / failed / skipped", &suites, None)?;
+    section(page, "Passed / failed / skipped", &suites, false);
     let seconds = |case: &TestCase| case.time.unwrap_or_default().as_secs_f64();
     let mut slowest: Vec<_> = cases(&run.report).collect();
     slowest.sort_by(|(_, a), (_, b)| seconds(b).total_cmp(&seconds(a)));
@@ -82,11 +71,11 @@ fn one_run(page: &mut String, run: &Run) -> Result<()> {
         .map(|(suite, case)| Bar {
             name: format!("{}::{}", suite.name.as_str(), case.name.as_str()),
             text: format!("{:.1} s", seconds(case)),
-            parts: vec![(seconds(case), PLAIN)],
+            pieces: vec![Piece::to(seconds(case), PLAIN)],
             spread: None,
         })
         .collect();
-    section(page, "What took longest", &slowest, None)?;
+    section(page, "What took longest", &slowest, false);
     let failures =
         cases(&run.report).filter_map(|(suite, case)| Some((suite, case, text_of(case)?)));
     for (suite, case, text) in failures.take(SHOWN_FAILURES) {
@@ -103,32 +92,39 @@ fn one_run(page: &mut String, run: &Run) -> Result<()> {
         let more = all.failed - SHOWN_FAILURES;
         let _ = writeln!(page, "<p>and {more} more failures, which junit.xml has</p>");
     }
-    Ok(())
 }
 
-/// Figures with a reference as their ratio to it; the rest as they are, a plot for each unit.
-fn benchmarks(page: &mut String, figures: &[Figure]) -> Result<()> {
+/// Figures as how many times better than each reference they are; then as they are, bars for each
+/// unit.
+fn benchmarks(page: &mut String, figures: &[Figure]) {
     page.push_str("<h2><code>just bench</code></h2>\n");
     let compared: Vec<Bar> = figures
         .iter()
-        .filter_map(|figure| {
-            let ratio = figure.ratio?;
-            let reference = figure.reference.as_deref()?;
-            Some(Bar {
-                name: format!("{} : {reference}", figure.name),
-                text: format!("{ratio:.2}"),
-                parts: vec![(ratio, if ratio >= 1.0 { GOOD } else { BAD })],
+        .map(|figure| {
+            // Of times and memory less is better.
+            let better = match figure.unit.less_is_better() {
+                true => 1.0 / figure.ratio,
+                false => figure.ratio,
+            };
+            let colour = if better >= 1.0 { GOOD } else { BAD };
+            Bar {
+                name: format!("{} : {}", figure.name, figure.reference),
+                text: format!("{better:.2}x"),
+                // Twice as good and half as good are as far from the line.
+                pieces: vec![Piece::to(better.log2(), colour)],
                 spread: None,
-            })
+            }
         })
         .collect();
-    let title = "Against its reference; at the line both do as well";
-    section(page, title, &compared, Some(1.0))?;
-    let mut units: Vec<&str> = figures.iter().map(|figure| figure.unit.as_str()).collect();
+    let title = "How many times better than its reference: left of the line it is worse";
+    section(page, title, &compared, true);
+    let unit_of = |figure: &Figure| figure.unit.to_string();
+    let mut units: Vec<String> = figures.iter().map(unit_of).collect();
     units.sort_unstable();
     units.dedup();
     for unit in units {
-        let mut of_unit: Vec<&Figure> = figures.iter().filter(|one| one.unit == unit).collect();
+        let of_unit = |figure: &&Figure| unit_of(figure) == unit;
+        let mut of_unit: Vec<&Figure> = figures.iter().filter(of_unit).collect();
         // One with several references is there several times.
         of_unit.dedup_by(|a, b| a.name == b.name);
         let bars: Vec<Bar> = of_unit
@@ -136,22 +132,20 @@ fn benchmarks(page: &mut String, figures: &[Figure]) -> Result<()> {
             .map(|figure| Bar {
                 name: figure.name.clone(),
                 text: format!("{:.4} of {} runs", Short(figure.median), figure.runs),
-                parts: vec![(figure.median, PLAIN)],
-                spread: Some((figure.min, figure.max)),
+                pieces: vec![Piece::to(figure.median, PLAIN)],
+                spread: Some(figure.min..figure.max),
             })
             .collect();
         let title = format!("{unit}: the median, and from least to most");
-        section(page, &title, &bars, None)?;
+        section(page, &title, &bars, false);
     }
-    Ok(())
 }
 
-fn section(page: &mut String, title: &str, bars: &[Bar], mark: Option<f64>) -> Result<()> {
-    if !bars.is_empty() {
-        let svg = plot::bars(bars, mark)?;
-        let _ = write!(page, "<h3>{}</h3>\n{svg}\n", escaped(title));
+fn section(page: &mut String, title: &str, rows: &[Bar], marked: bool) {
+    if !rows.is_empty() {
+        let rows = bars(rows, marked);
+        let _ = write!(page, "<h3>{}</h3>\n{rows}", escaped(title));
     }
-    Ok(())
 }
 
 /// A number with as many digits as the precision says, and none that only fill it up.
@@ -169,42 +163,39 @@ impl std::fmt::Display for Short {
     }
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn figure(name: &str, reference: Option<&str>, ratio: Option<f64>) -> Figure {
-        Figure {
-            name: name.into(),
-            unit: "MiB/s".into(),
-            reference: reference.map(str::to_owned),
-            ratio,
-            min: 90.0,
-            median: 100.5,
-            max: 110.0,
-            runs: 3,
+    fn figure(name: &str, unit: &str, reference: &str, ratio: f64) -> Figure {
+        let json = serde_json::json!({
+            "name": name, "unit": unit, "reference": reference, "ratio": ratio,
+            "value": 100.5, "min": 90.0, "median": 100.5, "max": 110.0, "runs": 3,
+            "reference_value": 50.0, "ratio_min": ratio, "ratio_max": ratio,
+        });
+        serde_json::from_value(json).expect("a figure")
+    }
+
+    #[test]
+    fn figure_with_several_references_is_compared_with_each_and_has_one_bar() {
+        let figures = [
+            figure("a", "MiB/s", "x", 2.0),
+            figure("a", "MiB/s", "y", 0.5),
+            figure("b", "MiB/s", "x", 1.0),
+        ];
+        let page = page(&[], &figures);
+        assert_eq!(page.matches("100.5 of 3 runs").count(), 2, "{page}");
+        for text in ["a : x", "a : y", "2.00x", "0.50x"] {
+            assert!(page.contains(text), "{text} is not in {page}");
         }
     }
 
     #[test]
-    fn figure_with_several_references_has_a_ratio_to_each_and_one_bar() {
-        let figures = [
-            figure("a", Some("x"), Some(2.0)),
-            figure("a", Some("y"), Some(0.5)),
-            figure("b", None, None),
-        ];
-        let page = page(&[], &figures).expect("drawn");
-        assert_eq!(page.matches("100.5 of 3 runs").count(), 2, "{page}");
-        for text in ["a : x", "a : y", "2.00", "0.50"] {
-            assert!(page.contains(text), "{text} is not in {page}");
-        }
+    fn time_that_is_half_of_its_reference_is_twice_as_good() {
+        let page = page(&[], &[figure("a", "us", "x", 0.5)]);
+        assert!(page.contains("2.00x"), "{page}");
+        let good = format!("<i class=\"c{GOOD}\" style=\"left:0.00%;width:100.00%\">");
+        assert!(page.contains(&good), "{page}");
     }
 
     #[test]

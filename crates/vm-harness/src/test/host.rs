@@ -6,6 +6,7 @@
 mod daily;
 mod dump;
 mod left;
+mod pages;
 mod subject;
 
 use std::fs;
@@ -80,6 +81,18 @@ pub const HOST: Table = Table {
         (
             "host::editors_are_told_of_the_driver_and_of_files_that_exist",
             daily::editor,
+        ),
+        (
+            "host::browser_tells_what_is_wrong_with_a_page",
+            pages::wrong,
+        ),
+        (
+            "host::page_of_results_reads_well_in_a_browser",
+            pages::report_page,
+        ),
+        (
+            "host::page_of_benchmarks_reads_well_in_a_browser",
+            pages::bench_page,
         ),
     ],
 };

@@ -2,7 +2,6 @@
 
 //! `report.html`: all figures and their plots on one page, which needs nothing besides.
 
-mod bars;
 mod plot;
 mod shape;
 
@@ -15,24 +14,12 @@ use self::shape::Plot;
 use super::about::About;
 use super::figure::Figure;
 use super::table::{number, ratio};
+use crate::html::{bars, escaped, legend};
 use cdm_agent_protocol::Sample;
-
-const HEAD: &str = "\
-<!DOCTYPE html>
-<!-- SPDX-License-Identifier: Apache-2.0 OR MIT -->
-<html lang=\"en\"><head><meta charset=\"utf-8\"><title>cdm bench</title>
-<style>
-body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 1340px; padding: 0 1em; color: #222 }
-table { border-collapse: collapse } td, th { padding: .15em .7em; border-bottom: 1px solid #ddd }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-.plots { display: flex; flex-wrap: wrap; gap: 10px } svg { border: 1px solid #eee }
-</style></head><body>
-";
 
 /// The page.
 pub fn page(about: &About, samples: &[Sample], figures: &[Figure]) -> Result<String> {
-    let mut html = HEAD.to_owned();
-    html += "<h1>cdm bench</h1>\n";
+    let mut html = String::new();
     for line in about.sentence().lines() {
         writeln!(html, "<p>{}</p>", escaped(line))?;
     }
@@ -76,8 +63,7 @@ pub fn page(about: &About, samples: &[Sample], figures: &[Figure]) -> Result<Str
     )?;
     breakdowns(&mut html, figures)?;
     table(&mut html, figures)?;
-    html += "</body></html>\n";
-    Ok(html)
+    Ok(crate::html::page("cdm bench", &html))
 }
 
 /// Plots of a kind, if there are any.
@@ -96,7 +82,14 @@ fn section(
         "<h2>{title}</h2><p>{what}</p>\n<div class=\"plots\">\n"
     )?;
     for plot in plots {
-        html.push_str(&lines(&plot.title, x, y, &plot.lines)?);
+        let names = plot.lines.iter().map(|line| &*line.label);
+        write!(
+            html,
+            "<figure><figcaption>{}</figcaption>\n{}{}</figure>\n",
+            escaped(&plot.title),
+            lines(x, y, &plot.lines)?,
+            legend(names)
+        )?;
     }
     html.push_str("</div>\n");
     Ok(())
@@ -109,13 +102,18 @@ fn breakdowns(html: &mut String, figures: &[Figure]) -> Result<()> {
         return Ok(());
     }
     html.push_str(
-        "<h2>Where the time goes</h2><p>By samples of what the kernel is found at.</p>\n\
-         <div class=\"plots\">\n",
+        "<h2>Where the time goes</h2><p>Microseconds for each MiB, by samples of what the kernel is \
+         found at.</p>\n",
     );
-    for (title, all) in found {
-        html.push_str(&bars::bars(&title, &shape::PARTS, &all)?);
+    for part in found {
+        write!(
+            html,
+            "<h3>{}</h3>\n{}{}",
+            escaped(&part.title),
+            legend(part.pieces.iter().map(String::as_str)),
+            bars(&part.bars, false)
+        )?;
     }
-    html.push_str("</div>\n");
     Ok(())
 }
 
@@ -123,9 +121,10 @@ fn breakdowns(html: &mut String, figures: &[Figure]) -> Result<()> {
 fn table(html: &mut String, figures: &[Figure]) -> Result<()> {
     html.push_str(
         "<h2>All figures</h2><p>The ratio is the value by the reference's of the same round. Of MiB/s \
-         and 1/s more is better, of us, ms and MiB less.</p>\n<table><tr><th>figure</th><th>median</th><th>min</th><th>max\
-         </th><th>unit</th><th>reference</th><th>its median</th><th>ratio</th><th>from</th><th>to</th>\
-         <th>runs</th></tr>\n",
+         and 1/s more is better, of us, ms and MiB less.</p>\n<div class=\"wide\">\n<table><tr><th>figure</th><th class=\"n\">median</th>\
+         <th class=\"n\">min</th><th class=\"n\">max</th><th>unit</th><th>reference</th>\
+         <th class=\"n\">its median</th><th class=\"n\">ratio</th><th class=\"n\">from</th>\
+         <th class=\"n\">to</th><th class=\"n\">runs</th></tr>\n",
     );
     for figure in figures {
         let cells = [number(figure.value), number(figure.min), number(figure.max)];
@@ -150,15 +149,8 @@ fn table(html: &mut String, figures: &[Figure]) -> Result<()> {
         }
         writeln!(html, "<td class=\"n\">{}</td></tr>", figure.runs)?;
     }
-    html.push_str("</table>\n");
+    html.push_str("</table>\n</div>\n");
     Ok(())
-}
-
-/// Text in a page.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
 }
 
 #[cfg(test)]

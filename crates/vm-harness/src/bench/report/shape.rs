@@ -3,9 +3,9 @@
 //! Which plots the figures make: a size or a number of threads, devices or processes in a name is a
 //! place on an axis.
 
-use super::bars::Bar;
-use super::plot::{Axis, Line};
+use super::plot::{Axis, Line, multiples, round_values};
 use crate::bench::figure::Figure;
+use crate::html::{Bar, COLOURS, Piece};
 use cdm_agent_protocol::{SUBJECT, Sample, Unit};
 
 /// Suffixes of sizes, with the binary logarithms of what they stand for.
@@ -120,6 +120,7 @@ pub const SIZE: Axis = Axis {
         let (suffix, shift) = SIZES.iter().rev().find(is_one).unwrap_or(&SIZES[0]);
         format!("{:.0} {suffix}", (place - f64::from(*shift)).exp2())
     },
+    places: |range| multiples(range, 1.0),
 };
 
 /// The axis of threads, devices and processes.
@@ -129,72 +130,102 @@ pub const COUNT: Axis = Axis {
         true => format!("{:.0}", place.exp2()),
         false => String::new(),
     },
+    places: |range| multiples(range, 1.0),
 };
 
 /// The axis of throughput.
 pub const THROUGHPUT: Axis = Axis {
     name: "MiB/s",
     label: |place| crate::bench::table::number(10f64.powf(place)),
+    places: round_values,
 };
 
 /// The axis of times that somebody notices.
 pub const LONG_TIME: Axis = Axis {
     name: "milliseconds",
     label: |place| crate::bench::table::number(10f64.powf(place)),
+    places: round_values,
 };
 
 /// The axis of memory.
 pub const MEMORY: Axis = Axis {
     name: "MiB",
     label: |place| crate::bench::table::number(10f64.powf(place)),
+    places: round_values,
 };
 
 /// The axis of times.
 pub const TIME: Axis = Axis {
     name: "microseconds",
     label: |place| crate::bench::table::number(10f64.powf(place)),
+    places: round_values,
 };
 
 /// The axis of shares.
 pub const SHARE: Axis = Axis {
-    name: "percent of samples that took no longer",
+    name: "percent of samples",
     label: |place| format!("{place:.0}"),
-};
-
-/// The axis of parts of a time.
-pub const PARTS: Axis = Axis {
-    name: "microseconds for each MiB",
-    label: |place| format!("{place:.0}"),
+    places: |range| multiples(range, 25.0),
 };
 
 /// The group whose figures are parts of a time.
 const BREAKDOWN: &str = "breakdown";
 
-/// What times are made of: for each name without its last part, which is that of a piece, a bar for
-/// the subject and one for each reference.
-pub fn breakdowns(figures: &[Figure]) -> Vec<(String, Vec<Bar>)> {
-    let mut titles: Listed<Listed<Vec<(String, f64)>>> = Vec::new();
+/// What a time is made of.
+pub struct Breakdown {
+    /// What took the time.
+    pub title: String,
+    /// Names of the pieces, whose places are the numbers of their colours.
+    pub pieces: Vec<String>,
+    /// One for the subject and each reference.
+    pub bars: Vec<Bar>,
+}
+
+/// What times are made of: one for each name without its last part, which is that of a piece.
+pub fn breakdowns(figures: &[Figure]) -> Vec<Breakdown> {
+    let mut titles: Listed<Listed<Listed<f64>>> = Vec::new();
     for figure in figures.iter().filter(|figure| figure.group() == BREAKDOWN) {
         let Some((title, piece)) = figure.name.rsplit_once('/') else {
             continue;
         };
-        let bars = entry(&mut titles, title);
-        let values = [
-            (SUBJECT, figure.value),
-            (&figure.reference, figure.reference_value),
-        ];
-        for (by, value) in values {
-            let pieces = entry(bars, by);
-            if pieces.iter().all(|(known, _)| known != piece) {
-                pieces.push((piece.to_owned(), value));
-            }
-        }
+        let all = entry(&mut titles, title);
+        // A subject with several references comes several times, with the same value.
+        *entry(entry(all, SUBJECT), piece) = figure.value;
+        *entry(entry(all, &figure.reference), piece) = figure.reference_value;
     }
-    let bar = |(label, pieces)| Bar { label, pieces };
     titles
         .into_iter()
-        .map(|(title, bars)| (title, bars.into_iter().map(bar).collect()))
+        .map(|(title, all)| breakdown(title, all))
         .collect()
+}
+
+fn breakdown(title: String, all: Listed<Listed<f64>>) -> Breakdown {
+    let mut names: Listed<()> = Vec::new();
+    for (name, _) in all.iter().flat_map(|(_, pieces)| pieces) {
+        entry(&mut names, name);
+    }
+    let pieces: Vec<String> = names.into_iter().map(|(name, ())| name).collect();
+    let bars = all
+        .into_iter()
+        .map(|(name, lengths)| {
+            let sum: f64 = lengths.iter().map(|(_, length)| length).sum();
+            let coloured = lengths.iter().map(|(name, length)| {
+                let place = pieces.iter().position(|known| known == name);
+                (*length, place.unwrap_or(0) % COLOURS.len())
+            });
+            Bar {
+                text: crate::bench::table::number(sum),
+                pieces: Piece::stacked(coloured),
+                spread: None,
+                name,
+            }
+        })
+        .collect();
+    Breakdown {
+        title,
+        pieces,
+        bars,
+    }
 }
 
 /// Fewest samples that show a distribution.
@@ -364,17 +395,34 @@ mod tests {
         ];
         let found = breakdowns(&figures);
         assert_eq!(found.len(), 1);
-        let (title, bars) = &found[0];
+        let Breakdown {
+            title,
+            pieces,
+            bars,
+        } = &found[0];
         assert_eq!(title, "breakdown/4KiB/to");
-        let labels: Vec<_> = bars.iter().map(|bar| &*bar.label).collect();
-        assert_eq!(labels, ["cdm", "test_hmm"]);
+        assert_eq!(pieces, &["copy", "remap"]);
+        let shown = |bar: &Bar| {
+            let ends = bar
+                .pieces
+                .iter()
+                .map(|piece| (piece.colour, piece.range.end));
+            (bar.name.clone(), bar.text.clone(), ends.collect::<Vec<_>>())
+        };
+        let shown: Vec<_> = bars.iter().map(shown).collect();
+        let wanted = |name: &str, text: &str, ends: [f64; 2]| {
+            (
+                name.to_owned(),
+                text.to_owned(),
+                vec![(0, ends[0]), (1, ends[1])],
+            )
+        };
         assert_eq!(
-            bars[0].pieces,
-            [("copy".into(), 3.0), ("remap".into(), 4.0)]
-        );
-        assert_eq!(
-            bars[1].pieces,
-            [("copy".into(), 1000.0), ("remap".into(), 1000.0)]
+            shown,
+            [
+                wanted("cdm", "7.00", [3.0, 7.0]),
+                wanted("test_hmm", "2000", [1000.0, 2000.0]),
+            ]
         );
     }
 
