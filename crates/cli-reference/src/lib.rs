@@ -7,6 +7,7 @@
 //! that calls [`check`]; the same test writes the pages anew where `CDM_RECORD_REFERENCE` is set,
 //! which is what `just reference --record` does.
 
+pub mod completion;
 mod manual;
 mod page;
 
