@@ -16,7 +16,7 @@ pub const MINIMUM_QEMU: u32 = 11;
 const REMAKE: &str = "just clean --all, then run this again: the toolbox is made anew";
 
 /// Programs of the toolbox, and what each is for.
-const TOOLS: [(&str, &str); 18] = [
+const TOOLS: [(&str, &str); 22] = [
     ("make", "builds the kernel"),
     ("clang", "compiles the kernel"),
     ("llvm-cov", "tells what the fuzzers reach"),
@@ -35,6 +35,10 @@ const TOOLS: [(&str, &str); 18] = [
     ("npm", "fetches that check"),
     ("umoci", "makes the image for container engines"),
     ("mdbook", "makes the book of the documents"),
+    ("chromium-headless-shell", "looks at pages of results"),
+    ("reuse", "checks licences"),
+    ("dpkg-buildpackage", "makes packages for Debian"),
+    ("dkms", "tries the driver's package"),
 ];
 
 /// Programs of the host that the project can use, and what each is good for.
