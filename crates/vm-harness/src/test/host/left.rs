@@ -66,12 +66,21 @@ impl Leftovers {
 
     /// Kills the one process of this name (as `comm` has it, 15 bytes).
     pub fn kill(&self, name: &str, signal: Signal) -> Result<()> {
-        let processes = self.processes()?;
-        let named: Vec<_> = processes.iter().filter(|(_, comm)| comm == name).collect();
-        let [(pid, _)] = named[..] else {
-            bail!("there is not one {name} among {processes:?}")
-        };
-        kill(*pid, signal).with_context(|| format!("cannot kill {name}"))
+        /// A busy machine may keep a process's environment from who reads it.
+        const LIMIT: Duration = Duration::from_secs(10);
+        const POLL: Duration = Duration::from_millis(100);
+        let started = Instant::now();
+        loop {
+            let processes = self.processes()?;
+            let named: Vec<_> = processes.iter().filter(|(_, comm)| comm == name).collect();
+            if let [(pid, _)] = named[..] {
+                return kill(*pid, signal).with_context(|| format!("cannot kill {name}"));
+            }
+            if started.elapsed() > LIMIT {
+                bail!("there is not one {name} among {processes:?}");
+            }
+            thread::sleep(POLL);
+        }
     }
 
     /// Expects that no process is left.
