@@ -160,7 +160,7 @@ mod github {
         for (_, script) in scripts() {
             seen.extend(recipes(&script).iter().map(|words| parse(words)));
         }
-        let wanted = ["results", "run-vm", "soak", "stress", "test"];
+        let wanted = ["deny", "results", "run-vm", "soak", "stress", "test"];
         assert_eq!(seen, wanted.map(str::to_owned).into());
     }
 

@@ -354,6 +354,23 @@ unsafe extern "C" fn folio_free(folio: *mut sys::folio) {
     region.take_back((pfn as u64 - region.first_pfn) as u32, order);
 }
 
+/// Tries for a lock that whoever is in reclaim may not wait for without an end, since he may hold
+/// what its holder waits for. Not to wait at all would not do: the holder works for another
+/// cgroup, and one that gets no help in some dozen tries has a process killed for want of memory.
+fn wait_a_while<T>(attempt: impl Fn() -> Option<T>) -> Option<T> {
+    /// In milliseconds, and many times what bringing back a batch takes.
+    const LIMIT: usize = 100;
+    (0..LIMIT).find_map(|_| {
+        let got = attempt();
+        // SAFETY: Takes no argument that could be wrong.
+        if got.is_none() && !unsafe { sys::cdm_dying() } {
+            // SAFETY: The caller is in process context and holds no spinlock.
+            unsafe { sys::msleep(1) };
+        }
+        got
+    })
+}
+
 /// A memory cgroup is at its limit, and reclaim did not free enough: brings pages of it
 /// back to system memory, where it can go on. How many.
 ///
@@ -373,8 +390,7 @@ unsafe extern "C" fn cdm_reclaim(
     if !unsafe { sys::cdm_param_pressure_help() } {
         return 0;
     }
-    // Somebody else is at it: that helps, too.
-    let Some(mut relief) = region.relief.try_lock() else {
+    let Some(mut relief) = wait_a_while(|| region.relief.try_lock()) else {
         return 0;
     };
     let Some(relief) = &mut *relief else {

@@ -192,7 +192,7 @@ mod tests {
         fs::create_dir_all(ctx.repo.join("target/bench")).expect("made");
         let figures = r#"[{"name": "migrate/4KiB", "value": 3.0, "unit": "MiB/s", "reference": "memcpy",
             "ratio": 1.5, "min": 2.0, "median": 3.0, "max": 4.0, "runs": 3, "reference_value": 2.0,
-            "ratio_min": 1.0, "ratio_max": 2.0}]"#;
+            "ratio_min": 1.0, "ratio_max": 2.0, "ratios": [1.0, 2.0]}]"#;
         fs::write(ctx.repo.join(FIGURES), figures).expect("written");
         run(&ctx, &args()).expect("written");
         let page = fs::read_to_string(ctx.repo.join(PAGE)).expect("there");

@@ -171,7 +171,7 @@ mod tests {
         let json = serde_json::json!({
             "name": name, "unit": unit, "reference": reference, "ratio": ratio,
             "value": 100.5, "min": 90.0, "median": 100.5, "max": 110.0, "runs": 3,
-            "reference_value": 50.0, "ratio_min": ratio, "ratio_max": ratio,
+            "reference_value": 50.0, "ratio_min": ratio, "ratio_max": ratio, "ratios": [ratio],
         });
         serde_json::from_value(json).expect("a figure")
     }
