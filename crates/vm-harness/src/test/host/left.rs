@@ -16,6 +16,10 @@ use nix::unistd::Pid;
 const END_LIMIT: Duration = Duration::from_secs(20);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
+/// The variable that tells by whom a process was started. The one for temporary files would not do:
+/// QEMU has a folder of its own for them.
+pub const MARK: &str = "CDM_TEST_MARK";
+
 /// A folder for traces, and the mounts as they were.
 pub struct Leftovers {
     folder: tempfile::TempDir,
@@ -23,8 +27,8 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    /// Starts to watch. Whoever is started with [`Leftovers::folder`] for its temporary files is
-    /// known by it.
+    /// Starts to watch. Whoever is started with [`Leftovers::folder`] in the variable [`MARK`] is
+    /// known by it, and so are those that he starts.
     pub fn watch() -> Result<Self> {
         // Short, since a socket's path is.
         let folder = tempfile::Builder::new().prefix("cdmt").tempdir_in("/tmp")?;
@@ -39,9 +43,9 @@ impl Leftovers {
         self.folder.path()
     }
 
-    /// Processes that were started with this folder for their temporary files.
+    /// Processes that were started with this folder as their mark.
     fn processes(&self) -> Result<Vec<(Pid, String)>> {
-        let mark = format!("TMPDIR={}", self.folder.path().display());
+        let mark = format!("{MARK}={}", self.folder.path().display());
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").context("cannot list /proc")? {
             let path = entry?.path();
@@ -66,21 +70,12 @@ impl Leftovers {
 
     /// Kills the one process of this name (as `comm` has it, 15 bytes).
     pub fn kill(&self, name: &str, signal: Signal) -> Result<()> {
-        /// A busy machine may keep a process's environment from who reads it.
-        const LIMIT: Duration = Duration::from_secs(10);
-        const POLL: Duration = Duration::from_millis(100);
-        let started = Instant::now();
-        loop {
-            let processes = self.processes()?;
-            let named: Vec<_> = processes.iter().filter(|(_, comm)| comm == name).collect();
-            if let [(pid, _)] = named[..] {
-                return kill(*pid, signal).with_context(|| format!("cannot kill {name}"));
-            }
-            if started.elapsed() > LIMIT {
-                bail!("there is not one {name} among {processes:?}");
-            }
-            thread::sleep(POLL);
-        }
+        let processes = self.processes()?;
+        let named: Vec<_> = processes.iter().filter(|(_, comm)| comm == name).collect();
+        let [(pid, _)] = named[..] else {
+            bail!("there is not one {name} among {processes:?}")
+        };
+        kill(*pid, signal).with_context(|| format!("cannot kill {name}"))
     }
 
     /// Expects that no process is left.

@@ -20,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getegid, geteuid};
 
 use super::super::run::Run;
-use super::left::Leftovers;
+use super::left::{Leftovers, MARK};
 
 /// Longest that one `cdm` may take: a boot, what it runs, and an end in good order, on a host that
 /// does something else too.
@@ -185,6 +185,7 @@ fn command(run: &Run, left: &Leftovers, arguments: &[&str]) -> Result<Command> {
         .env("CDM_CACHE", &ctx.cache)
         .env("CDM_TOOLBOX", &ctx.toolbox)
         .env("TMPDIR", left.folder())
+        .env(MARK, left.folder())
         .env("XDG_RUNTIME_DIR", left.folder())
         .current_dir(&ctx.repo)
         .stdin(Stdio::piped())
