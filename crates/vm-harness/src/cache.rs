@@ -106,6 +106,21 @@ impl KeyBuilder {
 /// Folders that hold products, never sources.
 const PRODUCT_FOLDERS: [&str; 2] = ["target", ".git"];
 
+/// What lies in a folder and has this ending, sorted.
+pub fn files_ending_in(folder: &Path, ending: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in
+        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?
+    {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == ending) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// All regular files below a folder, sorted; products are left out.
 pub fn files_below(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();

@@ -7,11 +7,9 @@ mod bars;
 
 use std::fmt::Write as _;
 
-pub use self::bars::{Bar, Piece, bars};
+use crate::results::LICENCE;
 
-// REUSE-IgnoreStart: this is what pages get.
-const LICENCE: &str = "<!-- SPDX-License-Identifier: Apache-2.0 OR MIT -->";
-// REUSE-IgnoreEnd
+pub use self::bars::{Bar, Piece, bars};
 
 /// How pages look. Drawings have colours of their own for ink and ground, which the dark must
 /// replace.
@@ -46,7 +44,7 @@ pub fn page(title: &str, body: &str) -> String {
         );
     }
     format!(
-        "<!DOCTYPE html>\n{LICENCE}\n<html lang=\"en\">\n\
+        "<!DOCTYPE html>\n<!-- {LICENCE} -->\n<html lang=\"en\">\n\
          <head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{title}</title>\n<style>\n{STYLE}{colours}</style>\n</head>\n<body>\n\

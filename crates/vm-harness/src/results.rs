@@ -14,7 +14,7 @@ use crate::context::Context;
 
 /// The licence of what is generated.
 // REUSE-IgnoreStart: this is what files of results get.
-const LICENCE: &str = "SPDX-License-Identifier: Apache-2.0 OR MIT";
+pub(crate) const LICENCE: &str = "SPDX-License-Identifier: Apache-2.0 OR MIT";
 // REUSE-IgnoreEnd
 /// Version of the form of all results. It grows when a field goes or changes its meaning.
 const VERSION: u32 = 1;

@@ -86,17 +86,7 @@ pub fn own_modules(ctx: &Context, kernel: &Kernel, folder: &Path) -> Result<Vec<
 }
 
 fn modules_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in
-        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?
-    {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "ko") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
+    cache::files_ending_in(folder, "ko")
 }
 
 #[cfg(test)]

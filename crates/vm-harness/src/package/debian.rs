@@ -51,7 +51,7 @@ pub fn build(ctx: &Context, to: &Path) -> Result<Vec<PathBuf>> {
         .args(["--build=binary", "--no-sign", "--no-check-builddeps"]);
     run_logged(&mut dpkg, what, &log, |line| task.set_detail(line.trim()))?;
     drop(task);
-    let made = packages_in(&home)?;
+    let made = cache::files_ending_in(&home, "deb")?;
     ensure!(
         !made.is_empty(),
         "dpkg-buildpackage left no package; log: {}",
@@ -94,18 +94,4 @@ fn stage(ctx: &Context, to: &Path) -> Result<()> {
     );
     let path = debian.join("changelog");
     fs::write(&path, changelog).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn packages_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in
-        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?
-    {
-        let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "deb") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
 }

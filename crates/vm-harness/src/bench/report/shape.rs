@@ -133,33 +133,26 @@ pub const COUNT: Axis = Axis {
     places: |range| multiples(range, 1.0),
 };
 
+/// An axis whose places are decimal logarithms.
+const fn logarithmic(name: &'static str) -> Axis {
+    Axis {
+        name,
+        label: |place| crate::bench::table::number(10f64.powf(place)),
+        places: round_values,
+    }
+}
+
 /// The axis of throughput.
-pub const THROUGHPUT: Axis = Axis {
-    name: "MiB/s",
-    label: |place| crate::bench::table::number(10f64.powf(place)),
-    places: round_values,
-};
+pub const THROUGHPUT: Axis = logarithmic("MiB/s");
 
 /// The axis of times that somebody notices.
-pub const LONG_TIME: Axis = Axis {
-    name: "milliseconds",
-    label: |place| crate::bench::table::number(10f64.powf(place)),
-    places: round_values,
-};
+pub const LONG_TIME: Axis = logarithmic("milliseconds");
 
 /// The axis of memory.
-pub const MEMORY: Axis = Axis {
-    name: "MiB",
-    label: |place| crate::bench::table::number(10f64.powf(place)),
-    places: round_values,
-};
+pub const MEMORY: Axis = logarithmic("MiB");
 
 /// The axis of times.
-pub const TIME: Axis = Axis {
-    name: "microseconds",
-    label: |place| crate::bench::table::number(10f64.powf(place)),
-    places: round_values,
-};
+pub const TIME: Axis = logarithmic("microseconds");
 
 /// The axis of shares.
 pub const SHARE: Axis = Axis {
