@@ -275,12 +275,6 @@ fn collapse_of_cut_device_pages_changes_nothing(t: &Fixture) -> Result<()> {
     t.expect_blocks_in_device(memory.range())
 }
 
-/// Free memory of the machine, after every CPU has handed in what it holds back.
-fn free_memory() -> Result<i64> {
-    fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")?;
-    Ok(vmstat::Snapshot::take()?.get("nr_free_pages"))
-}
-
 fn huge_page_of_a_file_loses_nothing_where_no_block_is_free(t: &Fixture) -> Result<()> {
     const ROUNDS: u64 = 8;
     /// How long a machine with much else to do may take to free what nobody uses.
@@ -306,14 +300,14 @@ fn huge_page_of_a_file_loses_nothing_where_no_block_is_free(t: &Fixture) -> Resu
     };
     // The first round leaves what the kernel keeps for the next ones.
     round(100)?;
-    let before = free_memory()?;
+    let before = vmstat::free_pages()?;
     for seed in 101..101 + ROUNDS {
         round(seed)?;
     }
     // What is only freed late comes back; what is lost does not.
     wait_until_nothing(LATE, || {
-        let lost = before - free_memory()?;
-        let is_lost = lost >= HUGE_PAGES as i64 * ROUNDS as i64 / 4;
+        let lost = before.saturating_sub(vmstat::free_pages()?);
+        let is_lost = lost >= HUGE_PAGES as u64 * ROUNDS / 4;
         Ok(is_lost.then(|| format!("{lost} pages less are free after {ROUNDS} rounds")))
     })?;
     drop(filler);
