@@ -239,9 +239,9 @@ fn accel_argument(accel: Accel) -> String {
 fn cpu_argument(accel: Accel) -> &'static str {
     match accel {
         Accel::Kvm => "max",
-        // TCG goes through a string instruction element by element, and these two have Linux take
-        // bytes for elements where it copies and clears pages, instead of eight at a time.
-        Accel::Tcg => "max,-erms,-fsrm",
+        // TCG goes through a string instruction element by element, and these three have Linux take
+        // bytes for elements where it copies and sets memory, instead of eight at a time.
+        Accel::Tcg => "max,-erms,-fsrm,-fsrs",
     }
 }
 
