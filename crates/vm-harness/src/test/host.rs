@@ -7,6 +7,7 @@ mod daily;
 mod dump;
 mod left;
 mod pages;
+mod soak;
 mod subject;
 
 use std::fs;
@@ -77,6 +78,10 @@ pub const HOST: Table = Table {
         (
             "host::driver_is_built_reloaded_and_tried_in_the_running_guest",
             daily::reloaded_driver,
+        ),
+        (
+            "host::soak_goes_on_behind_its_last_draw_and_counts_all_of_them",
+            soak::resumed,
         ),
         (
             "host::editors_are_told_of_the_driver_and_of_files_that_exist",
