@@ -103,12 +103,8 @@ impl Stored {
     /// A new file in a folder, of a file system that goes with it.
     pub fn new(folder: &Path, mounted: Option<Mounted>) -> Result<Self> {
         let path = folder.join(format!("cdm-test-{}", std::process::id()));
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .with_context(|| format!("cannot create {}", path.display()))?;
+        let file =
+            File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self {
             file,
             path: Some(path),

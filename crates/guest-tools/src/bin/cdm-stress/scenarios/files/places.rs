@@ -71,12 +71,8 @@ impl Place {
             return memory_file(bytes);
         };
         let path = folder.0.join(name);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .with_context(|| format!("cannot create {}", path.display()))?;
+        let file =
+            File::create_new(&path).with_context(|| format!("cannot create {}", path.display()))?;
         file.set_len(bytes as u64)?;
         Ok(file)
     }
