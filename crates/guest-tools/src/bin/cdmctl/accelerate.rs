@@ -93,8 +93,8 @@ impl Sum {
         })?;
         let (sum, by_cpu) = (answer.result, elements.sum(0, elements.read(&bytes)));
         let shown = self.vector.shown(sum);
-        let said = match sum == by_cpu {
-            true => Ok(format!("sum {shown}, {} bytes", buffer.bytes)),
+        let found = match sum == by_cpu {
+            true => Ok(format!("sum {shown}")),
             false => Err(format!(
                 "sum differs: device {shown}, CPU {}",
                 self.vector.shown(by_cpu)
@@ -102,7 +102,7 @@ impl Sum {
         };
         let result = RunResult::Number { result: sum };
         let bytes = answer.bytes_done;
-        Ok(Outcome::new(&self.placement, "sum", bytes, said, result))
+        Ok(Outcome::new(&self.placement, "sum", bytes, found, result))
     }
 }
 
@@ -151,25 +151,25 @@ impl Axpy {
         let answer = carry_out(&self.placement, &[&x, &y], |device| {
             device.axpy(operands.0, operands.1, elements, factor)
         })?;
-        let found = y.memory.read_bytes(y.bytes);
+        let computed = y.memory.read_bytes(y.bytes);
         let expected = elements
             .read(&xs)
             .zip(elements.read(&ys))
             .map(|(a, b)| elements.axpy(factor, a, b));
         let differs = elements
-            .read(&found)
+            .read(&computed)
             .zip(expected)
             .position(|(a, b)| a != b);
         if let Some(path) = &self.output {
             y.save(path)?;
         }
         let bytes = answer.bytes_done;
-        let said = match differs {
-            None => Ok(format!("{bytes} bytes gone over")),
+        let found = match differs {
+            None => Ok(String::new()),
             Some(index) => Err(format!("element {index} is not what the CPU makes of it")),
         };
         let result = RunResult::Nothing {};
-        Ok(Outcome::new(&self.placement, "axpy", bytes, said, result))
+        Ok(Outcome::new(&self.placement, "axpy", bytes, found, result))
     }
 }
 
@@ -223,21 +223,21 @@ impl Chase {
             answer
         })?;
         let last = order[self.hops as usize % order.len()];
-        let found = answer.result.wrapping_sub(base);
-        let said = match found == (last * WORD_BYTES) as u64 {
+        let offset = answer.result.wrapping_sub(base);
+        let found = match offset == (last * WORD_BYTES) as u64 {
             true => Ok(format!(
                 "{} hops, {:.0} ns each, the way to the device and back included",
                 self.hops,
                 took.as_nanos() as f64 / f64::from(self.hops)
             )),
             false => Err(format!(
-                "the list leads to byte {}, the device to {found}",
+                "the list leads to byte {}, the device to {offset}",
                 last * WORD_BYTES
             )),
         };
-        let result = RunResult::Number { result: found };
+        let result = RunResult::Number { result: offset };
         let bytes = answer.bytes_done;
-        Ok(Outcome::new(&self.placement, "chase", bytes, said, result))
+        Ok(Outcome::new(&self.placement, "chase", bytes, found, result))
     }
 }
 
@@ -291,7 +291,7 @@ impl Histogram {
         let elements = source.bytes as u64 / u64::from(self.width.max(1));
         let is_whole = counted == elements && source.memory.crc32c(source.bytes) == crc_before;
         let used = counters.iter().filter(|&&count| count != 0).count();
-        let said = match is_whole {
+        let found = match is_whole {
             true => Ok(format!(
                 "{elements} elements in {used} of {} bins, {outside} outside",
                 self.bins
@@ -306,7 +306,7 @@ impl Histogram {
             &self.placement,
             "histogram",
             bytes,
-            said,
+            found,
             result,
         ))
     }
@@ -354,16 +354,12 @@ impl Program {
             buffer.save(path)?;
         }
         let (register, steps) = (answer.result, answer.bytes_done);
-        let said = Ok(format!(
-            "register 0 is {register}, after {steps} instructions"
-        ));
+        let found = Ok(format!("register 0 is {register}"));
         let result = RunResult::Number { result: register };
-        Ok(Outcome::new(
-            &self.placement,
-            "program",
-            steps,
-            said,
-            result,
-        ))
+        let outcome = Outcome::new(&self.placement, "program", steps, found, result);
+        Ok(Outcome {
+            done: Some(format!("{steps} steps")),
+            ..outcome
+        })
     }
 }

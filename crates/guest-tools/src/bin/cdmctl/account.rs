@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! How the account of a migration is said, and judged.
+//! How the account of a migration is shown, and judged.
 
 use cdm_guest_tools::device::Migration;
+use cdm_guest_tools::memory::PAGE_BYTES;
+use cdm_guest_tools::size::Size;
 
 use crate::Verdict;
+use crate::table::{self, figures, words};
 
 /// A page that was never touched or cannot be moved at all is no failure.
 pub fn verdict(total: &Migration) -> Verdict {
@@ -14,32 +17,47 @@ pub fn verdict(total: &Migration) -> Verdict {
     }
 }
 
-/// The account in one line, without what is zero.
-pub fn sentence(total: &Migration) -> String {
-    let parts = [
-        (total.large, "in folios of 2 MiB"),
-        (total.evicted, "others evicted"),
-        (total.there, "already there"),
-        (total.not_present, "not present"),
-        (total.no_memory, "without room"),
-        (total.busy, "busy"),
-        (total.pinned, "pinned"),
-        (total.writeback, "under writeback"),
-        (total.private_data, "with private data"),
-        (total.mapping, "of a mapping that cannot move"),
-        (total.split, "of a folio that did not split"),
-        (total.unsupported, "of an unsupported kind"),
+/// The account as a table, without reasons that nothing stayed for.
+pub fn table(total: &Migration) -> String {
+    let mut counts = vec![("asked", total.asked), ("moved", total.moved)];
+    let rest = [
+        ("moved in folios of 2 MiB", total.large),
+        ("others evicted", total.evicted),
+        ("already there", total.there),
     ];
-    let rest: Vec<_> = parts
-        .iter()
-        .filter(|(pages, _)| *pages > 0)
-        .map(|(pages, what)| format!("{pages} {what}"))
-        .collect();
-    let head = format!("{} of {} pages moved", total.moved, total.asked);
-    match rest.as_slice() {
-        [] => head,
-        rest => format!("{head}; {}", rest.join(", ")),
-    }
+    counts.extend(rest.into_iter().chain(reasons(total)).filter(is_any));
+    pages(&counts)
+}
+
+/// Why pages did not move, and how many for each reason.
+pub fn reasons(total: &Migration) -> impl Iterator<Item = (&'static str, u64)> {
+    [
+        ("not present", total.not_present),
+        ("without room", total.no_memory),
+        ("busy", total.busy),
+        ("pinned", total.pinned),
+        ("under writeback", total.writeback),
+        ("with private data", total.private_data),
+        ("of a mapping that cannot move", total.mapping),
+        ("of a folio that did not split", total.split),
+        ("of an unsupported kind", total.unsupported),
+    ]
+    .into_iter()
+}
+
+/// Whether there is a page in this row.
+pub fn is_any((_, pages): &(&'static str, u64)) -> bool {
+    *pages > 0
+}
+
+/// Numbers of pages, each with the memory that they are.
+pub fn pages(counts: &[(&'static str, u64)]) -> String {
+    let rows = counts.iter().map(|(what, pages)| {
+        let size = Size(pages * PAGE_BYTES as u64);
+        vec![(*what).to_owned(), pages.to_string(), size.to_string()]
+    });
+    let columns = [words("WHAT"), figures("PAGES"), figures("SIZE")];
+    table::text(&columns, &rows.collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -47,24 +65,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sentence_names_each_reason_that_occurred() {
+    fn table_names_each_reason_that_occurred() {
         let all = Migration {
             asked: 4,
             moved: 4,
             ..Default::default()
         };
-        assert_eq!(sentence(&all), "4 of 4 pages moved");
+        assert_eq!(
+            table(&all),
+            "WHAT   PAGES    SIZE\n\
+             asked      4  16 KiB\n\
+             moved      4  16 KiB\n"
+        );
         let part = Migration {
-            asked: 9,
-            moved: 4,
+            asked: 516,
+            moved: 512,
+            large: 512,
             there: 1,
             no_memory: 3,
-            busy: 1,
             ..all
         };
         assert_eq!(
-            sentence(&part),
-            "4 of 9 pages moved; 1 already there, 3 without room, 1 busy"
+            table(&part),
+            "WHAT                      PAGES    SIZE\n\
+             asked                       516   2 MiB\n\
+             moved                       512   2 MiB\n\
+             moved in folios of 2 MiB    512   2 MiB\n\
+             already there                 1   4 KiB\n\
+             without room                  3  12 KiB\n"
         );
     }
 
@@ -76,20 +104,15 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(verdict(&total), Verdict::Done);
-        assert_eq!(
-            verdict(&Migration {
+        for failed in [
+            Migration {
                 no_memory: 1,
                 ..total
-            }),
-            Verdict::CheckFailed
-        );
-        assert_eq!(
-            verdict(&Migration { busy: 1, ..total }),
-            Verdict::CheckFailed
-        );
-        assert_eq!(
-            verdict(&Migration { pinned: 1, ..total }),
-            Verdict::CheckFailed
-        );
+            },
+            Migration { busy: 1, ..total },
+            Migration { pinned: 1, ..total },
+        ] {
+            assert_eq!(verdict(&failed), Verdict::CheckFailed, "{failed:?}");
+        }
     }
 }

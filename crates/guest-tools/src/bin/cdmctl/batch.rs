@@ -8,11 +8,13 @@ use std::str::FromStr;
 use anyhow::Context;
 use cdm_guest_tools::batch::{Command, Fate};
 use cdm_guest_tools::device::Span;
+use cdm_guest_tools::size::Size;
 use cdm_protocol::{Opcode, Status};
 
 use crate::buffer::{Buffer, Contents, Placement};
 use crate::report::{BatchCommand, RunResult};
 use crate::run::{Outcome, number};
+use crate::table::{self, figures, words};
 
 /// A line of a batch: operation, ranges of the buffer, and arguments.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -194,12 +196,8 @@ impl Batch {
             .collect();
         let is_ok = |command: &&BatchCommand| command.status == "OK";
         let num_ok = commands.iter().filter(is_ok).count();
-        let mut sentence: String = commands
-            .iter()
-            .enumerate()
-            .map(|(index, command)| format!("{index} {command}\n"))
-            .collect();
-        sentence += &format!("{num_ok} of {} commands are done", commands.len());
+        let parts = Some(table(&commands));
+        let found = format!("{num_ok} of {} commands are done", commands.len());
         let bytes_done = commands.iter().map(|command| command.bytes_done).sum();
         let first_bad = commands.iter().find(|command| command.status != "OK");
         let status = first_bad.map(|command| command.status.clone());
@@ -208,17 +206,46 @@ impl Batch {
             "batch",
             bytes_done,
             if status.is_none() {
-                Ok(sentence)
+                Ok(found)
             } else {
-                Err(sentence)
+                Err(found)
             },
             RunResult::Batch { commands },
         );
         Ok(Outcome {
             status: status.unwrap_or(outcome.status),
+            parts,
             ..outcome
         })
     }
+}
+
+/// A row for each command. Only a command that failed has a range that is to blame.
+fn table(commands: &[BatchCommand]) -> String {
+    let columns = [
+        figures("COMMAND"),
+        words("OPERATION"),
+        words("STATUS"),
+        figures("RANGE"),
+        figures("RESULT"),
+        figures("DONE"),
+    ];
+    let none = || "-".to_owned();
+    let rows = commands.iter().enumerate().map(|(index, command)| {
+        let (range, result) = match command.status.as_str() {
+            "OK" => (none(), format!("{:#x}", command.result)),
+            _ => (command.range_index.to_string(), none()),
+        };
+        vec![
+            index.to_string(),
+            command.operation.to_owned(),
+            command.status.clone(),
+            range,
+            result,
+            Size(command.bytes_done).to_string(),
+        ]
+    });
+    table::text(&columns, &rows.collect::<Vec<_>>())
 }
 
 /// What became of a command, for people and programs.
@@ -251,6 +278,27 @@ fn status_name(status: Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn row_of_a_failed_command_names_the_range_and_no_result() {
+        let command = |operation, status: &str, result| BatchCommand {
+            operation,
+            status: status.into(),
+            range_index: 1,
+            result,
+            bytes_done: 0,
+        };
+        let commands = [
+            command("COPY", "LENGTH_MISMATCH", 0),
+            command("SUM", "OK", 16),
+        ];
+        assert_eq!(
+            table(&commands),
+            "COMMAND  OPERATION  STATUS           RANGE  RESULT  DONE\n\
+             \x20     0  COPY       LENGTH_MISMATCH      1       -   0 B\n\
+             \x20     1  SUM        OK                   -    0x10   0 B\n"
+        );
+    }
 
     #[test]
     fn text_is_the_batch_that_it_says() {

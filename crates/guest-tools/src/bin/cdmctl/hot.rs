@@ -12,7 +12,8 @@ use cdm_guest_tools::size;
 use cdm_guest_tools::uapi::cdm_hot_counters;
 
 use crate::report::{self, Failed, HotReport};
-use crate::{Verdict, open};
+use crate::table::{self, figures};
+use crate::{Verdict, account, open};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -115,23 +116,38 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     if args.json {
         report::print(&report)?;
     } else {
-        println!(
-            "{} of {} pages are in device {number}; {} reports of {} accesses, {} pages moved, {} \
-             over the rate, {} without room, {} not moved otherwise",
-            residency.this_device,
-            memory.pages(),
-            counters.reports,
-            counters.accesses,
-            counters.pages_moved,
-            counters.pages_over_rate,
-            failed.no_memory,
-            counters.pages_recent + failed.failed() - failed.no_memory,
-        );
+        print!("{}", tables(&report, memory.pages() as u64, &failed));
     }
     if verdict == Verdict::CheckFailed {
         eprintln!("cdmctl: the device computed another checksum than the CPU");
     }
     Ok(verdict)
+}
+
+/// What the device did, then what became of the buffer's pages.
+fn tables(report: &HotReport, pages: u64, failed: &Migration) -> String {
+    let columns = ["DEVICE", "REPORTS", "LOST", "ACCESSES"].map(figures);
+    let row = [
+        report.device.into(),
+        report.reports,
+        report.reports_lost,
+        report.accesses,
+    ];
+    let row = row.map(|figure: u64| figure.to_string()).to_vec();
+    let mut counts = vec![
+        ("used", pages),
+        ("in the device", report.pages_in_device),
+        ("moved", report.pages_moved),
+    ];
+    let rest = [
+        ("others evicted", report.pages_evicted),
+        ("already there", report.pages_there),
+        ("over the rate", report.pages_over_rate),
+        ("just taken back by CPUs", report.pages_recent),
+    ];
+    let rest = rest.into_iter().chain(account::reasons(failed));
+    counts.extend(rest.filter(account::is_any));
+    table::text(&columns, &[row]) + "\n" + &account::pages(&counts)
 }
 
 /// The counters when the driver has done what was reported, or takes long.
@@ -145,5 +161,44 @@ fn settled(bound: &Bound) -> std::io::Result<cdm_hot_counters> {
             return Ok(now);
         }
         last = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_tell_what_the_device_did_and_where_the_pages_are() {
+        let failed = Migration {
+            no_memory: 2,
+            ..Default::default()
+        };
+        let report = HotReport {
+            version: report::VERSION,
+            device: 1,
+            reports: 16,
+            reports_lost: 0,
+            accesses: 20_480,
+            pages_moved: 10,
+            pages_there: 0,
+            pages_over_rate: 244,
+            pages_recent: 0,
+            pages_evicted: 0,
+            failed: Failed::from(&failed),
+            pages_in_device: 10,
+        };
+        assert_eq!(
+            tables(&report, 256, &failed),
+            "DEVICE  REPORTS  LOST  ACCESSES\n\
+             \x20    1       16     0     20480\n\
+             \n\
+             WHAT           PAGES     SIZE\n\
+             used             256    1 MiB\n\
+             in the device     10   40 KiB\n\
+             moved             10   40 KiB\n\
+             over the rate    244  976 KiB\n\
+             without room       2    8 KiB\n"
+        );
     }
 }

@@ -2,15 +2,14 @@
 
 //! `cdmctl info`.
 
-use std::fmt::Write;
-use std::fs;
-
 use anyhow::Context;
 use cdm_guest_tools::device::Device;
+use cdm_guest_tools::memory::PAGE_BYTES;
 use cdm_guest_tools::size::Size;
 
 use crate::report::{self, DeviceInfo, HotPages, Info};
-use crate::{Verdict, open};
+use crate::table::{self, figures, words};
+use crate::{Verdict, figure, open, query};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,9 +30,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     let numbers = Device::numbers().context("cannot list /dev: is it mounted?")?;
     let mut devices = Vec::new();
     for number in numbers {
-        let query = open(number)?.query().with_context(|| {
-            format!("device {number} does not answer: see 'dmesg' for what the driver says")
-        })?;
+        let query = query(&open(number)?)?;
         devices.push(DeviceInfo::new(&query, hot_pages(number)));
     }
     if args.json {
@@ -49,72 +46,89 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 
 /// What moved by itself; nothing of a driver that moves nothing by itself.
 fn hot_pages(number: u32) -> HotPages {
-    let figure = |name: &str| {
-        let text = fs::read_to_string(format!("/sys/class/misc/cdm{number}/{name}"));
-        text.ok().and_then(|text| text.trim().parse().ok())
-    };
+    let figure = |name: &str| figure(&format!("/sys/class/misc/cdm{number}/{name}"));
     HotPages {
         to_device: figure("pages_hot_to_device").unwrap_or_default(),
         to_system: figure("pages_hot_to_system").unwrap_or_default(),
     }
 }
 
-/// The table for people: one row a device, then the topology of each.
+/// The tables for people: one row a device, then what there is to know of each.
 fn table(devices: &[DeviceInfo]) -> String {
     if devices.is_empty() {
         return "no device: is the module loaded? try 'modprobe cdm', then 'dmesg'\n".into();
     }
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "{:<7} {:<9} {:<16} {:>10} {:>10} {:>10} {:>5} {:>11} {:>11}",
-        "DEVICE", "MEMORY", "BASE", "TOTAL", "FREE", "METADATA", "NODE", "TO DEVICE", "TO SYSTEM"
-    );
-    for device in devices {
-        let node = match device.numa_node {
-            -1 => "none".into(),
-            node => node.to_string(),
-        };
-        let _ = writeln!(
-            text,
-            "{:<7} {:<9} {:<16} {:>10} {:>10} {:>10} {node:>5} {:>11} {:>11}",
-            device.device,
-            device.memory_type,
-            device.base,
-            Size(device.bytes_total),
-            Size(device.bytes_free),
-            Size(device.bytes_metadata),
-            device.pages_to_device,
-            device.pages_to_system,
-        );
-    }
-    for device in devices {
-        let _ = writeln!(
-            text,
-            "device {}: hot pages: {} to device, {} to system; can {}; protocol {}, {}; {} pool(s), {} command queue(s); link x{} at {} MT/s; \
-             agents: {} home, {} request, {} slave",
-            device.device,
-            device.pages_hot_to_device,
-            device.pages_hot_to_system,
-            device.capabilities.join(", "),
-            device.protocol,
-            device.features.join(", "),
-            device.pools,
-            device.command_queues,
-            device.link.width_lanes,
-            device.link.speed_mts,
-            device.agents.home,
-            device.agents.request,
-            device.agents.slave,
-        );
-    }
-    text
+    let columns = [
+        words("DEVICE"),
+        words("MEMORY"),
+        words("BASE"),
+        figures("TOTAL"),
+        figures("FREE"),
+        figures("METADATA"),
+        figures("NODE"),
+        figures("TO DEVICE"),
+        figures("TO SYSTEM"),
+    ];
+    let rows: Vec<_> = devices.iter().map(row).collect();
+    let facts: Vec<_> = devices.iter().flat_map(facts).collect();
+    table::text(&columns, &rows)
+        + "\n"
+        + &table::text(&["DEVICE", "FACT", "VALUE"].map(words), &facts)
+}
+
+fn row(device: &DeviceInfo) -> Vec<String> {
+    let node = match device.numa_node {
+        -1 => "none".into(),
+        node => node.to_string(),
+    };
+    vec![
+        device.device.to_string(),
+        device.memory_type.clone(),
+        device.base.clone(),
+        Size(device.bytes_total).to_string(),
+        Size(device.bytes_free).to_string(),
+        Size(device.bytes_metadata).to_string(),
+        node,
+        pages(device.pages_to_device),
+        pages(device.pages_to_system),
+    ]
+}
+
+/// What does not fit beside the others; lists stand at the end of a line.
+fn facts(device: &DeviceInfo) -> impl Iterator<Item = Vec<String>> {
+    let (link, agents) = (&device.link, &device.agents);
+    let facts = [
+        ("hot to device", pages(device.pages_hot_to_device)),
+        ("hot to system", pages(device.pages_hot_to_system)),
+        ("can", device.capabilities.join(", ")),
+        ("protocol", device.protocol.clone()),
+        ("features", device.features.join(", ")),
+        ("pools", device.pools.to_string()),
+        ("command queues", device.command_queues.to_string()),
+        (
+            "link",
+            format!("x{} at {} MT/s", link.width_lanes, link.speed_mts),
+        ),
+        ("home agents", agents.home.to_string()),
+        ("request agents", agents.request.to_string()),
+        ("slave agents", agents.slave.to_string()),
+    ];
+    let number = device.device.to_string();
+    facts
+        .into_iter()
+        .map(move |(fact, value)| vec![number.clone(), fact.to_owned(), value])
+}
+
+/// Pages that moved, as the memory that they are.
+fn pages(pages: u64) -> String {
+    Size(pages * PAGE_BYTES as u64).to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use cdm_guest_tools::uapi;
+    use cdm_protocol::FEATURE_ATOMICS;
 
     #[test]
     fn columns_stay_aligned_whatever_the_values() {
@@ -141,6 +155,30 @@ mod tests {
         assert_eq!(widths[0], widths[1], "{text}");
         assert_eq!(widths[1], widths[2], "{text}");
         assert!(text.contains("63 GiB"), "{text}");
+        assert!(text.contains("47.1 GiB"), "{text}");
+    }
+
+    #[test]
+    fn each_fact_of_each_device_has_a_line_that_names_the_device() {
+        let query = uapi::cdm_query {
+            device: 3,
+            device_features: FEATURE_ATOMICS,
+            num_command_queues: 2,
+            ..Default::default()
+        };
+        let hot = HotPages {
+            to_device: 512,
+            to_system: 0,
+        };
+        let text = table(&[DeviceInfo::new(&query, hot)]);
+        for line in [
+            "3       features        atomics",
+            "3       command queues  2",
+            "3       hot to device   2 MiB",
+            "3       hot to system   0 B",
+        ] {
+            assert!(text.lines().any(|own| own == line), "{line}: {text}");
+        }
     }
 
     #[test]

@@ -15,13 +15,16 @@ mod migrate;
 mod report;
 mod residency;
 mod run;
+mod table;
 mod target;
 mod top;
 
+use std::fs;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use cdm_guest_tools::device::Device;
+use cdm_guest_tools::uapi::cdm_query;
 use clap::{Args, Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -123,6 +126,20 @@ fn open(number: u32) -> anyhow::Result<Device> {
         };
         format!("cannot open /dev/cdm{number} ({next})")
     })
+}
+
+/// What a device says of itself.
+fn query(device: &Device) -> anyhow::Result<cdm_query> {
+    let number = device.number();
+    device.query().with_context(|| {
+        format!("device {number} does not answer: see 'dmesg' for what the driver says")
+    })
+}
+
+/// A figure that the driver has in a file; none where there is no such file, or it is not for
+/// everybody's eyes.
+fn figure(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

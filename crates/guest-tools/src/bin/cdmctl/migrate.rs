@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
             failed: Failed::from(&total),
         })?;
     } else {
-        println!("{}", account::sentence(&total));
+        print!("{}", account::table(&total));
     }
     Ok(account::verdict(&total))
 }

@@ -3,8 +3,6 @@
 //! What cdmctl prints for programs: versioned JSON, documented in
 //! docs/reference/cdmctl.md and by schemas in docs/reference/schemas/.
 
-use std::fmt;
-
 use cdm_guest_tools::device::{Migration, Residency, memory_type_name};
 use cdm_guest_tools::range::AddressRange;
 use cdm_guest_tools::uapi::{
@@ -305,23 +303,6 @@ pub struct BatchCommand {
     pub range_index: u32,
     pub result: u64,
     pub bytes_done: u64,
-}
-
-impl fmt::Display for BatchCommand {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            operation,
-            status,
-            range_index,
-            result,
-            bytes_done,
-        } = self;
-        write!(f, "{operation}: {status}")?;
-        match status.as_str() {
-            "OK" => write!(f, ", result {result:#x}, {bytes_done} bytes"),
-            _ => write!(f, ", range {range_index}, {bytes_done} bytes"),
-        }
-    }
 }
 
 /// Prints a report as one JSON document.

@@ -2,13 +2,14 @@
 
 //! `cdmctl residency`.
 
-use std::fmt::Write;
-
 use anyhow::Context;
 use cdm_guest_tools::device::Residency;
+use cdm_guest_tools::memory::PAGE_BYTES;
 use cdm_guest_tools::range::AddressRange;
+use cdm_guest_tools::size::Size;
 
 use crate::report::{self, RangeResidency, ResidencyReport};
+use crate::table::{self, figures, words};
 use crate::target::Target;
 use crate::{Verdict, open};
 
@@ -61,38 +62,36 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 }
 
 fn table(device: u32, rows: &[(AddressRange, Residency)]) -> String {
-    let mut text = String::new();
-    let mut row = |range: &str, columns: [&str; 4]| {
-        let [a, b, c, d] = columns;
-        let _ = writeln!(text, "{range:<30} {a:>12} {b:>12} {c:>12} {d:>13}");
-    };
-    let this = format!("device {device}");
-    row("PAGES OF", [&this, "system", "absent", "other device"]);
     let mut sum = Residency::default();
-    let mut add = |residency: &Residency| {
+    for (_, residency) in rows {
         sum.absent += residency.absent;
         sum.system += residency.system;
         sum.this_device += residency.this_device;
         sum.other_device += residency.other_device;
-    };
-    let columns = |residency: &Residency| {
-        [
-            residency.this_device,
-            residency.system,
-            residency.absent,
-            residency.other_device,
-        ]
-        .map(|pages| pages.to_string())
-    };
-    for (range, residency) in rows {
-        add(residency);
-        row(
-            &range.to_string(),
-            columns(residency).each_ref().map(String::as_str),
-        );
     }
-    row("all", columns(&sum).each_ref().map(String::as_str));
-    text
+    let cells = |range: String, residency: &Residency| {
+        let size = |pages: u64| Size(pages * PAGE_BYTES as u64).to_string();
+        vec![
+            range,
+            size(residency.this_device),
+            size(residency.system),
+            size(residency.absent),
+            size(residency.other_device),
+        ]
+    };
+    let ranges = rows
+        .iter()
+        .map(|(range, residency)| cells(range.to_string(), residency));
+    let rows: Vec<_> = ranges.chain([cells("all".into(), &sum)]).collect();
+    let this = format!("DEVICE {device}");
+    let columns = [
+        words("RANGE"),
+        figures(&this),
+        figures("SYSTEM"),
+        figures("ABSENT"),
+        figures("OTHER DEVICES"),
+    ];
+    table::text(&columns, &rows)
 }
 
 #[cfg(test)]
@@ -107,13 +106,12 @@ mod tests {
             this_device: 3,
             ..Default::default()
         };
-        let text = table(0, &[(range, residency), (range, residency)]);
-        let last: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
-        assert_eq!(last, ["all", "6", "2", "0", "0"]);
-        assert!(
-            text.lines()
-                .all(|line| line.len() == text.lines().next().unwrap().len()),
-            "{text}"
+        assert_eq!(
+            table(0, &[(range, residency), (range, residency)]),
+            "RANGE                      DEVICE 0  SYSTEM  ABSENT  OTHER DEVICES\n\
+             0x7f0000000000-0x7f0000004000    12 KiB   4 KiB     0 B            0 B\n\
+             0x7f0000000000-0x7f0000004000    12 KiB   4 KiB     0 B            0 B\n\
+             all                        24 KiB   8 KiB     0 B            0 B\n"
         );
     }
 }

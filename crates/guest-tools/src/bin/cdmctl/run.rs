@@ -14,6 +14,7 @@ use crate::accelerate::{Axpy, Chase, Histogram, Program, Sum};
 use crate::batch::Batch;
 use crate::buffer::{Buffer, Contents, Placement};
 use crate::report::{self, RunReport, RunResult};
+use crate::table::{self, figures, words};
 use crate::{Verdict, open};
 
 const EXAMPLES: &str = "\
@@ -147,28 +148,32 @@ pub(crate) fn number(text: &str) -> Result<u64, String> {
     .map_err(|error| format!("'{text}' is no number: {error}"))
 }
 
-/// What one operation found, and how to say it.
+/// What one operation found, and how to show it.
 pub(crate) struct Outcome {
     pub(crate) operation: &'static str,
     pub(crate) device: u32,
     pub(crate) status: String,
     pub(crate) bytes_done: u64,
     pub(crate) result: RunResult,
-    pub(crate) sentence: String,
+    /// What came out, in a few words for people.
+    pub(crate) found: String,
+    /// How much was done, if bytes are not the measure of it.
+    pub(crate) done: Option<String>,
+    /// A table of its parts for people.
+    pub(crate) parts: Option<String>,
     pub(crate) verdict: Verdict,
 }
 
 impl Outcome {
-    /// Of an operation that the device has carried out; what is said of it is an error if a check
-    /// failed.
+    /// Of an operation that the device has carried out; what came out is an error if a check failed.
     pub(crate) fn new(
         placement: &Placement,
         operation: &'static str,
         bytes_done: u64,
-        said: Result<String, String>,
+        found: Result<String, String>,
         result: RunResult,
     ) -> Self {
-        let verdict = match said {
+        let verdict = match found {
             Ok(_) => Verdict::Done,
             Err(_) => Verdict::CheckFailed,
         };
@@ -178,9 +183,32 @@ impl Outcome {
             status: Status::OK.name().unwrap_or_default().to_owned(),
             bytes_done,
             result,
-            sentence: said.unwrap_or_else(|said| said),
+            found: found.unwrap_or_else(|found| found),
+            done: None,
+            parts: None,
             verdict,
         }
+    }
+
+    /// The tables for people.
+    fn tables(&self) -> String {
+        let columns = [
+            figures("DEVICE"),
+            words("OPERATION"),
+            words("STATUS"),
+            figures("DONE"),
+            words("FOUND"),
+        ];
+        let done = self.done.clone();
+        let row = vec![
+            self.device.to_string(),
+            self.operation.to_owned(),
+            self.status.clone(),
+            done.unwrap_or_else(|| size::Size(self.bytes_done).to_string()),
+            self.found.clone(),
+        ];
+        let parts = self.parts.iter().map(|parts| format!("{parts}\n"));
+        parts.chain([table::text(&columns, &[row])]).collect()
     }
 }
 
@@ -208,8 +236,8 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     } else {
         // Standard error, since the buffer itself may go to standard output.
         match writes_to_stdout(&args.operation) {
-            true => eprintln!("{}", outcome.sentence),
-            false => println!("{}", outcome.sentence),
+            true => eprint!("{}", outcome.tables()),
+            false => print!("{}", outcome.tables()),
         }
     }
     Ok(outcome.verdict)
@@ -281,7 +309,9 @@ fn nop(number: u32) -> anyhow::Result<Outcome> {
         status: Status::OK.name().unwrap_or_default().to_owned(),
         bytes_done: answer.bytes_done,
         result: RunResult::Nothing {},
-        sentence: format!("device {number} answered"),
+        found: String::new(),
+        done: None,
+        parts: None,
         verdict: Verdict::Done,
     })
 }
@@ -293,8 +323,8 @@ fn checksum(contents: &Contents, placement: &Placement) -> anyhow::Result<Outcom
     let crc = device
         .checksum(&buffer.memory, buffer.span(), 0)
         .with_context(|| format!("device {} gave no checksum", placement.device))?;
-    let said = match crc == by_cpu {
-        true => Ok(format!("crc32c {crc:#010x}, {} bytes", buffer.bytes)),
+    let found = match crc == by_cpu {
+        true => Ok(format!("crc32c {crc:#010x}")),
         false => Err(format!(
             "crc32c differs: device {crc:#010x}, CPU {by_cpu:#010x}"
         )),
@@ -302,7 +332,7 @@ fn checksum(contents: &Contents, placement: &Placement) -> anyhow::Result<Outcom
     let bytes = buffer.bytes as u64;
     let crc32c = format!("{crc:#010x}");
     let result = RunResult::Checksum { crc32c };
-    Ok(Outcome::new(placement, "checksum", bytes, said, result))
+    Ok(Outcome::new(placement, "checksum", bytes, found, result))
 }
 
 fn fill(
@@ -320,9 +350,14 @@ fn fill(
         buffer.save(path)?;
     }
     let bytes = answer.bytes_done;
-    let said = Ok(format!("{bytes} bytes filled with {value:#x}"));
     let result = RunResult::Nothing {};
-    Ok(Outcome::new(placement, "fill", bytes, said, result))
+    Ok(Outcome::new(
+        placement,
+        "fill",
+        bytes,
+        Ok(String::new()),
+        result,
+    ))
 }
 
 fn copy(
@@ -342,9 +377,14 @@ fn copy(
         target.save(path)?;
     }
     let bytes = answer.bytes_done;
-    let said = Ok(format!("{bytes} bytes copied"));
     let result = RunResult::Nothing {};
-    Ok(Outcome::new(placement, "copy", bytes, said, result))
+    Ok(Outcome::new(
+        placement,
+        "copy",
+        bytes,
+        Ok(String::new()),
+        result,
+    ))
 }
 
 fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Outcome> {
@@ -369,8 +409,8 @@ fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Ou
         Comparison::Equal if a.bytes != b.bytes => Some(span.bytes as u64),
         Comparison::Equal => None,
     };
-    let said = match differs_at {
-        None => Ok(format!("equal, {} bytes", span.bytes)),
+    let found = match differs_at {
+        None => Ok("equal".into()),
         Some(offset) => Err(format!("differ at byte {offset}")),
     };
     let result = RunResult::Compare {
@@ -378,7 +418,7 @@ fn compare(input: &str, other: &str, placement: &Placement) -> anyhow::Result<Ou
         differs_at,
     };
     let bytes = span.bytes as u64;
-    Ok(Outcome::new(placement, "compare", bytes, said, result))
+    Ok(Outcome::new(placement, "compare", bytes, found, result))
 }
 
 /// Has the device carry out an atomic command on eight bytes that hold `initial`: its answer, and
@@ -403,9 +443,9 @@ fn fetch_add(
         device.fetch_add(&buffer.memory, buffer.span(), value, times)
     })?;
     let (before, bytes) = (answer.result, answer.bytes_done);
-    let said = Ok(format!("{after} (before the last addition: {before})"));
+    let found = Ok(format!("{after}; {before} before the last addition"));
     let result = RunResult::Atomic { before, after };
-    Ok(Outcome::new(placement, "fetch-add", bytes, said, result))
+    Ok(Outcome::new(placement, "fetch-add", bytes, found, result))
 }
 
 fn compare_swap(
@@ -418,12 +458,18 @@ fn compare_swap(
         device.compare_swap(&buffer.memory, buffer.span(), expect, store)
     })?;
     let (before, bytes) = (answer.result, answer.bytes_done);
-    let said = match before == expect {
+    let found = match before == expect {
         true => Ok(format!("{before} replaced by {after}")),
         false => Err(format!("found {before}, not {expect}; left alone")),
     };
     let result = RunResult::Atomic { before, after };
-    Ok(Outcome::new(placement, "compare-swap", bytes, said, result))
+    Ok(Outcome::new(
+        placement,
+        "compare-swap",
+        bytes,
+        found,
+        result,
+    ))
 }
 
 /// The answer, if the driver gave one and the device carried the command out.
@@ -442,6 +488,43 @@ fn answered(device: &Device, answer: std::io::Result<Answer>) -> anyhow::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn outcome() -> Outcome {
+        Outcome {
+            operation: "checksum",
+            device: 0,
+            status: "OK".into(),
+            bytes_done: 1 << 20,
+            result: RunResult::Nothing {},
+            found: "crc32c 0x285a29b2".into(),
+            done: None,
+            parts: None,
+            verdict: Verdict::Done,
+        }
+    }
+
+    #[test]
+    fn table_tells_how_much_was_done_and_what_was_found() {
+        assert_eq!(
+            outcome().tables(),
+            "DEVICE  OPERATION  STATUS   DONE  FOUND\n\
+             \x20    0  checksum   OK      1 MiB  crc32c 0x285a29b2\n"
+        );
+        let program = Outcome {
+            done: Some("3 steps".into()),
+            ..outcome()
+        };
+        assert!(program.tables().contains("  3 steps  crc32c"));
+    }
+
+    #[test]
+    fn parts_of_an_operation_are_a_table_before_it() {
+        let batch = Outcome {
+            parts: Some("PART\none\n".into()),
+            ..outcome()
+        };
+        assert!(batch.tables().starts_with("PART\none\n\nDEVICE"));
+    }
 
     #[test]
     fn numbers_are_decimal_or_hexadecimal() {

@@ -4,7 +4,6 @@
 //! tables.
 
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::time::Duration;
 
 use cdm_guest_tools::size::Size;
@@ -12,9 +11,10 @@ use serde::Serialize;
 
 use super::sample::{DeviceSample, ProcessSample, Sample};
 use crate::report;
+use crate::table::{self, Column, figures, words};
 
-/// The driver counts pages of this size.
-const PAGE_BYTES: u64 = 4096;
+/// The driver counts these.
+const PAGE_BYTES: u64 = cdm_guest_tools::memory::PAGE_BYTES as u64;
 /// Ticks of /proc in a second.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -88,51 +88,36 @@ impl Rates {
 
     /// Tables for people.
     pub fn table(&self) -> String {
-        let mut text = String::new();
-        let rows = |text: &mut String, head: &[(&str, usize)], rows: &[Vec<String>]| {
-            let head_row: Vec<String> = head.iter().map(|(name, _)| (*name).to_owned()).collect();
-            for row in std::iter::once(&head_row).chain(rows) {
-                let mut line = String::new();
-                for (cell, (_, width)) in row.iter().zip(head) {
-                    match width {
-                        0 => line.push_str(cell),
-                        width => {
-                            let _ = write!(line, "{cell:>width$} ");
-                        }
-                    }
-                }
-                let _ = writeln!(text, "{}", line.trim_end());
-            }
-        };
         let devices: Vec<_> = self.devices.iter().map(DeviceRates::cells).collect();
-        rows(&mut text, &DEVICE_COLUMNS, &devices);
-        text.push('\n');
         let processes: Vec<_> = self.processes.iter().map(ProcessRates::cells).collect();
-        rows(&mut text, &PROCESS_COLUMNS, &processes);
-        text.push('\n');
-        text
+        let tables = [
+            table::text(&DEVICE_COLUMNS, &devices),
+            table::text(&PROCESS_COLUMNS, &processes),
+        ];
+        tables.map(|table| table + "\n").concat()
     }
 }
 
-/// Names and widths of columns; the last one takes what is left.
-pub const DEVICE_COLUMNS: [(&str, usize); 10] = [
-    ("DEVICE", 6),
-    ("MEMORY", 8),
-    ("USED", 10),
-    ("TOTAL", 10),
-    ("IN/s", 10),
-    ("OUT/s", 10),
-    ("EVICTED/s", 10),
-    ("CPU FLT/s", 9),
-    ("DEV FLT/s", 9),
-    ("COMMANDS/s", 10),
+/// Their widths do not change with what is in them, as long as that is what devices do.
+pub const DEVICE_COLUMNS: [Column<'_>; 10] = [
+    figures("DEVICE"),
+    words("MEMORY").at_least(8),
+    figures("USED").at_least(10),
+    figures("TOTAL").at_least(10),
+    figures("IN/s").at_least(10),
+    figures("OUT/s").at_least(10),
+    figures("EVICTED/s").at_least(10),
+    figures("CPU FLT/s"),
+    figures("DEV FLT/s"),
+    figures("COMMANDS/s"),
 ];
-pub const PROCESS_COLUMNS: [(&str, usize); 5] = [
-    ("PID", 6),
-    ("IN DEVICES", 10),
-    ("FAULTS/s", 9),
-    ("CPU %", 6),
-    ("PROCESS", 0),
+/// The last one takes what is left.
+pub const PROCESS_COLUMNS: [Column<'_>; 5] = [
+    figures("PID").at_least(6),
+    figures("IN DEVICES"),
+    figures("FAULTS/s").at_least(9),
+    figures("CPU %").at_least(6),
+    words("PROCESS").at_least(10),
 ];
 
 fn per_second(before: u64, now: u64, time: Duration) -> f64 {
@@ -322,10 +307,10 @@ pub mod tests {
     fn table_has_sizes_with_units_and_no_control_character() {
         let text = rates(false, 10).table();
         assert!(
-            text.contains("126 MiB    252 MiB      1 MiB    512 KiB"),
+            text.contains("126 MiB     252 MiB       1 MiB     512 KiB"),
             "{text}"
         );
         assert!(!text.contains('\x1b'), "{text:?}");
-        assert!(text.lines().all(|line| line.len() <= 103), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 112), "{text}");
     }
 }

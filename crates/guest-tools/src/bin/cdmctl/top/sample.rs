@@ -13,7 +13,7 @@ use anyhow::Context;
 use cdm_guest_tools::device::{Device, memory_type_name};
 use cdm_guest_tools::process;
 
-use crate::open;
+use crate::{figure, open, query};
 
 /// Where the driver explains its doings; root alone may look.
 const DEBUGFS: &str = "/sys/kernel/debug/cdm";
@@ -78,13 +78,8 @@ impl Sample {
 
 fn sample_of(device: &Device) -> anyhow::Result<DeviceSample> {
     let number = device.number();
-    let query = device.query().with_context(|| {
-        format!("device {number} does not answer: see 'dmesg' for what the driver says")
-    })?;
-    let figure = |name: &str| {
-        let text = fs::read_to_string(format!("{DEBUGFS}/cdm{number}/{name}"));
-        text.ok().and_then(|text| text.trim().parse().ok())
-    };
+    let query = query(device)?;
+    let figure = |name: &str| figure(&format!("{DEBUGFS}/cdm{number}/{name}"));
     Ok(DeviceSample {
         device: number,
         memory_type: memory_type_name(query.memory_type),

@@ -3,6 +3,7 @@
 //! `cdmctl top` on a terminal.
 
 use std::env;
+use std::ffi::OsStr;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -16,6 +17,7 @@ use ratatui::widgets::{LineGauge, Row, Table};
 
 use super::Watch;
 use super::rates::{DEVICE_COLUMNS, PROCESS_COLUMNS, Rates};
+use crate::table::Column;
 
 /// Share of a device from which on it is nearly full.
 const NEARLY_FULL: f64 = 0.9;
@@ -32,7 +34,7 @@ fn draw_until_ended(
     terminal: &mut ratatui::DefaultTerminal,
     watch: &mut Watch,
 ) -> anyhow::Result<()> {
-    let colours = Colours::of_environment();
+    let colours = Colours::wanted(env::var_os("NO_COLOR").as_deref());
     let mut rates: Option<Rates> = None;
     loop {
         terminal.draw(|frame| draw(frame, rates.as_ref(), colours))?;
@@ -67,9 +69,9 @@ fn is_end(key: KeyEvent) -> bool {
 struct Colours(bool);
 
 impl Colours {
-    /// As <https://no-color.org> has it.
-    fn of_environment() -> Self {
-        Self(env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
+    /// As <https://no-color.org> has it, with the value of that variable.
+    fn wanted(no_color: Option<&OsStr>) -> Self {
+        Self(no_color.is_none_or(OsStr::is_empty))
     }
 
     fn foreground(self, colour: Color) -> Style {
@@ -120,27 +122,31 @@ fn draw(frame: &mut Frame, rates: Option<&Rates>, colours: Colours) {
 }
 
 fn table(
-    columns: &[(&'static str, usize)],
+    columns: &[Column<'static>],
     rows: impl Iterator<Item = Vec<String>>,
     head: Style,
 ) -> Table<'static> {
-    let right = |cells: Vec<String>| {
-        let cells = cells
-            .into_iter()
-            .zip(columns)
-            .map(|(cell, (_, width))| match width {
-                0 => Line::raw(cell),
-                _ => Line::raw(cell).right_aligned(),
-            });
-        Row::new(cells.collect::<Vec<_>>())
+    let aligned = |cells: Vec<String>| {
+        let cells = cells.into_iter().zip(columns);
+        let lines = cells.map(|(cell, column)| match column.is_figure {
+            true => Line::raw(cell).right_aligned(),
+            false => Line::raw(cell),
+        });
+        Row::new(lines.collect::<Vec<_>>())
     };
-    let names = columns.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let widths = columns.iter().map(|(_, width)| match width {
-        0 => Constraint::Min(10),
-        width => Constraint::Length(*width as u16),
-    });
-    let widths: Vec<_> = widths.collect();
-    Table::new(rows.map(right).collect::<Vec<_>>(), widths).header(right(names).style(head))
+    let names = columns
+        .iter()
+        .map(|column| column.name.to_owned())
+        .collect();
+    let mut widths: Vec<_> = columns
+        .iter()
+        .map(|column| Constraint::Length(column.width(&[]) as u16))
+        .collect();
+    if let (Some(width), Some(last)) = (widths.last_mut(), columns.last()) {
+        // It takes what is left.
+        *width = Constraint::Min(last.width(&[]) as u16);
+    }
+    Table::new(rows.map(aligned).collect::<Vec<_>>(), widths).header(aligned(names).style(head))
 }
 
 #[cfg(test)]
@@ -194,6 +200,13 @@ mod tests {
         };
         assert!(coloured(Colours(true)));
         assert!(!coloured(Colours(false)));
+    }
+
+    #[test]
+    fn no_color_takes_colours_away_unless_it_is_empty() {
+        assert_eq!(Colours::wanted(None), Colours(true));
+        assert_eq!(Colours::wanted(Some("".as_ref())), Colours(true));
+        assert_eq!(Colours::wanted(Some("1".as_ref())), Colours(false));
     }
 
     #[test]
