@@ -14,6 +14,25 @@ fn json(session: &mut Session, line: &str, schema: &str) -> Result<Value> {
     follows_schema(session.ctx(), schema, text.as_bytes()).with_context(|| line.to_owned())
 }
 
+/// Holds the output of a command to be tables that begin so, one after the other, in plain text.
+fn is_tables(text: &str, begin: &[&str]) -> Result<()> {
+    let tables: Vec<&str> = text.trim_end().split("\n\n").collect();
+    let is_as_expected = tables.len() == begin.len()
+        && tables
+            .iter()
+            .zip(begin)
+            .all(|(table, begin)| table.starts_with(begin) && table.lines().count() > 1);
+    ensure!(
+        is_as_expected,
+        "no tables that begin with {begin:?}:\n{text}"
+    );
+    ensure!(
+        !text.contains('\x1b'),
+        "colours where no terminal is: {text:?}"
+    );
+    Ok(())
+}
+
 fn info(session: &mut Session) -> Result<Value> {
     json(session, "cdmctl info --json", "cdmctl-info.schema.json")
 }
@@ -52,10 +71,12 @@ pub fn info_matches_schema(session: &mut Session) -> Result<()> {
         );
     }
     let table = session.text("cdmctl info")?;
-    ensure!(
-        table.lines().count() == 1 + 2 * devices.len(),
-        "the table is:\n{table}"
-    );
+    is_tables(&table, &["DEVICE  MEMORY", "DEVICE  FACT"])?;
+    let rows = |start: &str| table.lines().filter(|line| line.starts_with(start)).count();
+    for number in 0..devices.len() {
+        // One in the first table, and its facts.
+        ensure!(rows(&format!("{number} ")) > 2, "the tables are:\n{table}");
+    }
     Ok(())
 }
 
@@ -77,6 +98,10 @@ pub fn moves_what_is_hot(session: &mut Session) -> Result<()> {
         ten.0,
         ten.1
     );
+    let tables = session.text("cdmctl hot --size 1M --burst 10 --pages-per-second 0")?;
+    is_tables(&tables, &["DEVICE  REPORTS", "WHAT"])?;
+    let used = tables.lines().find(|line| line.starts_with("used "));
+    ensure!(used.is_some_and(|row| row.contains(" 1 MiB")), "{tables}");
     let info = info(session)?;
     let moved = info["devices"][0]["pages_hot_to_device"].as_u64();
     ensure!(moved >= Some(all.0 + 10), "cdmctl info says {moved:?}");
@@ -209,8 +234,15 @@ pub fn migrates_a_process(session: &mut Session) -> Result<()> {
             .is_some_and(|line| line.starts_with("all")),
         "{table}"
     );
-    let sentence = session.text(&format!("cdmctl migrate --pid {pid} --all --to system"))?;
-    ensure!(sentence.contains(" pages moved"), "{sentence}");
+    is_tables(&table, &["RANGE"])?;
+    let table = session.text(&format!("cdmctl migrate --pid {pid} --all --to system"))?;
+    is_tables(&table, &["WHAT"])?;
+    let row = |name: &str| table.lines().find(|line| line.starts_with(name));
+    let is_there = |row: Option<&str>| row.is_some_and(|row| row.contains("iB"));
+    ensure!(
+        is_there(row("asked ")) && is_there(row("moved ")),
+        "{table}"
+    );
     ensure!(residency(session)? == 0, "pages are still in the device");
     session.text("rm /tmp/victim; while [ ! -s /tmp/length ]; do sleep 0.1; done")?;
     let length = session.text("cat /tmp/length")?;
@@ -277,7 +309,10 @@ pub fn runs_each_operation(session: &mut Session) -> Result<()> {
     session.text("cmp /tmp/a /tmp/copy && cdmctl run nop && cdmctl reset")?;
     let sum = session.text("printf 123456789 | cdmctl run checksum --input -")?;
     // The check value of CRC-32C.
-    ensure!(sum.contains("0xe3069283"), "{sum}");
+    is_tables(&sum, &["DEVICE  OPERATION"])?;
+    ensure!(sum.contains("crc32c 0xe3069283"), "{sum}");
+    let evicted = session.text("cdmctl evict --all")?;
+    is_tables(&evicted, &["WHAT"])?;
     Ok(())
 }
 
@@ -379,11 +414,15 @@ pub fn failed_checks_exit_with_1(session: &mut Session) -> Result<()> {
     let cases: [(&str, &[&str]); 4] = [
         (
             "cdmctl run batch --commands /tmp/batch --size 4K",
-            &["0 COPY: LENGTH_MISMATCH", "1 NOP: OK", "1 of 2"],
+            &["COPY       LENGTH_MISMATCH", "NOP        OK", "1 of 2"],
         ),
         (
             "cdmctl run batch --commands /tmp/batch --size 4K --stop",
-            &["0 COPY: LENGTH_MISMATCH", "1 NOP: NOT_BEGUN", "0 of 2"],
+            &[
+                "COPY       LENGTH_MISMATCH",
+                "NOP        NOT_BEGUN",
+                "0 of 2",
+            ],
         ),
         (
             "cdmctl run compare --input /tmp/a --with /tmp/b",
