@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// Completes the last of `$2`'s words by the functions in `$1`, as bash itself would.
 const BASH: &str = "source \"$1\"; read -ra COMP_WORDS <<< \"$2\"; \
@@ -54,30 +54,33 @@ pub fn check(
     }
 }
 
+/// Has fish complete lines as [`check`] does. Where nothing is expected it must offer nothing, no
+/// file either: the file `_PROGRAM` is there to tempt it.
+///
+/// # Errors
+///
+/// What fish makes of which line.
+pub fn check_fish(program: &str, script: &[u8], lines: &[(&str, &str)]) -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
+    let file = dir.path().join(format!("_{program}"));
+    fs::write(&file, script).map_err(|error| format!("cannot write: {error}"))?;
+    for (line, expected) in lines {
+        let output = asked("fish", &file, line)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() || said.trim() != *expected {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            return Err(format!(
+                "fish makes '{}' of '{line}', not '{expected}': {errors}",
+                said.trim()
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The last word of a line when it was completed; all of them where there are several.
 fn complete(shell: &str, file: &Path, line: &str) -> Result<String, String> {
-    let folder = file.parent().unwrap_or(file);
-    let (options, text, place): (&[&str], _, _) = match shell {
-        "bash" => (&["--norc", "-c"], BASH, file),
-        "zsh" => (&["-f", "-c"], ZSH, folder),
-        _ => (&["--no-config", "-c"], FISH, file),
-    };
-    let mut command = Command::new("timeout");
-    command
-        .args(["--kill-after=5", LIMIT_SECONDS, shell])
-        .args(options)
-        .arg(text);
-    if shell != "fish" {
-        // What they count as the name of the script.
-        command.arg(shell);
-    }
-    let output = command
-        .arg(place)
-        .arg(line)
-        .env("HOME", folder)
-        .env("TERM", "dumb")
-        .output()
-        .map_err(|error| format!("cannot start timeout: {error}"))?;
+    let output = asked(shell, file, line)?;
     let said = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() || said.trim().is_empty() {
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -94,6 +97,33 @@ fn complete(shell: &str, file: &Path, line: &str) -> Result<String, String> {
         }
         _ => said.split_whitespace().collect::<Vec<_>>().join(" "),
     })
+}
+
+/// What a shell says that is asked to complete a line in the folder of the definitions.
+fn asked(shell: &str, file: &Path, line: &str) -> Result<Output, String> {
+    let folder = file.parent().unwrap_or(file);
+    let (options, text, place): (&[&str], _, _) = match shell {
+        "bash" => (&["--norc", "-c"], BASH, file),
+        "zsh" => (&["-f", "-c"], ZSH, folder),
+        _ => (&["--no-config", "-c"], FISH, file),
+    };
+    let mut command = Command::new("timeout");
+    command
+        .args(["--kill-after=5", LIMIT_SECONDS, shell])
+        .args(options)
+        .arg(text);
+    if shell != "fish" {
+        // What they count as the name of the script.
+        command.arg(shell);
+    }
+    command
+        .arg(place)
+        .arg(line)
+        .current_dir(folder)
+        .env("HOME", folder)
+        .env("TERM", "dumb")
+        .output()
+        .map_err(|error| format!("cannot start timeout: {error}"))
 }
 
 #[cfg(test)]
@@ -124,6 +154,14 @@ mod tests {
             let words = format!("{shell} makes 'take' of 'it ta', not 'tell'");
             assert!(error.contains(&words), "{error}");
         }
+    }
+
+    #[test]
+    fn file_that_is_offered_where_nothing_fits_is_named() {
+        let lines = [("it _i", "")];
+        check_fish("it", b"complete -c it -f", &lines).expect("nothing");
+        let error = check_fish("it", b"complete -c it -l x", &lines).expect_err("a file");
+        assert!(error.contains("'_it' of 'it _i'"), "{error}");
     }
 
     #[test]

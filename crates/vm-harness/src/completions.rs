@@ -2,12 +2,10 @@
 
 //! `cdm completions`: a recipe is a subcommand, so what completes `just` here is this tool.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, CommandFactory};
-use clap_complete::Shell;
 
 use crate::cli::Cli;
 
@@ -24,33 +22,27 @@ Examples:
   ci/just completions zsh > ~/.zfunc/_just
   ci/just completions fish | source")]
 pub struct CompletionsArgs {
-    /// The shell that is to complete
-    #[arg(value_name = "SHELL", value_parser = clap::builder::EnumValueParser::<Shell>::new())]
-    shell: Shell,
+    #[command(flatten)]
+    shell: cdm_cli_completions::Args,
 }
 
 /// `cdm completions`.
 pub fn run(args: &CompletionsArgs) -> Result<ExitCode> {
-    io::stdout()
-        .write_all(&script(args.shell))
+    args.shell
+        .print(Cli::command(), TYPED)
         .context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn script(shell: Shell) -> Vec<u8> {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), TYPED, &mut text);
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cdm_cli_reference::completion;
 
     #[test]
     fn every_shell_learns_every_recipe() {
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let text = String::from_utf8(script(shell)).expect("text");
+        for shell in ["bash", "zsh", "fish"] {
+            let text = String::from_utf8(by_name(shell)).expect("text");
             for command in Cli::command().get_subcommands() {
                 let name = command.get_name();
                 assert!(text.contains(name), "{shell} does not know {name}");
@@ -64,12 +56,25 @@ mod tests {
             ("just run-v", "run-vm"),
             ("just run-vm --device-m", "--device-memory"),
             ("just run-vm --memory-type coh", "coherent"),
+            ("just run-vm --kernel _ju", "_just"),
             ("ci/just resul", "results"),
         ];
-        cdm_cli_reference::completion::check(TYPED, by_name, &lines).expect("completed");
+        completion::check(TYPED, by_name, &lines).expect("completed");
+    }
+
+    #[test]
+    fn no_files_are_offered_where_nothing_fits() {
+        let lines = [
+            ("just z", ""),
+            ("just _ju", ""),
+            ("just doctor _ju", ""),
+            ("just run-vm --devices _ju", ""),
+            ("just module _ju", "_just"),
+        ];
+        completion::check_fish(TYPED, &by_name("fish"), &lines).expect("completed");
     }
 
     fn by_name(shell: &str) -> Vec<u8> {
-        script(shell.parse().expect("a shell"))
+        cdm_cli_completions::script_for(shell, Cli::command(), TYPED)
     }
 }

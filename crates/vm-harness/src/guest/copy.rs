@@ -48,11 +48,11 @@ pub struct CpArgs {
     which: Which,
 
     /// What to copy: a file or a folder, HOST or :GUEST
-    #[arg(value_name = "FROM")]
+    #[arg(value_name = "FROM", value_hint = clap::ValueHint::AnyPath)]
     from: Place,
 
     /// Where to: a new name, or a folder to put it into, :GUEST or HOST
-    #[arg(value_name = "TO")]
+    #[arg(value_name = "TO", value_hint = clap::ValueHint::AnyPath)]
     to: Place,
 }
 

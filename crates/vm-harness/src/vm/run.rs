@@ -91,7 +91,7 @@ pub struct RunVmArgs {
     rootfs: Rootfs,
 
     /// Copy a file or folder into the guest before it starts; repeatable
-    #[arg(long = "file", value_name = "HOST:GUEST")]
+    #[arg(long = "file", value_name = "HOST:GUEST", value_hint = clap::ValueHint::AnyPath)]
     files: Vec<FileCopy>,
 
     /// Bring the kernel's own modules into the guest, for modprobe

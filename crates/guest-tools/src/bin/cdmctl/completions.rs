@@ -2,11 +2,8 @@
 
 //! `cdmctl completions`.
 
-use std::io::{self, Write};
-
 use anyhow::Context;
 use clap::CommandFactory;
-use clap_complete::Shell;
 
 use crate::{Cli, Verdict};
 
@@ -19,27 +16,25 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
-    /// The shell that is to complete
-    #[arg(value_name = "SHELL", value_parser = clap::builder::EnumValueParser::<Shell>::new())]
-    shell: Shell,
+    #[command(flatten)]
+    shell: cdm_cli_completions::Args,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Verdict> {
-    io::stdout()
-        .write_all(&script(args.shell))
+    args.shell
+        .print(Cli::command(), "cdmctl")
         .context("cannot write to standard output")?;
     Ok(Verdict::Done)
-}
-
-fn script(shell: Shell) -> Vec<u8> {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "cdmctl", &mut text);
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cdm_cli_reference::completion;
+
+    fn by_name(shell: &str) -> Vec<u8> {
+        cdm_cli_completions::script_for(shell, Cli::command(), "cdmctl")
+    }
 
     #[test]
     fn shells_complete_commands_and_options() {
@@ -48,15 +43,26 @@ mod tests {
             ("cdmctl mi", "migrate"),
             ("cdmctl hot --thr", "--threshold"),
             ("cdmctl migrate --to dev", "device"),
+            ("cdmctl completions zs", "zsh"),
+            ("cdmctl run checksum --input _cdm", "_cdmctl"),
         ];
-        let by_name = |shell: &str| script(shell.parse().unwrap());
-        cdm_cli_reference::completion::check("cdmctl", by_name, &lines).unwrap();
+        completion::check("cdmctl", by_name, &lines).unwrap();
+    }
+
+    #[test]
+    fn no_files_are_offered_for_numbers() {
+        let lines = [
+            ("cdmctl _cdm", ""),
+            ("cdmctl info _cdm", ""),
+            ("cdmctl migrate --pid _cdm", ""),
+        ];
+        completion::check_fish("cdmctl", &by_name("fish"), &lines).unwrap();
     }
 
     #[test]
     fn every_shell_learns_every_command_and_option() {
-        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let text = String::from_utf8(script(shell)).unwrap();
+        for shell in ["bash", "zsh", "fish"] {
+            let text = String::from_utf8(by_name(shell)).unwrap();
             for command in Cli::command().get_subcommands() {
                 let name = command.get_name();
                 assert!(text.contains(name), "{shell} does not know {name}");
