@@ -8,13 +8,16 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::e2e::{self, Session, plan};
 use super::run::Run;
 use super::table::Table;
 use super::unit;
 use crate::build::{self, BuildKind, KernelChoice};
+use crate::cache;
 use crate::command::run_logged;
 use crate::deny::{self, Check};
 use crate::package::debian;
+use crate::vm::{FileCopy, VmSpec};
 
 /// The stage `packages`.
 pub const PACKAGES: Table = Table {
@@ -41,7 +44,7 @@ pub const PACKAGES: Table = Table {
             debian_backend,
         ),
         (
-            "packages::dkms_builds_the_driver_from_its_debian_package",
+            "packages::driver_that_dkms_builds_from_its_debian_package_moves_a_process",
             debian_driver,
         ),
     ],
@@ -118,10 +121,21 @@ fn tells_capabilities(program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds Debian's packages, and unpacks the one whose name begins so.
+/// Debian's packages, which whoever asks first in a run builds.
+fn debian_packages(run: &Run) -> Result<Vec<PathBuf>> {
+    let to = run.folder().join("debian");
+    if !to.is_dir() {
+        let new = tempfile::tempdir_in(run.folder()).context("cannot make a temporary folder")?;
+        debian::build(run.ctx(), new.path())?;
+        // Whole, or not there.
+        fs::rename(new.keep(), &to).with_context(|| format!("cannot make {}", to.display()))?;
+    }
+    cache::files_ending_in(&to, "deb")
+}
+
+/// Unpacks the package of Debian's whose name begins so.
 fn unpacked(run: &Run, package: &str) -> Result<tempfile::TempDir> {
-    let to = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let made = debian::build(run.ctx(), to.path())?;
+    let made = debian_packages(run)?;
     let wanted = made
         .iter()
         .find(|path| named(path).starts_with(package))
@@ -179,14 +193,29 @@ fn debian_driver(run: &Run) -> Result<()> {
         .join(release)
         .join("x86_64/module");
     run_logged(&mut dkms, "dkms build", &log, |_| {})?;
-    let names: Vec<_> = fs::read_dir(&built)
-        .with_context(|| format!("DKMS left no {}", built.display()))?
-        .flatten()
-        .map(|entry| named(&entry.path()))
-        .collect();
+    let host = built.join("cdm.ko");
     ensure!(
-        names.iter().any(|name| name.starts_with("cdm.ko")),
-        "DKMS built {names:?}"
+        host.is_file(),
+        "DKMS left no {}; log: {}",
+        host.display(),
+        log.display()
     );
-    Ok(())
+    moves_a_process(run, VmSpec::new(kernel), host)
+}
+
+/// Has a driver in the place of the one that the guest has loaded, and move a process there and back.
+fn moves_a_process(run: &Run, mut spec: VmSpec, host: PathBuf) -> Result<()> {
+    /// Where it is in the guest.
+    const BROUGHT: &str = "/root/cdm.ko";
+    plan::one_device(&mut spec);
+    spec.files.push(FileCopy {
+        host,
+        guest: BROUGHT.to_owned(),
+    });
+    let mut session = Session::new(run.ctx(), spec, run.folder().join("packages-dkms-guest"));
+    session.text("rmmod cdm")?;
+    session.text(&format!("insmod {BROUGHT}"))?;
+    e2e::cdmctl::migrates_a_process(&mut session)?;
+    session.judge_log()?;
+    session.end()
 }

@@ -8,7 +8,7 @@
 //! run here and drive the guest from outside. After each group and each check the
 //! guest's kernel log is judged, which is a result of its own.
 
-mod cdmctl;
+pub mod cdmctl;
 mod debian;
 mod examples;
 pub mod faults;
