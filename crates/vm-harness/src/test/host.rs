@@ -88,6 +88,10 @@ pub const HOST: Table = Table {
             daily::editor,
         ),
         (
+            "host::editors_get_messages_about_each_crate_from_the_check_they_call",
+            daily::editor_check,
+        ),
+        (
             "host::browser_tells_what_is_wrong_with_a_page",
             pages::wrong,
         ),

@@ -10,6 +10,10 @@ const NIGHTLY: &[(&str, &str)] = &[
         "the scenarios run on the public kernel; all other guest tests run on vanilla too",
     ),
     (
+        "host::editors_get_messages_about_each_crate_from_the_check_they_call",
+        "the check for editors compiles every crate in a folder of its own, minutes where nothing is there",
+    ),
+    (
         "packages::licences_and_origin_of_crates_are_those_that_are_allowed",
         "cargo-deny takes minutes to build, and what it looks at changes with Cargo.lock alone",
     ),

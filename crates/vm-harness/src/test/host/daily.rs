@@ -12,9 +12,10 @@ use serde_json::Value;
 
 use super::super::run::Run;
 use super::left::Leftovers;
-use super::subject::{Ended, Subject, Typist};
+use super::subject::{self, Ended, Subject, Typist};
 use super::{run_vm, told};
 use crate::build::MODULE_SOURCES;
+use crate::command::run_logged_within;
 
 /// Enough for several windows of the protocol, and no multiple of a frame.
 const LARGE_BYTES: usize = (3 << 20) + 17;
@@ -251,5 +252,34 @@ pub fn editor(run: &Run) -> Result<()> {
     ensure!(core.is_file(), "there is no {}", core.display());
     let settings = fs::read_to_string(folder.path().join(".vscode/settings.json"))?;
     ensure!(settings.contains("rust-project.json"), "{settings}");
+    left.expect_none()
+}
+
+/// A check of every crate in a folder of its own, which may be empty.
+const CHECK_LIMIT: Duration = Duration::from_secs(1800);
+
+pub fn editor_check(run: &Run) -> Result<()> {
+    let left = Leftovers::watch()?;
+    let mut check = subject::command(run, &left, &["ide", "--check"])?;
+    let log = run.log("host-ide-check");
+    let mut messages = Vec::new();
+    run_logged_within(CHECK_LIMIT, &mut check, "ide --check", &log, |line| {
+        // What is no message is for people, and goes to standard error.
+        messages.extend(serde_json::from_str::<Value>(line));
+    })?;
+    let crates = run.ctx().repo.join("crates");
+    for folder in fs::read_dir(&crates).context("no crates")? {
+        let manifest = folder?.path().join("Cargo.toml");
+        let is_told = messages.iter().any(|message| {
+            let path = message["manifest_path"].as_str();
+            message["reason"] == "compiler-artifact" && path.map(Path::new) == Some(&*manifest)
+        });
+        ensure!(is_told, "nothing is said of {}", manifest.display());
+    }
+    let last = messages.last().context("no message")?;
+    ensure!(
+        last["reason"] == "build-finished" && last["success"] == true,
+        "the last message is {last}"
+    );
     left.expect_none()
 }

@@ -175,7 +175,7 @@ impl Drop for Typist<'_> {
 }
 
 /// This very program, with sockets and other traces in a folder of their own.
-fn command(run: &Run, left: &Leftovers, arguments: &[&str]) -> Result<Command> {
+pub fn command(run: &Run, left: &Leftovers, arguments: &[&str]) -> Result<Command> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let ctx = run.ctx();
     let mut command = Command::new(program);
