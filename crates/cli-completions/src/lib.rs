@@ -18,13 +18,13 @@ const PATHS: [&str; 3] = ["FILE", "DIR", "PATH"];
 
 /// Arguments of the subcommand `completions`.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct ShellArgs {
     /// The shell that is to complete
     #[arg(value_name = "SHELL", value_parser = clap::builder::EnumValueParser::<Shell>::new())]
     shell: Shell,
 }
 
-impl Args {
+impl ShellArgs {
     /// Prints what the shell needs to complete lines that begin with `typed`.
     ///
     /// # Errors

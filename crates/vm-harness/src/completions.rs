@@ -23,7 +23,7 @@ Examples:
   ci/just completions fish | source")]
 pub struct CompletionsArgs {
     #[command(flatten)]
-    shell: cdm_cli_completions::Args,
+    shell: cdm_cli_completions::ShellArgs,
 }
 
 /// `cdm completions`.

@@ -87,12 +87,12 @@ mod tests {
         };
         assert_eq!(
             table(&part),
-            "WHAT                      PAGES    SIZE\n\
-             asked                       516   2 MiB\n\
-             moved                       512   2 MiB\n\
-             moved in folios of 2 MiB    512   2 MiB\n\
-             already there                 1   4 KiB\n\
-             without room                  3  12 KiB\n"
+            "WHAT                      PAGES     SIZE\n\
+             asked                       516  2.0 MiB\n\
+             moved                       512    2 MiB\n\
+             moved in folios of 2 MiB    512    2 MiB\n\
+             already there                 1    4 KiB\n\
+             without room                  3   12 KiB\n"
         );
     }
 

@@ -17,7 +17,7 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
-    shell: cdm_cli_completions::Args,
+    shell: cdm_cli_completions::ShellArgs,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Verdict> {

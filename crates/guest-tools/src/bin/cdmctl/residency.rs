@@ -108,10 +108,10 @@ mod tests {
         };
         assert_eq!(
             table(0, &[(range, residency), (range, residency)]),
-            "RANGE                      DEVICE 0  SYSTEM  ABSENT  OTHER DEVICES\n\
+            "RANGE                          DEVICE 0  SYSTEM  ABSENT  OTHER DEVICES\n\
              0x7f0000000000-0x7f0000004000    12 KiB   4 KiB     0 B            0 B\n\
              0x7f0000000000-0x7f0000004000    12 KiB   4 KiB     0 B            0 B\n\
-             all                        24 KiB   8 KiB     0 B            0 B\n"
+             all                              24 KiB   8 KiB     0 B            0 B\n"
         );
     }
 }

@@ -24,7 +24,7 @@ Examples:
 
 On a terminal, q, Escape and Ctrl-C end it. Figures of the driver that only root may read are
 shown as '-', and as null in JSON. The JSON documents, one a line, are described in
-docs/reference-cdmctl.md.";
+docs/reference/cdmctl.md.";
 
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
