@@ -9,7 +9,7 @@
 //!
 //! Each file is about one facility of the kernel, says so in its first lines, and
 //! keeps the unsafe code that the facility needs. `ages.rs`, `alloc.rs`, `answer.rs`,
-//! `batch.rs`, `heat.rs`, `identity.rs`, `order.rs`, `plan.rs`, `stash.rs`, `table.rs` and
+//! `batch.rs`, `choice.rs`, `heat.rs`, `identity.rs`, `order.rs`, `plan.rs`, `stash.rs`, `table.rs` and
 //! `tally.rs` need no kernel: `lib.rs` takes them in for `cargo test`.
 
 // The derives that `wire.rs` uses; the kernel's zerocopy does not re-export them.
@@ -27,7 +27,10 @@ mod answer;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod batch;
 mod chardev;
+#[allow(unreachable_pub)] // shared with lib.rs
+mod choice;
 mod command;
+mod copies;
 mod device;
 mod dmirror;
 mod done;

@@ -83,6 +83,12 @@ unsafe extern "C" fn cdm_attribute(misc: *mut sys::miscdevice, id: u32) -> i64 {
         sys::cdm_attribute_id_CDM_ATTRIBUTE_CPU_SCAN_MS => device.scan().wish().period_ms.into(),
         sys::cdm_attribute_id_CDM_ATTRIBUTE_PAGES_HOT_TO_DEVICE => device.counters().hot_moved(),
         sys::cdm_attribute_id_CDM_ATTRIBUTE_PAGES_HOT_TO_SYSTEM => device.scan().returned(),
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_BYTES_COPIED_BY_CPU => {
+            device.counters().bytes_copied_by_cpu()
+        }
+        sys::cdm_attribute_id_CDM_ATTRIBUTE_BYTES_COPIED_BY_ENGINE => {
+            device.counters().bytes_copied_by_engine()
+        }
         sys::cdm_attribute_id_CDM_ATTRIBUTE_CPU_SCAN_FOLIOS => device.scan().wish().folios.into(),
         sys::cdm_attribute_id_CDM_ATTRIBUTE_CPU_PAGES_PER_SECOND => {
             device.scan().wish().pages_per_second.into()

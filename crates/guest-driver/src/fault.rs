@@ -367,6 +367,12 @@ impl Area<'_> {
         unsafe { sys::cdm_vma_is_anonymous(self.vma) }
     }
 
+    /// Whether what is in it may be executed.
+    pub(crate) fn is_executable(&self) -> bool {
+        // SAFETY: The area is valid while the mmap lock is held.
+        unsafe { sys::cdm_vma_executable(self.vma) }
+    }
+
     /// Whether it may be faulted in.
     pub(crate) fn is_faultable(&self) -> bool {
         // SAFETY: The area is valid while the mmap lock is held.

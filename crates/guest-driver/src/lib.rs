@@ -4,13 +4,14 @@
 //!
 //! `cdm.ko` is built by Kbuild from `cdm_main.rs`, which takes in the very same files;
 //! see `Kbuild` for the commands. This crate root exists so that page allocator,
-//! ages, answers, batching, heat, accounting, command planning, order and identification run under `cargo test`,
+//! ages, answers, batching, choice of who copies, heat, accounting, command planning, order and identification run under `cargo test`,
 //! on the host, against simple models.
 
 pub mod ages;
 pub mod alloc;
 pub mod answer;
 pub mod batch;
+pub mod choice;
 pub mod heat;
 pub mod identity;
 pub mod order;

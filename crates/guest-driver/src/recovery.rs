@@ -31,6 +31,8 @@ use crate::{sys, work};
 const RESET_MS_MIN: u32 = 1_000;
 /// A RESET has no reason to fail, but its completion may be spoilt.
 const RESET_TRIES: u32 = 3;
+/// How often who cannot go on before a RESET looks whether it was made.
+const SETTLE_MS: u32 = 10;
 /// How often who waits for a RESET looks whether the device was given up.
 const LOOK_MS: u32 = 500;
 
@@ -188,6 +190,25 @@ impl Recovery {
             if let CondVarTimeoutResult::Signal { .. } = waited {
                 return Err(EINTR);
             }
+        }
+    }
+
+    /// Has the device reset after `mark`, unless that was done, and waits for it, deaf to signals:
+    /// what was on its queues before, it has no use for any more.
+    ///
+    /// ENODEV if the device is past answering.
+    pub(crate) fn settle(self: &Arc<Self>, mark: u64) -> Result {
+        loop {
+            if self.is_done_since(mark) {
+                return Ok(());
+            }
+            if self.transport.is_gone() {
+                return Err(ENODEV);
+            }
+            // Again, should there have been no memory for it.
+            self.ask(mark, 0);
+            // SAFETY: Process context, no spinlock held.
+            unsafe { sys::msleep(SETTLE_MS) };
         }
     }
 

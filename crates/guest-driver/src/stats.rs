@@ -40,6 +40,9 @@ pub(crate) struct Counters {
     failed_to_evict: [Atomic<u64>; Reason::ALL.len()],
     faulted: Atomic<u64>,
     forsaken: Atomic<u64>,
+    bytes_by_cpu: Atomic<u64>,
+    bytes_by_engine: Atomic<u64>,
+    engine_copies_failed: Atomic<u64>,
     commands: Atomic<u64>,
     commands_refused: Atomic<u64>,
     commands_abandoned: Atomic<u64>,
@@ -68,6 +71,9 @@ impl Counters {
             failed_to_evict: zeroes(),
             faulted: Atomic::new(0),
             forsaken: Atomic::new(0),
+            bytes_by_cpu: Atomic::new(0),
+            bytes_by_engine: Atomic::new(0),
+            engine_copies_failed: Atomic::new(0),
             commands: Atomic::new(0),
             commands_refused: Atomic::new(0),
             commands_abandoned: Atomic::new(0),
@@ -126,6 +132,31 @@ impl Counters {
     pub(crate) fn forsaken(&self, pages: u64) {
         self.forsaken.add(pages, Relaxed);
         FORSAKEN.add(pages, Relaxed);
+    }
+
+    /// The CPU copied contents of pages that move.
+    pub(crate) fn copied_by_cpu(&self, bytes: u64) {
+        self.bytes_by_cpu.add(bytes, Relaxed);
+    }
+
+    /// The device copied them, though the CPU could have.
+    pub(crate) fn copied_by_engine(&self, bytes: u64) {
+        self.bytes_by_engine.add(bytes, Relaxed);
+    }
+
+    /// The device was to do so, and did not.
+    pub(crate) fn engine_copy_failed(&self) {
+        self.engine_copies_failed.add(1, Relaxed);
+    }
+
+    /// Bytes of pages on the move that the CPU copied.
+    pub(crate) fn bytes_copied_by_cpu(&self) -> u64 {
+        self.bytes_by_cpu.load(Relaxed)
+    }
+
+    /// Bytes of pages on the move that the device copied, though the CPU could have.
+    pub(crate) fn bytes_copied_by_engine(&self) -> u64 {
+        self.bytes_by_engine.load(Relaxed)
     }
 
     /// The device answered a command.
@@ -254,6 +285,7 @@ figures! {
     c"evict_split" => |device| failed_to_evict(device, Reason::Split);
     c"evict_unsupported" => |device| failed_to_evict(device, Reason::Unsupported);
     c"pages_forsaken" => |device| device.counters().pages_forsaken();
+    c"engine_copies_failed" => |device| device.counters().engine_copies_failed.load(Relaxed);
     c"commands" => |device| device.counters().commands.load(Relaxed);
     c"commands_refused" => |device| device.counters().commands_refused.load(Relaxed);
     c"commands_abandoned" => |device| device.counters().commands_abandoned.load(Relaxed);

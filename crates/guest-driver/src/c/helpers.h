@@ -116,6 +116,11 @@ struct workqueue_struct;
 struct completion;
 struct task_struct;
 
+/* What cdm_param_copy() says. */
+static const u32 CDM_COPY_AUTO = 0;
+static const u32 CDM_COPY_CPU = 1;
+static const u32 CDM_COPY_ENGINE = 2;
+
 /* What cdm_param_memory_type() says of a device that the parameter does not name. */
 static const u32 CDM_PARAM_NO_MEMORY_TYPE = U32_MAX;
 
@@ -129,6 +134,7 @@ u32 cdm_param_command_ms(void);
 u32 cdm_param_evacuate_ms(void);
 bool cdm_param_pressure_help(void);
 bool cdm_param_dmirror(void);
+u32 cdm_param_copy(void);
 #ifndef __BINDGEN__
 const char *cdm_memory_type_name(u32 type);
 #endif
@@ -171,6 +177,7 @@ int cdm_memory_failure(unsigned long pfn);
 void cdm_page_unlock_put(struct page *page);
 void cdm_page_put(struct page *page);
 int cdm_pages_copy(struct page *to, struct page *from, u32 pages, bool give_up);
+bool cdm_pages_poisoned(struct page *page, u32 pages);
 void cdm_pages_clear(struct page *page, u32 pages);
 struct page *cdm_page_alloc(struct vm_area_struct *vma, unsigned long address, u32 order);
 struct page *cdm_page_alloc_evicted(u32 order, bool in_reclaim);
@@ -211,6 +218,7 @@ unsigned long cdm_reclaim(struct dev_pagemap *pgmap, void *memcg, unsigned long 
 int cdm_mm_of(pid_t pid, struct mm_struct **mm);
 bool cdm_vma_migratable(struct vm_area_struct *vma);
 bool cdm_vma_is_anonymous(struct vm_area_struct *vma);
+bool cdm_vma_executable(struct vm_area_struct *vma);
 bool cdm_vma_readable(struct vm_area_struct *vma);
 bool cdm_vma_faultable(struct vm_area_struct *vma);
 u32 cdm_vma_rights(struct vm_area_struct *vma);
@@ -259,6 +267,8 @@ enum cdm_attribute_id {
 	CDM_ATTRIBUTE_CPU_PAGES_PER_SECOND,
 	CDM_ATTRIBUTE_PAGES_HOT_TO_DEVICE,
 	CDM_ATTRIBUTE_PAGES_HOT_TO_SYSTEM,
+	CDM_ATTRIBUTE_BYTES_COPIED_BY_CPU,
+	CDM_ATTRIBUTE_BYTES_COPIED_BY_ENGINE,
 };
 const struct attribute_group **cdm_attribute_groups(void);
 #ifndef __BINDGEN__

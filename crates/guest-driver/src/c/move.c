@@ -29,6 +29,17 @@ int cdm_pages_copy(struct page *to, struct page *from, u32 pages, bool give_up)
 	return 0;
 }
 
+/* Whether one of @pages pages that follow each other has a memory error. */
+bool cdm_pages_poisoned(struct page *page, u32 pages)
+{
+	u32 i;
+
+	for (i = 0; i < pages; i++)
+		if (PageHWPoison(page + i))
+			return true;
+	return false;
+}
+
 void cdm_pages_clear(struct page *page, u32 pages)
 {
 	u32 i;

@@ -158,6 +158,46 @@ module_param_named(dmirror, param_dmirror, bool, 0444);
 MODULE_PARM_DESC(dmirror,
 		 "serve the kernel's HMM test suite on /dev/hmm_dmirror0 and so on (default N)");
 
+static u32 param_copy = CDM_COPY_AUTO;
+
+static const char *const copy_names[] = {
+	[CDM_COPY_AUTO] = "auto",
+	[CDM_COPY_CPU] = "cpu",
+	[CDM_COPY_ENGINE] = "engine",
+};
+
+static int copy_set(const char *val, const struct kernel_param *kp)
+{
+	int copy = __sysfs_match_string(copy_names, ARRAY_SIZE(copy_names), val);
+
+	if (copy < 0) {
+		pr_err("copy=%.*s is unknown; it is cpu, engine, or auto, whichever is found to be faster\n",
+		       (int)strcspn(val, "\n"), val);
+		return copy;
+	}
+	WRITE_ONCE(param_copy, copy);
+	return 0;
+}
+
+static int copy_get(char *buf, const struct kernel_param *kp)
+{
+	return sysfs_emit(buf, "%s\n", copy_names[READ_ONCE(param_copy)]);
+}
+
+static const struct kernel_param_ops copy_ops = {
+	.set = copy_set,
+	.get = copy_get,
+};
+
+module_param_cb(copy, &copy_ops, NULL, 0644);
+MODULE_PARM_DESC(copy,
+		 "who copies anonymous memory that moves by MIGRATE: cpu, engine of the device, or auto, whichever is found to be faster (default auto)");
+
+u32 cdm_param_copy(void)
+{
+	return READ_ONCE(param_copy);
+}
+
 u32 cdm_param_memory_type(u32 device)
 {
 	if (param_memory_types_num == 1)

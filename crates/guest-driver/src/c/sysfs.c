@@ -34,6 +34,8 @@ CDM_ATTRIBUTE(link_speed_mts, CDM_ATTRIBUTE_LINK_SPEED_MTS, "%llu", u64);
 CDM_ATTRIBUTE(max_order, CDM_ATTRIBUTE_MAX_ORDER, "%llu", u64);
 CDM_ATTRIBUTE(pages_hot_to_device, CDM_ATTRIBUTE_PAGES_HOT_TO_DEVICE, "%llu", u64);
 CDM_ATTRIBUTE(pages_hot_to_system, CDM_ATTRIBUTE_PAGES_HOT_TO_SYSTEM, "%llu", u64);
+CDM_ATTRIBUTE(bytes_copied_by_cpu, CDM_ATTRIBUTE_BYTES_COPIED_BY_CPU, "%llu", u64);
+CDM_ATTRIBUTE(bytes_copied_by_engine, CDM_ATTRIBUTE_BYTES_COPIED_BY_ENGINE, "%llu", u64);
 
 /* The same for what an administrator may set, a number. */
 #define CDM_SETTING(_name, _id)								\
@@ -70,6 +72,8 @@ static struct attribute *cdm_attrs[] = {
 	&dev_attr_max_order.attr,
 	&dev_attr_pages_hot_to_device.attr,
 	&dev_attr_pages_hot_to_system.attr,
+	&dev_attr_bytes_copied_by_cpu.attr,
+	&dev_attr_bytes_copied_by_engine.attr,
 	&dev_attr_cpu_scan_ms.attr,
 	&dev_attr_cpu_scan_folios.attr,
 	&dev_attr_cpu_pages_per_second.attr,

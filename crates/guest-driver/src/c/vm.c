@@ -20,6 +20,11 @@ bool cdm_vma_is_anonymous(struct vm_area_struct *vma)
 	return vma_is_anonymous(vma);
 }
 
+bool cdm_vma_executable(struct vm_area_struct *vma)
+{
+	return vma->vm_flags & VM_EXEC;
+}
+
 /* Whether hmm_range_fault() looks into the area. */
 bool cdm_vma_readable(struct vm_area_struct *vma)
 {

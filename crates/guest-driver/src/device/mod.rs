@@ -15,7 +15,7 @@
 //! 5. folio locks of a batch, page table locks (kernel)
 //! 6. `Mirror::follower`; the device may be waited for under it, memory may not
 //! 7. `Recovery::parked`, `Recovery::state`; `Queue::ring`, `Request::parked`, with interrupts
-//!    off; `Binding::hot`, `Binding::account`; `Scan::recent`; `Hot::backlog`, with interrupts
+//!    off; `Region::copies`; `Binding::hot`, `Binding::account`; `Scan::recent`; `Hot::backlog`, with interrupts
 //!    off
 //! 8. a CPU's stash of free pages, with interrupts off
 //! 9. `Region::alloc`, `Region::ages` or the lock of its failed pages, never two of them, with

@@ -25,6 +25,7 @@ use kernel::prelude::*;
 
 use crate::ages::Stamp;
 use crate::batch::{PageRange, BATCH_PAGES, PAGE_BYTES};
+use crate::choice::Way;
 use crate::device::Device;
 use crate::evict;
 use crate::fault::{Area, Areas, Mapped, Snapshot, Traits};
@@ -493,6 +494,11 @@ impl Mover<'_> {
         let mut pass = Pass {
             region,
             direction: *direction,
+            way: match (*direction, from) {
+                (Direction::ToSystem, _) => Way::Out,
+                (Direction::ToDevice, From::System) => Way::In,
+                (Direction::ToDevice, From::Device(_)) => Way::Across,
+            },
             stamp: *stamp,
             area,
             mapped: snapshot.part(first, pages),

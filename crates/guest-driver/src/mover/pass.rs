@@ -10,12 +10,13 @@ use super::{Direction, From};
 use crate::ages::Stamp;
 use crate::alloc::ORDER_MAX;
 use crate::batch::BATCH_PAGES;
+use crate::choice::Way;
 use crate::fault::{Area, Mapped};
 use crate::migrate::{self, Collected, Source};
 use crate::pagemap::{Home, Region};
 use crate::sys;
 use crate::tally::{Outcome, Reason};
-use crate::transfer::{is_unreadable, BadMemory, Transfer};
+use crate::transfer::{is_unreadable, BadMemory, Helper, Transfer};
 
 /// What became of a large folio's wish for a destination.
 pub(super) enum Placed {
@@ -31,6 +32,7 @@ pub(super) enum Placed {
 pub(super) struct Pass<'a, 'b> {
     pub(super) region: &'a Region,
     pub(super) direction: Direction,
+    pub(super) way: Way,
     pub(super) stamp: Stamp,
     pub(super) area: &'a Area<'b>,
     pub(super) mapped: &'a [Mapped],
@@ -192,7 +194,15 @@ impl Pass<'_, '_> {
     /// Fills the destinations, lets the kernel put them in place, and sets the outcomes.
     /// How many pages moved as large folios.
     pub(super) fn finish(&mut self, mut collected: Collected<'_>, is_scattered: bool) -> u64 {
-        self.transfer.deliver(&mut collected, BadMemory::Stays);
+        if self.area.is_executable() {
+            self.transfer.deliver(&mut collected, BadMemory::Stays);
+        } else {
+            let helper = Helper {
+                region: self.region,
+                way: self.way,
+            };
+            self.transfer.deliver_with(&mut collected, helper);
+        }
         let committed = collected.commit();
         let mut large = 0;
         for item in self.transfer.items() {

@@ -120,6 +120,21 @@ impl Region {
         })
     }
 
+    /// The device may yet write to these pages, whatever becomes of them: once they are free,
+    /// nobody gets them any more.
+    ///
+    /// # Safety
+    ///
+    /// The pages are in the region, and held.
+    pub(crate) unsafe fn forsake(&self, page: *mut sys::page, order: u32) {
+        // SAFETY: By the function's contract.
+        let frame = unsafe { sys::cdm_page_to_pfn(page) } as u64;
+        let first = (frame - self.first_pfn) as u32;
+        for page in first..first + (1 << order) {
+            self.bad.insert(page);
+        }
+    }
+
     /// Pages that have failed among those of a block of this region, given by its first page.
     ///
     /// # Safety

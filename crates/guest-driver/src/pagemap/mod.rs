@@ -34,12 +34,15 @@ use core::ops::Range;
 
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed, Release};
-use kernel::sync::{new_mutex, new_spinlock_irq, Arc, Mutex, SpinLockIrq};
+use kernel::sync::{
+    new_mutex, new_spinlock, new_spinlock_irq, Arc, Mutex, SpinLock, SpinLockIrq,
+};
 use kernel::types::Opaque;
 
 use crate::ages::{Ages, Stamp, NEVER};
 use crate::alloc::{words_needed, PageAlloc};
 use crate::batch::{BATCH_PAGES, PAGE_BYTES};
+use crate::choice::{Choice, Copier, Way};
 use crate::engine::Engine;
 use crate::evict::Relief;
 use crate::stash::Stash;
@@ -146,6 +149,9 @@ pub(crate) struct Region {
     relief: Mutex<Option<Relief>>,
     /// Pages that left because a memory cgroup was at its limit.
     relieved: Atomic<u64>,
+    /// Who copies large folios, for each way.
+    #[pin]
+    copies: SpinLock<[Choice; Way::COUNT]>,
     #[pin]
     _pin: PhantomPinned,
 }
@@ -192,6 +198,7 @@ impl Region {
                 clock: Atomic::new(0),
                 ages <- new_spinlock_irq!(ages),
                 relief <- new_mutex!(relief),
+                copies <- new_spinlock!([Choice::new(); Way::COUNT]),
                 relieved: Atomic::new(0),
                 _pin: PhantomPinned,
             }),
@@ -298,6 +305,21 @@ impl Region {
     /// The device that the memory is in.
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Who is to copy the next large folio on that way.
+    pub(crate) fn next_copier(&self, way: Way) -> Copier {
+        self.copies.lock()[way.index()].next()
+    }
+
+    /// A large folio was copied, which took so long; or was not, by the device.
+    pub(crate) fn note_copy(&self, way: Way, by: Copier, is_done: bool, took_ns: u64) {
+        let choice = &mut self.copies.lock()[way.index()];
+        if is_done {
+            choice.note(by, took_ns);
+        } else {
+            choice.failed(took_ns);
+        }
     }
 
     pub(crate) fn layout(&self) -> &Layout {

@@ -123,6 +123,18 @@ impl Queue {
         Ok(())
     }
 
+    /// Lends a request to the device if it has no other one of this queue, EBUSY if it has: what is
+    /// there first may take as long as a process likes.
+    pub(crate) fn try_submit_alone(&self, request: &Arc<Request>) -> Result {
+        let mut ring = self.ring.lock();
+        if ring.lent != 0 {
+            return Err(EBUSY);
+        }
+        self.add(&mut ring, request)?;
+        self.tell(&mut ring);
+        Ok(())
+    }
+
     /// Lends a request to the device, deaf to signals; ETIMEDOUT if there is no room for `ms`
     /// milliseconds.
     pub(crate) fn submit_within(&self, request: &Arc<Request>, ms: u32) -> Result {
