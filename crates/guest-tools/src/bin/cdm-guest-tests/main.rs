@@ -12,6 +12,7 @@ mod batches;
 mod capacity;
 mod commands;
 mod cpu_hot;
+mod engines;
 mod eviction;
 mod exclusive;
 mod files;
@@ -105,6 +106,7 @@ fn all() -> Vec<Test> {
         fork::TESTS,
         huge::TESTS,
         huge_files::TESTS,
+        engines::TESTS,
         files::MEMFD_TESTS,
         files::TMPFS_TESTS,
         files::RAMFS_TESTS,

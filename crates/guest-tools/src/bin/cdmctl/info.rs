@@ -7,7 +7,7 @@ use cdm_guest_tools::device::Device;
 use cdm_guest_tools::memory::PAGE_BYTES;
 use cdm_guest_tools::size::Size;
 
-use crate::report::{self, DeviceInfo, HotPages, Info};
+use crate::report::{self, Copied, DeviceInfo, HotPages, Info};
 use crate::table::{self, figures, words};
 use crate::{Verdict, figure, open, query};
 
@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
     let mut devices = Vec::new();
     for number in numbers {
         let query = query(&open(number)?)?;
-        devices.push(DeviceInfo::new(&query, hot_pages(number)));
+        devices.push(DeviceInfo::new(&query, hot_pages(number), copied(number)));
     }
     if args.json {
         report::print(&Info {
@@ -46,11 +46,23 @@ pub fn run(args: &Args) -> anyhow::Result<Verdict> {
 
 /// What moved by itself; nothing of a driver that moves nothing by itself.
 fn hot_pages(number: u32) -> HotPages {
-    let figure = |name: &str| figure(&format!("/sys/class/misc/cdm{number}/{name}"));
     HotPages {
-        to_device: figure("pages_hot_to_device").unwrap_or_default(),
-        to_system: figure("pages_hot_to_system").unwrap_or_default(),
+        to_device: attribute(number, "pages_hot_to_device"),
+        to_system: attribute(number, "pages_hot_to_system"),
     }
+}
+
+/// Who copied; nothing of a driver that does not tell.
+fn copied(number: u32) -> Copied {
+    Copied {
+        by_cpu: attribute(number, "bytes_copied_by_cpu"),
+        by_engine: attribute(number, "bytes_copied_by_engine"),
+    }
+}
+
+/// A figure of the driver, or zero if it has none of that name.
+fn attribute(number: u32, name: &str) -> u64 {
+    figure(&format!("/sys/class/misc/cdm{number}/{name}")).unwrap_or_default()
 }
 
 /// The tables for people: one row a device, then what there is to know of each.
@@ -100,6 +112,14 @@ fn facts(device: &DeviceInfo) -> impl Iterator<Item = Vec<String>> {
     let facts = [
         ("hot to device", pages(device.pages_hot_to_device)),
         ("hot to system", pages(device.pages_hot_to_system)),
+        (
+            "copied by CPUs",
+            Size(device.bytes_copied_by_cpu).to_string(),
+        ),
+        (
+            "copied by engines",
+            Size(device.bytes_copied_by_engine).to_string(),
+        ),
         ("can", device.capabilities.join(", ")),
         ("protocol", device.protocol.clone()),
         ("features", device.features.join(", ")),
@@ -147,8 +167,8 @@ mod tests {
             ..Default::default()
         };
         let devices = [
-            DeviceInfo::new(&small, HotPages::default()),
-            DeviceInfo::new(&large, HotPages::default()),
+            DeviceInfo::new(&small, HotPages::default(), Copied::default()),
+            DeviceInfo::new(&large, HotPages::default(), Copied::default()),
         ];
         let text = table(&devices);
         let widths: Vec<usize> = text.lines().take(3).map(str::len).collect();
@@ -170,12 +190,18 @@ mod tests {
             to_device: 512,
             to_system: 0,
         };
-        let text = table(&[DeviceInfo::new(&query, hot)]);
+        let copied = Copied {
+            by_cpu: 4096,
+            by_engine: 2 << 20,
+        };
+        let text = table(&[DeviceInfo::new(&query, hot, copied)]);
         for line in [
-            "3       features        atomics",
-            "3       command queues  2",
-            "3       hot to device   2 MiB",
-            "3       hot to system   0 B",
+            "3       features           atomics",
+            "3       command queues     2",
+            "3       hot to device      2 MiB",
+            "3       hot to system      0 B",
+            "3       copied by CPUs     4 KiB",
+            "3       copied by engines  2 MiB",
         ] {
             assert!(text.lines().any(|own| own == line), "{line}: {text}");
         }

@@ -42,6 +42,8 @@ pub struct DeviceInfo {
     pub pages_poisoned: u64,
     pub pages_hot_to_device: u64,
     pub pages_hot_to_system: u64,
+    pub bytes_copied_by_cpu: u64,
+    pub bytes_copied_by_engine: u64,
     pub capabilities: Vec<String>,
     pub protocol: String,
     pub features: Vec<String>,
@@ -56,6 +58,13 @@ pub struct DeviceInfo {
 pub struct HotPages {
     pub to_device: u64,
     pub to_system: u64,
+}
+
+/// Bytes of pages on the move, by who copied them where both could.
+#[derive(Clone, Copy, Default)]
+pub struct Copied {
+    pub by_cpu: u64,
+    pub by_engine: u64,
 }
 
 /// The coherent link of a device.
@@ -74,7 +83,7 @@ pub struct Agents {
 }
 
 impl DeviceInfo {
-    pub fn new(query: &cdm_query, hot: HotPages) -> Self {
+    pub fn new(query: &cdm_query, hot: HotPages, copied: Copied) -> Self {
         Self {
             device: query.device,
             memory_type: memory_type_name(query.memory_type),
@@ -89,6 +98,8 @@ impl DeviceInfo {
             pages_poisoned: query.pages_poisoned,
             pages_hot_to_device: hot.to_device,
             pages_hot_to_system: hot.to_system,
+            bytes_copied_by_cpu: copied.by_cpu,
+            bytes_copied_by_engine: copied.by_engine,
             capabilities: capabilities(query.capabilities),
             protocol: format!("{}.{}", query.protocol_major, query.protocol_minor),
             features: features(query.device_features),
@@ -353,7 +364,11 @@ pub mod tests {
             to_device: 5,
             to_system: 4,
         };
-        let devices = vec![DeviceInfo::new(&query(), hot)];
+        let copied = Copied {
+            by_cpu: 4096,
+            by_engine: 2 << 20,
+        };
+        let devices = vec![DeviceInfo::new(&query(), hot, copied)];
         serde_json::to_value(Info {
             version: VERSION,
             devices,
@@ -371,6 +386,8 @@ pub mod tests {
         assert_eq!(device["base"], "0x3800000000");
         assert_eq!(device["numa_node"], -1);
         assert_eq!(device["bytes_metadata"], 4 << 20);
+        assert_eq!(device["bytes_copied_by_cpu"], 4096);
+        assert_eq!(device["bytes_copied_by_engine"], 2 << 20);
         assert_eq!(device["features"], json!(["metadata-guard", "atomics"]));
         assert_eq!(device["capabilities"], json!(["move-large", "cpu-access"]));
     }

@@ -10,6 +10,7 @@
 
 pub mod cdmctl;
 mod debian;
+mod engines;
 mod examples;
 pub mod faults;
 mod forget;
@@ -200,6 +201,30 @@ const FAULTS: &[Check] = &[
     (
         "stuck::device_without_an_answer_to_reset_is_given_up_and_nobody_hangs",
         stuck::hung_control_queue_is_the_end_of_the_device,
+    ),
+];
+
+/// A device that copies what moves, and fails at that; the last ones end it.
+const ENGINES: &[Check] = &[
+    (
+        "engines::migrations_are_the_same_when_the_device_copies",
+        engines::migrations_are_the_same,
+    ),
+    (
+        "engines::copies_that_the_device_spoils_are_made_by_the_cpu",
+        engines::faulty_copies_are_made_by_the_cpu,
+    ),
+    (
+        "engines::copies_that_the_device_loses_are_made_by_the_cpu",
+        engines::lost_copies_are_made_by_the_cpu,
+    ),
+    (
+        "engines::late_copies_to_the_device_harm_nobody",
+        engines::late_copies_to_the_device_harm_nobody,
+    ),
+    (
+        "engines::late_copies_to_the_system_harm_nobody",
+        engines::late_copies_to_the_system_harm_nobody,
     ),
 ];
 
@@ -538,7 +563,7 @@ const SUITES: &[Suite] = &[
         kernel: KernelChoice::Public,
         shape: plan::one_device_with_huge_pages,
         groups: Groups::None,
-        checks: &[scenarios::FRAME],
+        checks: &[scenarios::FRAME, ENGINES],
     },
     Suite {
         prefix: "e2e::public",

@@ -28,6 +28,21 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[
         "cpu_hot",
         "the kernel tells what the CPUs use with patch mm-migrate_device-tell-a-driver-which-pages-the-CPU-",
     ),
+    (
+        KernelChoice::Vanilla,
+        "engines::huge_pages_copied_by_the_device_are_as_they_were",
+        NO_LARGE,
+    ),
+    (
+        KernelChoice::Vanilla,
+        "engines::both_have_turns_before_one_is_chosen",
+        NO_LARGE,
+    ),
+    (
+        KernelChoice::Vanilla,
+        "engines::pages_of_a_file_are_copied_by_a_cpu",
+        NO_FILES,
+    ),
     (KernelChoice::Vanilla, "memfd", NO_FILES),
     (KernelChoice::Vanilla, "tmpfs", NO_FILES),
     (KernelChoice::Vanilla, "ramfs", NO_FILES),
@@ -86,6 +101,7 @@ const SKIPS: &[(KernelChoice, &str, &str)] = &[
 ];
 
 const NO_FILES: &str = "page cache moves to MEMORY_DEVICE_PUBLIC only";
+const NO_LARGE: &str = "large folios of MEMORY_DEVICE_COHERENT need the series";
 
 /// Groups of tests inside the guest that want private memory.
 pub const PRIVATE_GROUPS: &[&str] = &["private"];

@@ -4,6 +4,7 @@
 
 mod between;
 mod cdm;
+mod copier;
 mod copy;
 mod nodes;
 mod test_hmm;
@@ -16,6 +17,7 @@ use crate::sample::SUBJECT;
 
 use between::Between;
 use cdm::Cdm;
+use copier::Copier;
 pub use copy::Copy;
 use nodes::Nodes;
 use test_hmm::{Kind, TestHmm};
@@ -24,8 +26,14 @@ use test_hmm::{Kind, TestHmm};
 pub type Make = fn(&Task<'_>) -> Result<Box<dyn Mover>>;
 
 /// Who moves anonymous memory: the subject, and those whom it is compared with.
-pub const ANONYMOUS: [(&str, Make); 5] = [
+pub const ANONYMOUS: [(&str, Make); 7] = [
     (SUBJECT, |task| on_device(task, 0)),
+    (copier::BY_CPU, |task| {
+        Ok(Box::new(Copier::new(on_device(task, 0)?, "cpu")?))
+    }),
+    (copier::BY_ENGINE, |task| {
+        Ok(Box::new(Copier::new(on_device(task, 0)?, "engine")?))
+    }),
     (test_hmm::PRIVATE, |task| {
         Ok(Box::new(TestHmm::new(task, Kind::Private)?))
     }),
@@ -42,14 +50,24 @@ pub fn on_device(task: &Task<'_>, number: u32) -> Result<Box<dyn Mover>> {
 }
 
 /// Who moves memory of files: nobody else does.
-pub const FILES: [(&str, Make); 2] = [ANONYMOUS[0], ANONYMOUS[4]];
+pub const FILES: [(&str, Make); 2] = [ANONYMOUS[0], ANONYMOUS[6]];
 
 /// Who moves memory from one device to another, and those whom it is compared with.
-pub const BETWEEN: [(&str, Make); 3] = [
-    (SUBJECT, |task| Ok(Box::new(Between::new(task)?))),
-    ANONYMOUS[3],
-    ANONYMOUS[4],
+pub const BETWEEN: [(&str, Make); 5] = [
+    (SUBJECT, |task| between(task)),
+    (copier::BY_CPU, |task| {
+        Ok(Box::new(Copier::new(between(task)?, "cpu")?))
+    }),
+    (copier::BY_ENGINE, |task| {
+        Ok(Box::new(Copier::new(between(task)?, "engine")?))
+    }),
+    ANONYMOUS[5],
+    ANONYMOUS[6],
 ];
+
+fn between(task: &Task<'_>) -> Result<Box<dyn Mover>> {
+    Ok(Box::new(Between::new(task)?))
+}
 
 /// The name of a mover without what it does besides moving.
 pub fn bare(by: &str) -> Option<&'static str> {
