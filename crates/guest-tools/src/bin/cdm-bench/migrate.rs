@@ -4,7 +4,7 @@
 
 use crate::contest::{Contest, Setting};
 use crate::memory::{Backing, PageSize};
-use crate::movers::{ANONYMOUS, BETWEEN, FILES};
+use crate::movers::{BETWEEN, BY_COPIER, FILES};
 use crate::throughput::Figures;
 
 const SIZES: [usize; 7] = [
@@ -40,7 +40,7 @@ pub fn anonymous(setting: &Setting) -> Vec<Contest> {
         sizes: sizes(setting, &SIZES),
         shared: true,
         ways: DEVICE,
-        movers: &ANONYMOUS,
+        movers: &BY_COPIER,
     };
     figures.contests(setting)
 }

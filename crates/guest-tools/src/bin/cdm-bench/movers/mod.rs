@@ -26,14 +26,8 @@ use test_hmm::{Kind, TestHmm};
 pub type Make = fn(&Task<'_>) -> Result<Box<dyn Mover>>;
 
 /// Who moves anonymous memory: the subject, and those whom it is compared with.
-pub const ANONYMOUS: [(&str, Make); 7] = [
+pub const ANONYMOUS: [(&str, Make); 5] = [
     (SUBJECT, |task| on_device(task, 0)),
-    (copier::BY_CPU, |task| {
-        Ok(Box::new(Copier::new(on_device(task, 0)?, "cpu")?))
-    }),
-    (copier::BY_ENGINE, |task| {
-        Ok(Box::new(Copier::new(on_device(task, 0)?, "engine")?))
-    }),
     (test_hmm::PRIVATE, |task| {
         Ok(Box::new(TestHmm::new(task, Kind::Private)?))
     }),
@@ -44,13 +38,28 @@ pub const ANONYMOUS: [(&str, Make); 7] = [
     ("memcpy", |task| Ok(Box::new(Copy::new(task)?))),
 ];
 
+/// The same, and the subject with its copies left to either of those who can make them.
+pub const BY_COPIER: [(&str, Make); 7] = [
+    ANONYMOUS[0],
+    (copier::BY_CPU, |task| {
+        Ok(Box::new(Copier::new(on_device(task, 0)?, "cpu")?))
+    }),
+    (copier::BY_ENGINE, |task| {
+        Ok(Box::new(Copier::new(on_device(task, 0)?, "engine")?))
+    }),
+    ANONYMOUS[1],
+    ANONYMOUS[2],
+    ANONYMOUS[3],
+    ANONYMOUS[4],
+];
+
 /// The subject, with the device of that number.
 pub fn on_device(task: &Task<'_>, number: u32) -> Result<Box<dyn Mover>> {
     Ok(Box::new(Cdm::new(task, number)?))
 }
 
 /// Who moves memory of files: nobody else does.
-pub const FILES: [(&str, Make); 2] = [ANONYMOUS[0], ANONYMOUS[6]];
+pub const FILES: [(&str, Make); 2] = [ANONYMOUS[0], ANONYMOUS[4]];
 
 /// Who moves memory from one device to another, and those whom it is compared with.
 pub const BETWEEN: [(&str, Make); 5] = [
@@ -61,8 +70,8 @@ pub const BETWEEN: [(&str, Make); 5] = [
     (copier::BY_ENGINE, |task| {
         Ok(Box::new(Copier::new(between(task)?, "engine")?))
     }),
-    ANONYMOUS[5],
-    ANONYMOUS[6],
+    ANONYMOUS[3],
+    ANONYMOUS[4],
 ];
 
 fn between(task: &Task<'_>) -> Result<Box<dyn Mover>> {
