@@ -76,7 +76,7 @@ impl Choice {
     }
 
     /// Who is to make the next copy.
-    pub fn next(&mut self) -> Copier {
+    pub fn pick(&mut self) -> Copier {
         if self.turns < TURNS {
             self.turns += 1;
             return match self.turns % 2 {
@@ -137,7 +137,7 @@ mod tests {
     fn copies(choice: &mut Choice, count: u32, cpu_ns: u64, engine_ns: u64) -> (u32, u64) {
         let (mut by_engine, mut sum) = (0, 0);
         for _ in 0..count {
-            let by = choice.next();
+            let by = choice.pick();
             let ns = match by {
                 Copier::Cpu => cpu_ns,
                 Copier::Engine => engine_ns,

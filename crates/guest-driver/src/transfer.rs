@@ -447,7 +447,13 @@ impl Item {
         // SAFETY: By the function's contract.
         unsafe {
             let to = region_of(self.to);
-            to.or_else(|| if self.from.is_null() { None } else { region_of(self.from) })
+            to.or_else(|| {
+                if self.from.is_null() {
+                    None
+                } else {
+                    region_of(self.from)
+                }
+            })
         }
     }
 

@@ -34,9 +34,7 @@ use core::ops::Range;
 
 use kernel::prelude::*;
 use kernel::sync::atomic::{Atomic, Full, Relaxed, Release};
-use kernel::sync::{
-    new_mutex, new_spinlock, new_spinlock_irq, Arc, Mutex, SpinLock, SpinLockIrq,
-};
+use kernel::sync::{new_mutex, new_spinlock, new_spinlock_irq, Arc, Mutex, SpinLock, SpinLockIrq};
 use kernel::types::Opaque;
 
 use crate::ages::{Ages, Stamp, NEVER};
@@ -309,7 +307,7 @@ impl Region {
 
     /// Who is to copy the next large folio on that way.
     pub(crate) fn next_copier(&self, way: Way) -> Copier {
-        self.copies.lock()[way.index()].next()
+        self.copies.lock()[way.index()].pick()
     }
 
     /// A large folio was copied, which took so long; or was not, by the device.
