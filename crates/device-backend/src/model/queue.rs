@@ -178,6 +178,11 @@ impl CommandQueue {
         }
     }
 
+    /// Whether a command taken before this one is not finished.
+    pub fn has_earlier(&self, ticket: &Ticket) -> bool {
+        self.book().first_unfinished() < ticket.number
+    }
+
     /// Waits until every command taken before this one is finished.
     pub fn wait_for_earlier(&self, ticket: &Ticket) {
         self.wait_until(|book| book.first_unfinished() >= ticket.number);

@@ -6,8 +6,8 @@
 //!   ring --take--> Taken --begin--> completion --give_back--> ring
 //! ```
 //!
-//! A command runs in the thread that took it, or, if it is unordered, in an engine. Every
-//! command is begun in [`Taken::begin`], and every completion leaves in
+//! A command runs in the thread that took it, or, if it is unordered and not short, in an engine.
+//! Every command is begun in [`Taken::begin`], and every completion leaves in
 //! [`Taken::give_back`].
 
 use super::adapter::Shared;
@@ -26,6 +26,9 @@ use zerocopy::FromZeros;
 /// Work above which the driver hears of the commands before first: below it, an interrupt
 /// costs more than the waiting.
 const LONG_COMMAND_BYTES: u64 = 64 << 10;
+/// Work up to which a command is done at once by who takes it: a microsecond or two, which is less
+/// than waking another thread takes.
+const SHORT_COMMAND_BYTES: u64 = 16 << 10;
 
 /// The rings that a command worker needs.
 #[derive(Clone, Copy)]
@@ -118,6 +121,9 @@ pub fn serve_one(
     if let Some(tag) = command.as_ref().and_then(Command::tag) {
         queue.name(&ticket, tag);
     }
+    let is_beside = command
+        .as_ref()
+        .is_some_and(|command| runs_beside(command, &shared.device));
     let is_unordered = command.as_ref().is_some_and(Command::is_unordered);
     let taken = Taken {
         shared: shared.clone(),
@@ -129,14 +135,25 @@ pub fn serve_one(
         passage,
         ticket: Arc::new(ticket),
         command,
-        is_beside: is_unordered,
+        is_beside,
     };
-    if is_unordered {
+    if is_beside {
         taken.carry_out_beside();
         return Ok(Served::One);
     }
-    queue.wait_for_earlier(&taken.ticket);
+    if !is_unordered && queue.has_earlier(&taken.ticket) {
+        // What is done already is heard of first: this may take long.
+        taken.ring().notify();
+        queue.wait_for_earlier(&taken.ticket);
+    }
     taken.carry_out().map(|()| Served::One)
+}
+
+/// Whether a command is given to an engine. For a short one, that would cost more than the command
+/// itself: a thread to be woken, and an interrupt of its own.
+fn runs_beside(command: &Command, device: &Device) -> bool {
+    command.is_unordered()
+        && (command.bytes() > SHORT_COMMAND_BYTES || command.waits_for_guest() || device.is_timed())
 }
 
 impl Taken {

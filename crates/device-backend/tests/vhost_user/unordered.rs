@@ -143,7 +143,47 @@ fn an_unordered_command_overtakes_one_that_waits_and_a_fence_does_not() {
 }
 
 #[test]
+fn a_short_unordered_command_waits_for_no_engine() {
+    let (_backend, mut guest) = start();
+    for _ in 0..3 {
+        guest.post(COMMAND, &waiting(FLAG_UNORDERED, 0));
+    }
+    wait_for_arrivals(&guest, 3);
+    let short = guest.post(COMMAND, &unordered_nop());
+    assert_eq!(next_used(&mut guest), short.head);
+    let many = CommandHeader {
+        repeat: 100_000.into(),
+        width: 8.into(),
+        ..header(Opcode::FETCH_ADD)
+    };
+    let many = flagged(many, FLAG_UNORDERED, 0, &[], &[device(GATE + 4096, 8)]);
+    let long = guest.post(COMMAND, &many);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(guest.queues[usize::from(COMMAND)].poll_used().is_none());
+    open_gate(&guest);
+    for _ in 0..4 {
+        next_used(&mut guest);
+    }
+    assert_eq!(guest.completion(&long).status, Status::OK);
+}
+
+#[test]
+fn what_is_done_is_told_before_an_ordered_command_waits() {
+    let (_backend, mut guest) = start();
+    let nop = command(header(Opcode::NOP), &[], &[]);
+    for request in [&nop, &waiting(FLAG_UNORDERED, 0), &nop] {
+        guest.post_silently(COMMAND, request);
+    }
+    let queue = &guest.queues[usize::from(COMMAND)];
+    queue.kick_if_wanted(3);
+    wait_until("an interrupt comes", || queue.call.read().is_ok());
+    open_gate(&guest);
+}
+
+#[test]
 fn unordered_commands_all_complete_and_what_follows_a_fence_sees_what_they_wrote() {
+    /// More than is done without an engine.
+    const PART: u64 = 32 << 10;
     let (_backend, mut guest) = start();
     for round in 0..20u64 {
         let mut heads = Vec::new();
@@ -153,7 +193,7 @@ fn unordered_commands_all_complete_and_what_follows_a_fence_sees_what_they_wrote
                 arg0: (round * 100 + part).into(),
                 ..header(Opcode::FILL)
             };
-            let dst = [device(0x10_0000 + part * 8192, 8192)];
+            let dst = [device(0x10_0000 + part * PART, PART)];
             let pending =
                 guest.post_silently(COMMAND, &flagged(fill, FLAG_UNORDERED, 0, &[], &dst));
             heads.push(pending.head);
@@ -162,7 +202,7 @@ fn unordered_commands_all_complete_and_what_follows_a_fence_sees_what_they_wrote
             width: 8.into(),
             ..header(Opcode::SUM)
         };
-        let src = [device(0x10_0000, 60 * 8192)];
+        let src = [device(0x10_0000, 60 * PART)];
         let sum = guest.post_silently(COMMAND, &command(sum, &src, &[]));
         guest.queues[usize::from(COMMAND)].kick_if_wanted(61);
         let mut found: Vec<u16> = (0..60).map(|_| next_used(&mut guest)).collect();
@@ -170,7 +210,7 @@ fn unordered_commands_all_complete_and_what_follows_a_fence_sees_what_they_wrote
         heads.sort_unstable();
         assert_eq!(found, heads);
         assert_eq!(next_used(&mut guest), sum.head);
-        let expected: u64 = (0..60).map(|part| (round * 100 + part) * 1024).sum();
+        let expected: u64 = (0..60).map(|part| (round * 100 + part) * PART / 8).sum();
         assert_eq!(guest.completion(&sum).result.get(), expected);
     }
 }

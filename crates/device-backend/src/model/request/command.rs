@@ -233,6 +233,8 @@ impl ParsedCommand {
             Operation::Program { limit, .. } => limit,
             // Each hop waits for a line of a cache.
             Operation::PointerChase { hops, .. } => u64::from(hops) * 64,
+            // Each addition waits for the one before.
+            Operation::FetchAdd { repeat, .. } => u64::from(repeat) * WORD_BYTES,
             _ => total_bytes(&self.source).max(total_bytes(&self.destination)),
         }
     }
