@@ -9,8 +9,8 @@
 //!
 //! Each file is about one facility of the kernel, says so in its first lines, and
 //! keeps the unsafe code that the facility needs. `ages.rs`, `alloc.rs`, `answer.rs`,
-//! `batch.rs`, `choice.rs`, `heat.rs`, `identity.rs`, `order.rs`, `plan.rs`, `stash.rs`, `table.rs` and
-//! `tally.rs` need no kernel: `lib.rs` takes them in for `cargo test`.
+//! `batch.rs`, `choice.rs`, `heat.rs`, `identity.rs`, `look.rs`, `order.rs`, `plan.rs`, `stash.rs`,
+//! `table.rs` and `tally.rs` need no kernel: `lib.rs` takes them in for `cargo test`.
 
 // The derives that `wire.rs` uses; the kernel's zerocopy does not re-export them.
 #[macro_use]
@@ -46,6 +46,8 @@ mod heat;
 #[allow(unreachable_pub)] // shared with lib.rs
 mod identity;
 mod in_place;
+#[allow(unreachable_pub)] // shared with lib.rs
+mod look;
 mod memory_error;
 mod migrate;
 mod mirror;

@@ -4,7 +4,8 @@
 //!
 //! `cdm.ko` is built by Kbuild from `cdm_main.rs`, which takes in the very same files;
 //! see `Kbuild` for the commands. This crate root exists so that page allocator,
-//! ages, answers, batching, choice of who copies, heat, accounting, command planning, order and identification run under `cargo test`,
+//! ages, answers, batching, choice of who copies, heat, accounting, command planning, order, looks
+//! and identification run under `cargo test`,
 //! on the host, against simple models.
 
 pub mod ages;
@@ -14,6 +15,7 @@ pub mod batch;
 pub mod choice;
 pub mod heat;
 pub mod identity;
+pub mod look;
 pub mod order;
 pub mod plan;
 pub mod stash;

@@ -6,6 +6,8 @@
 #include <linux/jiffies.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
+#include <linux/preempt.h>
+#include <linux/sched/clock.h>
 #include <linux/sched/signal.h>
 #include <linux/smp.h>
 #include <linux/workqueue.h>
@@ -54,6 +56,34 @@ bool cdm_dying(void)
 void cdm_completion_rearm(struct completion *done)
 {
 	reinit_completion(done);
+}
+
+/* A cheap clock, for short times; another CPU's may be a little ahead or behind. */
+u64 cdm_local_ns(void)
+{
+	return local_clock();
+}
+
+/*
+ * A look for something that comes soon: the CPU is kept from its beginning to its end, unless
+ * others want it, so the clock is that of one CPU.
+ */
+u64 cdm_look_begin(void)
+{
+	preempt_disable();
+	return local_clock();
+}
+
+/* Whether to look once more. */
+bool cdm_look_on(u64 since_ns, u64 window_ns)
+{
+	cpu_relax();
+	return !need_resched() && local_clock() - since_ns < window_ns;
+}
+
+void cdm_look_end(void)
+{
+	preempt_enable();
 }
 
 struct task_struct *cdm_current(void)

@@ -22,7 +22,7 @@ use crate::events::{EventSink, Taken};
 use crate::{sva, sys, wire};
 
 pub(crate) use bus::{Driver, LeftRunning, Registration, VirtioDevice};
-pub(crate) use queue::{Queue, FULL_MS};
+pub(crate) use queue::{Look, Queue, FULL_MS};
 pub(crate) use request::{Draft, Request, Signals, Standing, Unanswered};
 use request::{INPUT_BYTES, NOT_WRITTEN};
 
@@ -178,7 +178,7 @@ impl Transport {
     /// Takes what the device has given back on the command queues, without its interrupt.
     pub(crate) fn take_answers(&self) {
         for queue in self.queues.iter().skip(wire::QUEUE_FIRST_COMMAND.into()) {
-            queue.drain(|request, written| request.finish(written));
+            queue.take_answers();
         }
     }
 
@@ -263,7 +263,7 @@ impl Transport {
             return;
         };
         if index != u32::from(wire::QUEUE_EVENT) {
-            queue.drain(|request, written| request.finish(written));
+            queue.take_answers();
             return;
         }
         queue.drain(|request, written| {

@@ -6,6 +6,9 @@
 //! context and in the queue's callback, and taken off in the callback, in hard interrupt
 //! context. Lock order: `Queue::ring`, taken in interrupts, then `Request::parked`. Invariant:
 //! the device has exactly the requests that the ring holds a reference to.
+//!
+//! Who waits may look for the answers instead of sleeping: [`Queue::expect`]. Meanwhile the device
+//! is asked for no interrupt, and who looks takes the answers of all.
 
 use core::ptr::NonNull;
 
@@ -14,6 +17,7 @@ use kernel::sync::{new_spinlock_irq, Arc, SpinLockIrq};
 use kernel::types::ForeignOwnable;
 
 use super::request::Request;
+use crate::look::Habit;
 use crate::sys;
 
 /// Between two looks whether a full queue has room.
@@ -31,6 +35,10 @@ struct Ring {
     answered: u64,
     /// Times that it was told of requests.
     kicks: u64,
+    /// Waiters that look for answers; without any, the device is asked for interrupts.
+    lookers: u32,
+    /// When answers come.
+    habit: Habit,
 }
 
 /// One virtqueue.
@@ -62,6 +70,8 @@ impl Queue {
                 lent: 0,
                 answered: 0,
                 kicks: 0,
+                lookers: 0,
+                habit: Habit::new(),
             }),
         })
     }
@@ -188,6 +198,55 @@ impl Queue {
         }
     }
 
+    /// Gets ready to look for an answer that is expected soon, if it is: from here on the device
+    /// need not interrupt for it. To be called before the device is told of the request.
+    pub(crate) fn expect(&self) -> Option<Look<'_>> {
+        let mut ring = self.ring.lock();
+        let window_ns = ring.habit.window_ns();
+        if window_ns == 0 || !ring.is_open {
+            return None;
+        }
+        ring.lookers += 1;
+        if ring.lookers == 1 {
+            // After an interrupt the kernel takes the device for silent, and would not silence it;
+            // to enable them makes it forget that.
+            // SAFETY: The lock is held and the queue is open.
+            unsafe { sys::virtqueue_enable_cb(self.vq.as_ptr()) };
+            // SAFETY: As above.
+            unsafe { sys::virtqueue_disable_cb(self.vq.as_ptr()) };
+        }
+        Some(Look {
+            queue: self,
+            window_ns,
+        })
+    }
+
+    /// An answer has come to one that slept for it, after so long.
+    pub(crate) fn slept(&self, after_ns: u64) {
+        self.ring.lock().habit.slept(after_ns);
+    }
+
+    /// A waiter looks no more.
+    fn look_no_more(&self) {
+        let mut ring = self.ring.lock();
+        ring.lookers -= 1;
+        if ring.lookers > 0 || !ring.is_open {
+            return;
+        }
+        // SAFETY: The lock is held and the queue is open.
+        let is_empty = unsafe { sys::virtqueue_enable_cb(self.vq.as_ptr()) };
+        drop(ring);
+        if !is_empty {
+            // No interrupt may come for what is there already.
+            self.take_answers();
+        }
+    }
+
+    /// Takes what the device has given back of requests, without its interrupt.
+    pub(super) fn take_answers(&self) {
+        self.drain(|request, written| request.finish(written));
+    }
+
     /// No request from here on; answers still come.
     pub(super) fn refuse(&self) {
         self.ring.lock().takes_more = false;
@@ -216,5 +275,46 @@ impl Queue {
             // SAFETY: By the type invariant; the ring gave the reference up.
             unsafe { Arc::<Request>::from_foreign(token) }.finish(0);
         }
+    }
+}
+
+/// A waiter that looks for answers, as long as this lives.
+#[must_use = "the device makes no interrupt as long as it lives"]
+pub(crate) struct Look<'a> {
+    queue: &'a Queue,
+    window_ns: u64,
+}
+
+impl Look<'_> {
+    /// Takes answers of the device until `is_enough`, or until it is time to sleep for them;
+    /// whether it is enough. `is_enough` does not sleep.
+    pub(crate) fn until(&self, is_enough: impl Fn() -> bool) -> bool {
+        // SAFETY: Process context; `cdm_look_end` follows, and nothing sleeps before.
+        let begin_ns = unsafe { sys::cdm_look_begin() };
+        let is_found = loop {
+            self.queue.take_answers();
+            if is_enough() {
+                break true;
+            }
+            // SAFETY: Reads a clock, between begin and end of a look.
+            if !unsafe { sys::cdm_look_on(begin_ns, self.window_ns) } {
+                break false;
+            }
+        };
+        // SAFETY: The look that began above.
+        unsafe { sys::cdm_look_end() };
+        let mut ring = self.queue.ring.lock();
+        if is_found {
+            ring.habit.found();
+        } else {
+            ring.habit.looked_in_vain();
+        }
+        is_found
+    }
+}
+
+impl Drop for Look<'_> {
+    fn drop(&mut self) {
+        self.queue.look_no_more();
     }
 }

@@ -65,7 +65,7 @@ pub(crate) struct Request {
     /// What the device reads.
     output: UnsafeCell<KVec<u8>>,
     /// What the device writes.
-    pub(super) input: KBox<UnsafeCell<[u8; INPUT_BYTES]>>,
+    pub(super) input: UnsafeCell<[u8; INPUT_BYTES]>,
     /// Bytes of it that are lent.
     pub(super) input_bytes: usize,
     /// Bytes that it wrote; `u32::MAX` until it did.
@@ -119,12 +119,11 @@ impl Draft {
     }
 
     fn with_input(output: KVec<u8>, input_bytes: usize, flags: Flags) -> Result<Self> {
-        let input = KBox::new(UnsafeCell::new([0; INPUT_BYTES]), flags)?;
         Ok(Self(UniqueArc::pin_init(
             pin_init!(Request {
                 token: NEXT_TOKEN.fetch_add(1, Relaxed),
                 output: UnsafeCell::new(output),
-                input,
+                input: UnsafeCell::new([0; INPUT_BYTES]),
                 input_bytes,
                 written: Atomic::new(NOT_WRITTEN),
                 done <- Done::new(),
