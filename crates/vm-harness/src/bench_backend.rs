@@ -3,7 +3,7 @@
 //! `cdm bench-backend`: what the parts of the device's process cost, and what of the host's own
 //! speed it reaches. No guest is booted: what a guest sees is another benchmark's matter.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
@@ -20,11 +20,16 @@ use crate::context::Context;
 Examples:
   just bench-backend
   just bench-backend checksum --quick
+  just bench-backend --instructions
+  just bench-backend --instructions --compare ../before/instructions.json
 
 Prints what each part costs, with the change since the last run, and the ratios to the host's own
 speed, measured in turn. The ratios go to target/bench/backend.json, too.
 
-Exit status: 0 measured, 2 could not run.")]
+With --instructions it counts, by callgrind, the instructions that each part takes: nothing else on
+the machine changes that. The counts go to target/bench/instructions.json, too.
+
+Exit status: 0 measured, 2 could not run, or a count has grown.")]
 pub struct BenchBackendArgs {
     /// Measure only what has this in its name
     filter: Option<String>,
@@ -32,6 +37,15 @@ pub struct BenchBackendArgs {
     /// Measure little and soon: a look, nothing to be compared
     #[arg(long)]
     quick: bool,
+
+    /// Count instructions instead of measuring time
+    #[arg(long, conflicts_with = "quick")]
+    instructions: bool,
+
+    /// Compare with the counts of an earlier run; a count that has grown by more than 1 % is an
+    /// error
+    #[arg(long, value_name = "FILE", requires = "instructions")]
+    compare: Option<PathBuf>,
 }
 
 /// Rounds of each ratio.
@@ -43,6 +57,17 @@ pub fn run(ctx: &Context, args: &BenchBackendArgs) -> Result<ExitCode> {
     let folder = ctx.repo.join("target/bench");
     cache::create_folder(&folder)?;
     compile(ctx)?;
+    if args.instructions {
+        // Cargo runs benchmarks in the folder of their package.
+        let compare = args
+            .compare
+            .as_deref()
+            .map(std::path::absolute)
+            .transpose()?;
+        let json = folder.join("instructions.json");
+        measure(ctx, &instructions(args, &json, compare.as_deref()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     measure(ctx, &hot_paths(args))?;
     measure(ctx, &ratios(args, &folder.join("backend.json")))?;
     Ok(ExitCode::SUCCESS)
@@ -101,6 +126,17 @@ fn ratios(args: &BenchBackendArgs, json: &Path) -> Vec<String> {
     words.into_iter().map(str::to_owned).collect()
 }
 
+fn instructions(args: &BenchBackendArgs, json: &Path, compare: Option<&Path>) -> Vec<String> {
+    let json = json.to_string_lossy();
+    let compare = compare.map(Path::to_string_lossy);
+    let mut words = vec!["--bench", "instructions", "--", "--json", &json];
+    if let Some(file) = &compare {
+        words.extend(["--compare", file]);
+    }
+    words.extend(args.filter.as_deref());
+    words.into_iter().map(str::to_owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,8 +146,14 @@ mod tests {
         let args = BenchBackendArgs {
             filter: Some("copy".to_owned()),
             quick: true,
+            instructions: false,
+            compare: None,
         };
-        for words in [hot_paths(&args), ratios(&args, Path::new("file"))] {
+        for words in [
+            hot_paths(&args),
+            ratios(&args, Path::new("file")),
+            instructions(&args, Path::new("file"), Some(Path::new("before"))),
+        ] {
             assert_eq!(words.last().map(String::as_str), Some("copy"));
         }
         assert!(ratios(&args, Path::new("file")).contains(&ROUNDS_QUICK.to_owned()));

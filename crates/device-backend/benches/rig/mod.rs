@@ -12,6 +12,7 @@ pub mod guest;
 pub mod process;
 #[path = "../../tests/vhost_user/queue.rs"]
 pub mod queue;
+pub mod work;
 
 use cdm_backend::fault::Faults;
 use cdm_backend::model::{Atomics, Capacity, Device, Link, LinkSpeed, Request, Shape};

@@ -3,6 +3,7 @@
 //! `cdm` itself, as a user starts it: what it prints and returns, and that
 //! nothing of it is left when something dies under it.
 
+mod counts;
 mod daily;
 mod dump;
 mod left;
@@ -102,6 +103,10 @@ pub const HOST: Table = Table {
         (
             "host::page_of_benchmarks_reads_well_in_a_browser",
             pages::bench_page,
+        ),
+        (
+            "host::instructions_of_the_device_are_as_many_in_each_run",
+            counts::twice,
         ),
     ],
 };

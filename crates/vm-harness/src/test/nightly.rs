@@ -17,6 +17,10 @@ const NIGHTLY: &[(&str, &str)] = &[
         "packages::licences_and_origin_of_crates_are_those_that_are_allowed",
         "cargo-deny takes minutes to build, and what it looks at changes with Cargo.lock alone",
     ),
+    (
+        "host::instructions_of_the_device_are_as_many_in_each_run",
+        "its benchmarks are built as a release, which takes minutes",
+    ),
 ];
 
 /// Tests that a run leaves away: how many of each entry of the table.
