@@ -65,8 +65,8 @@ mod tests {
     #[test]
     fn no_files_are_offered_where_nothing_fits() {
         let lines = [
-            ("just z", ""),
             ("just _ju", ""),
+            ("just completions _ju", ""),
             ("just doctor _ju", ""),
             ("just run-vm --devices _ju", ""),
             ("just module _ju", "_just"),
