@@ -359,6 +359,8 @@ impl<'a> Round<'a> {
                 Ok(true) => {}
                 Ok(false) => return None,
                 Err(err) => {
+                    // What is under way yet comes by interrupt.
+                    self.look = None;
                     self.end(entries, err);
                     return Some(err);
                 }
