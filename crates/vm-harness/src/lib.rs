@@ -7,6 +7,8 @@
 //! tools it starts (make, cargo, QEMU) are those of one distribution release on
 //! every machine.
 
+#[cfg(test)]
+mod arguments;
 pub mod behaviour;
 pub mod bench;
 pub mod bench_backend;

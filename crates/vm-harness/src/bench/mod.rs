@@ -322,17 +322,10 @@ fn judge(old: &[Figure], new: &[Figure]) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Debug, Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: BenchArgs,
-    }
+    use crate::arguments;
 
     fn parse(line: &str) -> BenchArgs {
-        let words = std::iter::once("bench").chain(line.split_whitespace());
-        Cli::try_parse_from(words).expect("well formed").args
+        arguments::parse(line.split_whitespace()).expect("well formed")
     }
 
     #[test]

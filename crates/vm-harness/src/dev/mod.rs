@@ -183,16 +183,10 @@ impl Write for Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        dev: DevArgs,
-    }
+    use crate::arguments;
 
     fn line(words: &[&str]) -> Result<String, clap::Error> {
-        Cli::try_parse_from([&["dev"], words].concat()).map(|cli| cli.dev.line())
+        arguments::parse(words.iter().copied()).map(|args: DevArgs| args.line())
     }
 
     #[test]

@@ -185,17 +185,10 @@ fn command(args: &LitmusArgs) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use crate::arguments;
 
-    #[derive(Debug, Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: LitmusArgs,
-    }
-
-    fn parse(line: &str) -> clap::error::Result<LitmusArgs> {
-        let words = std::iter::once("litmus").chain(line.split_whitespace());
-        Cli::try_parse_from(words).map(|cli| cli.args)
+    fn parse(line: &str) -> Result<LitmusArgs, clap::Error> {
+        arguments::parse(line.split_whitespace())
     }
 
     #[test]

@@ -246,17 +246,10 @@ fn command(args: &MutantsArgs) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+    use crate::arguments;
 
-    #[derive(Debug, Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: MutantsArgs,
-    }
-
-    fn parse(line: &str) -> clap::error::Result<MutantsArgs> {
-        let words = std::iter::once("mutants").chain(line.split_whitespace());
-        Cli::try_parse_from(words).map(|cli| cli.args)
+    fn parse(line: &str) -> Result<MutantsArgs, clap::Error> {
+        arguments::parse(line.split_whitespace())
     }
 
     #[test]

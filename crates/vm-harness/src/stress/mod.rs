@@ -331,18 +331,10 @@ fn command(args: &StressArgs) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Debug, Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: StressArgs,
-    }
+    use crate::arguments;
 
     fn parse(line: &str) -> StressArgs {
-        Cli::try_parse_from(std::iter::once("stress").chain(line.split_whitespace()))
-            .expect("well formed")
-            .args
+        arguments::parse(line.split_whitespace()).expect("well formed")
     }
 
     #[test]

@@ -352,17 +352,10 @@ fn clock(seconds: f64) -> String {
 mod tests {
     use super::super::outcome::Verdict;
     use super::*;
-    use clap::Parser;
-
-    #[derive(Debug, Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: SoakArgs,
-    }
+    use crate::arguments;
 
     fn parse(line: &str) -> Result<SoakArgs, clap::Error> {
-        let words = std::iter::once("soak").chain(line.split_whitespace());
-        Cli::try_parse_from(words).map(|cli| cli.args)
+        arguments::parse(line.split_whitespace())
     }
 
     #[test]
