@@ -17,7 +17,7 @@ use crate::vm::{ByteSize, MemoryType, VmSpec};
 
 /// Room for the largest memory that moves, for what fakes device memory in the guest's own, and
 /// for the two copies that test_hmm makes of it.
-const MEMORY: ByteSize = ByteSize(3 << 30);
+pub const MEMORY: ByteSize = ByteSize(3 << 30);
 /// Room for the largest memory that moves from node to node.
 const SECOND_NODE: ByteSize = ByteSize(768 << 20);
 /// Memory goes from one to the other, too.

@@ -15,6 +15,7 @@ mod guest;
 mod machine;
 mod report;
 mod table;
+mod unpatched;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use self::compare::{Change, compare};
 pub(crate) use self::figure::Figure;
 use self::figure::collate;
 use self::growth::Growth;
+use self::unpatched::Unpatched;
 use crate::build::{self, Kernel, KernelOptions};
 use crate::cache;
 use crate::context::Context;
@@ -56,7 +58,7 @@ Examples:
   just bench --compare ../before/results.json
 
 Boots one guest, has cdm-bench measure there, round after round, the device and what it is
-compared with; then a guest for each size of device memory (growth), and guests that do nothing else
+compared with (for 'migrate' also in a guest whose kernel is without the series); then a guest for each size of device memory (growth), and guests that do nothing else
 (boot). Writes results.json (docs/reference/schemas/cdm-bench-results.schema.json), report.html
 with plots, run.json, which says on what machine that was, and samples.jsonl into target/bench. --compare fails if a
 ratio is worse than in FILE by more than both runs vary from round to round.
@@ -157,7 +159,7 @@ impl Groups {
     /// All groups, or those that are wanted; `program` are those that the program has.
     fn choose(program: Vec<String>, wanted: &[String]) -> Result<Self> {
         let mut all = program;
-        all.retain(|name| !growth::PARTS.contains(&&**name));
+        all.retain(|name| !growth::PARTS.contains(&&**name) && name != unpatched::PART);
         all.extend([growth::NAME, boot::NAME].map(str::to_owned));
         for name in wanted {
             ensure!(
@@ -218,16 +220,27 @@ fn measure(
         let mut session = Session::new(ctx, spec, logs.to_owned());
         session.vm()?;
         machine::prepare(&mut session)?;
+        let mut unpatched = match groups.shared.iter().any(|name| name == unpatched::OF_GROUP) {
+            true => Some(Unpatched::boot(ctx, args.kernel.build, logs)?),
+            false => None,
+        };
         let progress = task(ctx, "measuring", rounds.into());
         for round in 0..rounds {
             let arguments = args.arguments(&groups.shared, round);
             samples.extend(guest::measure(&mut session, &arguments, &progress)?);
+            if let Some(unpatched) = &mut unpatched {
+                let arguments = args.arguments(&[unpatched::PART.to_owned()], round);
+                samples.extend(unpatched.round(&arguments, &progress)?);
+            }
             progress.set_detail("on the host");
             samples.extend(guest::measure_on_host(program, &arguments)?);
             progress.advance();
         }
         session.judge_log()?;
         session.end()?;
+        if let Some(unpatched) = unpatched {
+            unpatched.end()?;
+        }
     }
     if groups.growth {
         let machines = growth.machines() as u64;
@@ -354,7 +367,7 @@ mod tests {
     #[test]
     fn groups_with_machines_of_their_own_are_told_from_the_others() {
         let program = || {
-            ["migrate", "probe", "files", "scaling"]
+            ["migrate", "unpatched", "probe", "files", "scaling"]
                 .map(str::to_owned)
                 .to_vec()
         };
@@ -364,7 +377,7 @@ mod tests {
         let some = Groups::choose(program(), &["boot".into(), "files".into()]).expect("two");
         assert_eq!(some.names(), ["files", "boot"]);
         assert!(some.boot && !some.growth);
-        for name in ["migrat", "probe"] {
+        for name in ["migrat", "probe", "unpatched"] {
             let error = Groups::choose(program(), &[name.into()]).expect_err("none");
             let text = error.to_string();
             assert!(

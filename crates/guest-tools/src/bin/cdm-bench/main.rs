@@ -138,6 +138,12 @@ const GROUPS: &[Group] = &[
         on_host: nothing,
     },
     Group {
+        name: "unpatched",
+        what: "what of 'migrate' test_hmm comes to; in a guest whose kernel is without the series",
+        contests: migrate::unpatched,
+        on_host: nothing,
+    },
+    Group {
         name: "probe",
         what: "the driver comes to a device; in a guest that has one device and no driver yet",
         contests: probe::contests,

@@ -53,6 +53,11 @@ pub const BY_COPIER: [(&str, Make); 7] = [
     ANONYMOUS[4],
 ];
 
+/// Who moves anonymous memory on a kernel without the series.
+pub const UNPATCHED: [(&str, Make); 1] = [(test_hmm::UNPATCHED, |task| {
+    Ok(Box::new(TestHmm::new(task, Kind::Private)?))
+})];
+
 /// The subject, with the device of that number.
 pub fn on_device(task: &Task<'_>, number: u32) -> Result<Box<dyn Mover>> {
     Ok(Box::new(Cdm::new(task, number)?))
@@ -83,6 +88,7 @@ pub fn bare(by: &str) -> Option<&'static str> {
     match by {
         test_hmm::PRIVATE => Some("test_hmm-private-bare"),
         test_hmm::COHERENT => Some("test_hmm-coherent-bare"),
+        test_hmm::UNPATCHED => Some("test_hmm-unpatched-bare"),
         _ => None,
     }
 }

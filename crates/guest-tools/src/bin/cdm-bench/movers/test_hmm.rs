@@ -46,6 +46,8 @@ mod uapi {
 /// Its names among the movers, by the type of its memory.
 pub const PRIVATE: &str = "test_hmm-private";
 pub const COHERENT: &str = "test_hmm-coherent";
+/// The private one on a kernel without the series.
+pub const UNPATCHED: &str = "test_hmm-unpatched";
 
 /// Type of its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
